@@ -1,0 +1,13 @@
+"""Gradient flow of neural networks: continuous flow, discrete descent, and how they compare."""
+
+from gflow.activations import Activation as Activation
+from gflow.arguments import ArgumentError as ArgumentError
+from gflow.flow import Stop as Stop, solve_flow as solve_flow
+from gflow.gradients import generalized_gradient as generalized_gradient
+from gflow.networks import ShallowNet as ShallowNet
+from gflow.risks import EmpiricalRisk as EmpiricalRisk, Risk as Risk
+from gflow.trajectory import (
+    RESULTS as RESULTS,
+    Trajectory as Trajectory,
+    TrajectoryError as TrajectoryError,
+)

@@ -1,0 +1,259 @@
+"""`descend`: discrete gradient descent, with any optax optimiser, as a trajectory."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from gflow.arguments import ArgumentError, Described, positive, positive_int
+from gflow.gradients import squared_norm
+from gflow.networks import split_trainable
+from gflow.progress import progress_bar
+from gflow.trajectory import RESULTS, Trajectory, finish, keep_first, record as record_trajectory
+
+_PIECES = 20
+
+
+def descend(
+    risk: Callable[[Any], Array],
+    net: PyTree,
+    optimiser: Callable | optax.GradientTransformation = optax.sgd,
+    *,
+    step_size: float,
+    num_steps: int,
+    record: int | Sequence[int] | Int[np.ndarray, " times"] = 200,
+    batch_size: int | None = None,
+    key: PRNGKeyArray | None = None,
+    trainable: Sequence[str] | PyTree | None = None,
+    progress: bool = False,
+    throw: bool = True,
+) -> Trajectory:
+    r"""Gradient descent, or any optax optimiser, on a risk from a network:
+
+    $$\theta_{k+1} = \theta_k + u(G(\theta_k)), \qquad t_k = k\,h,$$
+
+    with u = −h G for plain gradient descent of step size h. One compiled loop; its memory does not
+    depend on the number of steps.
+
+    **Arguments:**
+
+    - `risk`, `net`, `trainable`, `throw`: as in `solve_flow`.
+    - `optimiser`: a function from the step size to an optax transformation, such as `optax.sgd`
+      (plain gradient descent) or `optax.adam`; or a transformation. With a function, other step
+      sizes run the same compiled loop; a new transformation compiles anew.
+    - `step_size`: h, the flow time of one step. A transformation has its own learning rate inside;
+      then h only sets the times.
+    - `num_steps`: the number of steps.
+    - `record`: the steps to record: how many (logarithmic, both ends in), or their indices.
+    - `batch_size`: rows drawn for each step, uniformly with replacement, with `key`; all if None.
+      Needs a risk with `minibatch`, such as `EmpiricalRisk`.
+    - `progress`: shows a progress bar; Ctrl-C then ends the run with the result "interrupted".
+
+    **Returns:** a `Trajectory` at the recorded steps. Its risk and gradient norm are those of all
+    data. A run that diverges keeps the last finite state. Can be used under `jax.jit` and
+    `jax.vmap` (with `progress=False`).
+
+    **Raises:** `ArgumentError` (a `ValueError`) for arguments that cannot be used;
+    `TrajectoryError` for a run that diverged or was interrupted.
+    """
+    if not isinstance(step_size, jax.core.Tracer):
+        step_size = positive("step_size", step_size)
+    marks = _marks(record, positive_int("num_steps", num_steps))
+    _check_batches(risk, batch_size, key)
+    if not callable(optimiser) and not isinstance(optimiser, optax.GradientTransformation):
+        raise ArgumentError("optimiser", optimiser, "an optax transformation, or optax.sgd")
+    trained, frozen = split_trainable(net, trainable)
+    dtype = jax.tree.leaves(trained)[0].dtype
+    h = jnp.asarray(step_size, dtype)
+    problem = _Problem(risk, trained, frozen, optimiser, h, batch_size, key)
+
+    run = _run_in_pieces if progress else _run_whole
+    state, rows = run(problem, jnp.asarray(marks))
+    trajectory = _record(problem, rows, state, _method(optimiser, batch_size))
+    if not isinstance(rows.count, jax.core.Tracer):
+        trajectory = keep_first(trajectory, int(rows.count))
+    return finish(trajectory, throw=throw)
+
+
+def _method(optimiser, batch_size: int | None) -> str:
+    name = getattr(optimiser, "__name__", "optax")
+    method = "gradient descent" if optimiser is optax.sgd else f"descent, {name}"
+    return method if batch_size is None else f"{method}, minibatches of {batch_size}"
+
+
+class _Problem(eqx.Module):
+    risk: Callable[[Any], Array]
+    trained: PyTree
+    frozen: PyTree
+    optimiser: Callable | optax.GradientTransformation
+    step_size: Float[Array, ""]
+    batch_size: int | None = eqx.field(static=True)
+    key: PRNGKeyArray | None
+
+    def start(self) -> "_State":
+        no = jnp.zeros((), self.step_size.dtype)
+        opt_state = self._transformation().init(self.trained)
+        return _State(jnp.asarray(0), self.trained, opt_state, no, jnp.asarray(True))
+
+    def step(self, state: "_State") -> "_State":
+        """One step; a step that is not finite is not taken."""
+        value_of = lambda params: self._value(params, state.step)
+        value, gradient = jax.value_and_grad(value_of)(state.params)
+        # optax mixes number types, which a user's strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = self._transformation().update(
+                gradient,
+                state.opt_state,
+                state.params,
+                value=value,
+                grad=gradient,
+                value_fn=value_of,
+            )
+        squared = squared_norm(updates)
+        new = _State(
+            state.step + 1,
+            optax.apply_updates(state.params, updates),
+            opt_state,
+            state.dissipated + squared / self.step_size,
+            jnp.isfinite(squared) & jnp.isfinite(value),
+        )
+        old = state._replace(finite=new.finite)
+        return jax.tree.map(lambda a, b: jnp.where(new.finite, a, b), new, old)
+
+    def _value(self, params, step):
+        net = eqx.combine(params, self.frozen)
+        if self.batch_size is None:
+            return self.risk(net)
+        key = jax.random.fold_in(self.key, step)
+        rows = jax.random.randint(key, (self.batch_size,), 0, self.risk.num_data)
+        return self.risk.minibatch(net, rows)
+
+    def _transformation(self) -> optax.GradientTransformationExtraArgs:
+        given = self.optimiser
+        if not isinstance(given, optax.GradientTransformation):
+            given = given(self.step_size)
+        return optax.with_extra_args_support(given)
+
+
+class _State(NamedTuple):
+    step: Any
+    params: PyTree
+    opt_state: PyTree
+    dissipated: Float[Array, ""]
+    finite: Any
+
+
+class _Rows(NamedTuple):
+    """States at recorded steps; the first `count` are filled."""
+
+    steps: Int[Array, " times"]
+    params: PyTree
+    dissipated: Float[Array, " times"]
+    count: Any
+    result: RESULTS
+
+
+@eqx.filter_jit
+def _run(problem: _Problem, state: _State, marks: Int[Array, " times"]):
+    def to_mark(state: _State, mark):
+        unfinished = lambda s: (s.step < mark) & s.finite
+        state = jax.lax.while_loop(unfinished, lambda s: problem.step(s), state)
+        return state, (state.step, state.params, state.dissipated)
+
+    state, (steps, params, dissipated) = jax.lax.scan(to_mark, state, marks)
+    # After divergence every further row repeats the last finite state; one of them is kept.
+    result = RESULTS.where(state.finite, RESULTS.successful, RESULTS.diverged)
+    new = jnp.append(True, steps[1:] > steps[:-1])
+    return state, _Rows(steps, params, dissipated, jnp.sum(new), result)
+
+
+def _run_whole(problem: _Problem, marks):
+    return _run(problem, _start(problem), marks)
+
+
+_start = eqx.filter_jit(_Problem.start)
+
+
+def _run_in_pieces(problem: _Problem, marks):
+    """The same run with a pause after every few recorded steps, to show where it is."""
+    size = -(-len(marks) // _PIECES)
+    state, pieces, result = _start(problem), [], RESULTS.successful
+    with progress_bar(int(marks[-1]), f"descent, h = {float(problem.step_size):.3g}") as bar:
+        try:
+            for first in range(0, len(marks), size):
+                part = marks[first : first + size]
+                padding = jnp.full(size - len(part), part[-1])
+                before = int(state.step)
+                state, rows = _run(problem, state, jnp.append(part, padding))
+                count = min(int(rows.count), len(part))
+                # A piece that starts with a diverged state has nothing new.
+                pieces.append(jax.tree.map(lambda a, n=count: a[:n], rows[:3]))
+                time = int(state.step) * float(problem.step_size)
+                bar.advance(int(state.step) - before, f"t = {time:.4g}")
+                result = rows.result
+                if not bool(result == RESULTS.successful):
+                    break
+        except KeyboardInterrupt:
+            result = RESULTS.interrupted
+    return state, _join(pieces, len(marks), problem, result)
+
+
+def _join(pieces, times: int, problem: _Problem, result: RESULTS) -> _Rows:
+    if not pieces:
+        first = (jnp.zeros(1, int), jax.tree.map(lambda a: a[None], problem.trained))
+        pieces = [(*first, jnp.zeros(1, problem.step_size.dtype))]
+    filled = jax.tree.map(lambda *a: np.concatenate(a), *pieces)
+    steps, params, dissipated = jax.tree.map(
+        lambda a: jnp.asarray(np.pad(a, [(0, times - len(a))] + [(0, 0)] * (a.ndim - 1), "edge")),
+        filled,
+    )
+    return _Rows(steps, params, dissipated, len(filled[0]), result)
+
+
+@eqx.filter_jit
+def _record(problem: _Problem, rows: _Rows, state: _State, method: str) -> Trajectory:
+    return record_trajectory(
+        problem.risk,
+        problem.frozen,
+        problem.trained,
+        rows.steps.astype(problem.step_size.dtype) * problem.step_size,
+        rows.params,
+        rows.dissipated,
+        stats={
+            "num_steps": jnp.asarray(state.step),
+            "num_field_evaluations": jnp.asarray(state.step),
+            "step_size": problem.step_size,
+        },
+        result=rows.result,
+        kind="descent",
+        method=method,
+    )
+
+
+def _marks(record, num_steps: int) -> np.ndarray:
+    if isinstance(record, (int, np.integer)):
+        count = positive_int("record", record, least=2)
+        marks = np.geomspace(1, num_steps, min(count, num_steps + 1) - 1).round().astype(int)
+        return np.unique(np.append(0, marks))
+    wanted = f"a number of records, or increasing step indices from 0 to {num_steps}"
+    marks = np.asarray(record)
+    if marks.ndim != 1 or len(marks) == 0 or not np.issubdtype(marks.dtype, np.integer):
+        raise ArgumentError("record", Described(str(record)), wanted)
+    if (np.diff(marks) <= 0).any() or marks[0] < 0 or marks[-1] > num_steps:
+        raise ArgumentError("record", Described(f"indices {marks[0]} to {marks[-1]}"), wanted)
+    return marks
+
+
+def _check_batches(risk, batch_size, key) -> None:
+    if batch_size is None:
+        return
+    positive_int("batch_size", batch_size)
+    if not hasattr(risk, "minibatch"):
+        raise ArgumentError("batch_size", batch_size, f"None for a {type(risk).__name__}")
+    if key is None:
+        raise ArgumentError("key", key, "a jax.random.key(...) to draw minibatches with")

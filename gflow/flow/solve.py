@@ -1,0 +1,318 @@
+"""`solve_flow`: the gradient flow of a network as a trajectory."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from gflow.arguments import ArgumentError, Described, finite, one_of, positive, positive_int
+from gflow.flow.solvers import as_solver, controller, num_field_evaluations
+from gflow.flow.stop import Stop, as_stop, stop_result
+from gflow.networks import split_trainable
+from gflow.progress import progress_bar
+from gflow.trajectory import RESULTS, Trajectory, finish, keep_first, record
+
+_PIECES = 20
+
+
+def solve_flow(
+    risk: Callable[[Any], Array],
+    net: PyTree,
+    *,
+    t1: float,
+    t0: float = 0.0,
+    ts: Any = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    solver: diffrax.AbstractSolver | None = None,
+    kinks: str = "ignore",
+    stop: Stop | None = None,
+    max_steps: int = 1_000_000,
+    trainable: Sequence[str] | PyTree | None = None,
+    progress: bool = False,
+    throw: bool = True,
+) -> Trajectory:
+    r"""Follows the gradient flow of a risk from a network,
+
+    $$\frac{d\theta}{dt} = -G(\theta), \qquad \theta(t_0) = \text{net},$$
+
+    by an adaptive solver. The dissipation ∫‖G‖² is integrated with it, so that the trajectory
+    checks itself by the energy identity (`Trajectory.diagnostics`).
+
+    **Arguments:**
+
+    - `risk`: any function of the network to a scalar, such as `EmpiricalRisk(x, y)`.
+    - `net`: a `ShallowNet` or any equinox module.
+    - `t1`, `t0`: the flow runs from t0 to t1. One gradient-descent step of size h is flow time h.
+    - `ts`: times to save at, increasing, within [t0, t1]; by default 200, logarithmic, both ends
+      in.
+    - `rtol`, `atol`: tolerances of the error of a step, relative and absolute; by default 1e-8 and
+      1e-10 for float64 parameters, 1e-4 and 1e-6 for float32.
+    - `solver`: any adaptive diffrax solver; None for `diffrax.Tsit5()`.
+    - `kinks`: "ignore": adaptive integration with ReLU'(0) = 0, across kinks as if the field were
+      smooth. Where kinks are many the steps become small; a loose `rtol` (1e-4 to 1e-6) is then the
+      better choice.
+    - `stop`: a `Stop` that ends the flow early.
+    - `max_steps`: the budget of steps, accepted and rejected.
+    - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
+      equinox filter specification.
+    - `progress`: shows a progress bar with the flow time reached. The flow is then solved in
+      pieces between saved times, and Ctrl-C ends it with the result "interrupted".
+    - `throw`: raise a `TrajectoryError` if the flow does not reach its end. It holds the
+      trajectory until then; with False that is returned, its `result` saying what happened.
+
+    **Returns:** a `Trajectory`. Can be used under `jax.jit` and `jax.vmap` (with `progress=False`);
+    there the slots past an early end have time inf and hold NaN.
+
+    **Raises:** `ArgumentError` (a `ValueError`) for arguments that cannot be used;
+    `TrajectoryError` as above.
+    """
+    one_of("kinks", kinks, ("ignore",))
+    max_steps = positive_int("max_steps", max_steps)
+    solver, stop = as_solver(solver), as_stop(stop)
+    trained, frozen = split_trainable(net, trainable)
+    y0, _ = ravel_pytree(trained)
+    _check_start(y0)
+    t0, t1, ts = _times(t0, t1, ts, y0.dtype)
+    rtol, atol = _tolerances(rtol, atol, y0.dtype)
+    problem = _Problem(risk, trained, frozen, solver, stop, rtol, atol)
+
+    solve = _solve_in_pieces if progress else _solve_whole
+    piece = solve(problem, y0, t0, t1, ts, max_steps)
+    trajectory = _record(problem, piece, f"gradient flow, {type(solver).__name__}")
+    if not isinstance(piece.count, jax.core.Tracer):
+        trajectory = keep_first(trajectory, int(piece.count))
+    return finish(trajectory, throw=throw)
+
+
+class _Problem(eqx.Module):
+    risk: Callable[[Any], Array]
+    trained: PyTree
+    frozen: PyTree
+    solver: diffrax.AbstractSolver
+    stop: Stop
+    rtol: Array
+    atol: Array
+
+    def gradient(self, theta: Float[Array, " size"]) -> tuple[Array, Float[Array, " size"]]:
+        """L(θ) and G(θ) for flat trained parameters."""
+        _, unravel = ravel_pytree(self.trained)
+        return jax.value_and_grad(lambda p: self.risk(eqx.combine(unravel(p), self.frozen)))(theta)
+
+    def field(self, t, y, args):
+        """d/dt of (θ, ∫‖θ'‖²)."""
+        del t, args
+        _, gradient = self.gradient(y[:-1])
+        return jnp.append(-gradient, jnp.sum(gradient**2))
+
+    def risk_and_grad_norm(self, theta):
+        value, gradient = self.gradient(theta)
+        return value, jnp.sqrt(jnp.sum(gradient**2))
+
+
+class _Piece(NamedTuple):
+    """States (θ, dissipation) at saved times; the first `count` slots are filled. The state at
+    which an early end left off fills one slot more."""
+
+    ts: Float[Array, " times"]
+    ys: Float[Array, "times size"]
+    count: Any
+    end: tuple[Array, Array]
+    steps: Any
+    rejected: Any
+    result: RESULTS
+    solves: int = 1
+
+
+@eqx.filter_jit
+def _integrate(problem: _Problem, y0, t0, t1, ts, max_steps: int) -> _Piece:
+    conditions = problem.stop.conditions(problem.risk_and_grad_norm)
+    events = {
+        name: lambda t, y, args, condition=condition, **_: condition(y[:-1])
+        for name, condition in conditions.items()
+    }
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(problem.field),
+        problem.solver,
+        t0,
+        t1,
+        None,
+        y0,
+        saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)]),
+        stepsize_controller=controller(problem.rtol, problem.atol, t1 - t0),
+        event=diffrax.Event(events) if events else None,
+        max_steps=max_steps,
+        throw=False,
+    )
+    (saved_ts, last_ts), (saved_ys, last_ys) = solution.ts, solution.ys
+    t_end, y_end = last_ts[0], last_ys[0]
+    fired = solution.event_mask if events else {}
+    result = _translate(solution.result, fired, problem, y_end)
+    count = jnp.sum(jnp.isfinite(saved_ts))
+    early = (count < ts.shape[0]) & (t_end > jnp.where(count > 0, saved_ts[count - 1], -jnp.inf))
+    slot = jnp.where(early, count, ts.shape[0])
+    return _Piece(
+        ts=saved_ts.at[slot].set(t_end, mode="drop"),
+        ys=saved_ys.at[slot].set(y_end, mode="drop"),
+        count=count + early.astype(count.dtype),
+        end=(t_end, y_end),
+        steps=solution.stats["num_steps"],
+        rejected=solution.stats["num_rejected_steps"],
+        result=result,
+    )
+
+
+def _translate(result, fired, problem: _Problem, y_end) -> RESULTS:
+    """diffrax's result as ours."""
+    finite = jnp.isfinite(problem.field(0.0, y_end, None)).all()
+    stuck = RESULTS.where(finite, RESULTS.step_size_underflow, RESULTS.nonfinite)
+    ours = RESULTS.where(result == diffrax.RESULTS.successful, RESULTS.successful, stuck)
+    ours = RESULTS.where(
+        result == diffrax.RESULTS.max_steps_reached, RESULTS.max_steps_reached, ours
+    )
+    return RESULTS.where(result == diffrax.RESULTS.event_occurred, stop_result(fired), ours)
+
+
+def _solve_whole(problem: _Problem, theta0, t0, t1, ts, max_steps: int) -> _Piece:
+    y0 = jnp.append(theta0, jnp.zeros((), theta0.dtype))
+    return _integrate(problem, y0, t0, t1, ts, max_steps)
+
+
+def _solve_in_pieces(problem: _Problem, theta0, t0, t1, ts, max_steps: int) -> _Piece:
+    """The same solve with a pause after every few saved times, to show where it is."""
+    y = jnp.append(theta0, jnp.zeros((), theta0.dtype))
+    size = -(-len(ts) // _PIECES)
+    pieces, t, result = [], t0, RESULTS.successful
+    with progress_bar(len(ts), "gradient flow") as bar:
+        try:
+            for first in range(0, len(ts), size):
+                slots = ts[first : first + size]
+                last = first + size >= len(ts)
+                end = t1 if last else slots[-1]
+                padding = jnp.full(size - len(slots), slots[-1])
+                piece = _integrate(problem, y, t, end, jnp.append(slots, padding), max_steps)
+                piece = piece._replace(count=min(int(piece.count), len(slots)))
+                pieces.append(piece)
+                t, y = piece.end
+                bar.advance(len(slots), f"t = {float(t):.4g}")
+                result = piece.result
+                if not bool(result == RESULTS.successful) or last:
+                    break
+                if sum(int(p.steps) for p in pieces) >= max_steps:
+                    result = RESULTS.max_steps_reached
+                    break
+        except KeyboardInterrupt:
+            result = RESULTS.interrupted
+    return _join(pieces, ts, y, result)
+
+
+def _join(pieces: list[_Piece], ts, y, result: RESULTS) -> _Piece:
+    saved_ts, saved_ys = np.full(len(ts), np.inf, ts.dtype), np.full((len(ts), len(y)), np.nan)
+    count = 0
+    for piece in pieces:
+        there = slice(count, count + piece.count)
+        saved_ts[there], saved_ys[there] = piece.ts[: piece.count], piece.ys[: piece.count]
+        count += piece.count
+    return _Piece(
+        ts=jnp.asarray(saved_ts),
+        ys=jnp.asarray(saved_ys, y.dtype),
+        count=count,
+        end=(jnp.asarray(saved_ts[max(count - 1, 0)]), y),
+        steps=sum(int(p.steps) for p in pieces),
+        rejected=sum(int(p.rejected) for p in pieces),
+        result=result,
+        solves=len(pieces),
+    )
+
+
+@eqx.filter_jit
+def _record(problem: _Problem, piece: _Piece, method: str) -> Trajectory:
+    _, unravel = ravel_pytree(problem.trained)
+    stats = {
+        "num_steps": piece.steps,
+        "num_rejected_steps": piece.rejected,
+        "rtol": problem.rtol,
+        "atol": problem.atol,
+    }
+    evaluations = num_field_evaluations(problem.solver, piece.steps, piece.solves)
+    if evaluations is not None:
+        stats["num_field_evaluations"] = evaluations
+    return record(
+        problem.risk,
+        problem.frozen,
+        problem.trained,
+        piece.ts,
+        jax.vmap(unravel)(piece.ys[:, :-1]),
+        piece.ys[:, -1],
+        stats={name: jnp.asarray(value) for name, value in stats.items()},
+        result=piece.result,
+        kind="flow",
+        method=method,
+    )
+
+
+def _check_start(theta: Array) -> None:
+    if isinstance(theta, jax.core.Tracer):
+        return
+    if not np.isfinite(np.asarray(theta)).all():
+        raise ArgumentError(
+            "net", Described("parameters that are NaN or infinite"), "finite parameters"
+        )
+    if theta.dtype != jnp.float64:
+        warnings.warn(
+            f"gradient flow in {theta.dtype}: expect about 4 correct digits, and time that stops "
+            "advancing past some 1e7 steps. jax.config.update('jax_enable_x64', True) before the "
+            "network is made gives float64.",
+            stacklevel=3,
+        )
+
+
+def _times(t0, t1, ts, dtype) -> tuple[Array, Array, Array]:
+    if not any(isinstance(t, jax.core.Tracer) for t in (t0, t1)):
+        t0 = finite("t0", t0)
+        if finite("t1", t1) <= t0:
+            raise ArgumentError("t1", t1, f"a finite time after t0 = {t0:g}")
+    if ts is None:
+        span = t1 - t0
+        # Ten roundings of short spans keep the first gaps distinct; 1e-3 is a natural first time.
+        first = jnp.minimum(1e-3, 1e-5 * span)
+        ts = t0 + jnp.append(0.0, first * (span / first) ** jnp.linspace(0.0, 1.0, 199))
+        ts = ts.at[-1].set(t1)
+    elif not isinstance(ts, jax.core.Tracer):
+        ts = _given_times(ts, t0, t1)
+    return jnp.asarray(t0, dtype), jnp.asarray(t1, dtype), jnp.asarray(ts, dtype)
+
+
+def _given_times(ts, t0, t1) -> np.ndarray:
+    wanted = f"increasing finite times within [t0, t1] = [{t0}, {t1}]"
+    try:
+        times = np.asarray(ts, dtype=float)
+    except (TypeError, ValueError):
+        raise ArgumentError("ts", ts, wanted) from None
+    if times.ndim != 1 or len(times) == 0:
+        raise ArgumentError("ts", Described(f"an array of shape {times.shape}"), wanted)
+    if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+        raise ArgumentError("ts", Described(f"{times}"), wanted)
+    if not any(isinstance(t, jax.core.Tracer) for t in (t0, t1)):
+        if times[0] < t0 or times[-1] > t1:
+            raise ArgumentError("ts", Described(f"times {times[0]:g} to {times[-1]:g}"), wanted)
+    return times
+
+
+def _tolerances(rtol, atol, dtype) -> tuple[Array, Array]:
+    defaults = (1e-8, 1e-10) if dtype == jnp.float64 else (1e-4, 1e-6)
+    chosen = []
+    for name, value, default in zip(("rtol", "atol"), (rtol, atol), defaults):
+        if value is None:
+            value = default
+        elif not isinstance(value, jax.core.Tracer):
+            value = positive(name, value)
+        chosen.append(jnp.asarray(value, dtype))
+    return chosen[0], chosen[1]

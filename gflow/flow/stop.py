@@ -1,0 +1,62 @@
+"""Criteria that end a flow early."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gflow.arguments import ArgumentError, positive
+from gflow.trajectory import RESULTS
+
+
+class Stop(eqx.Module):
+    """Ends a flow after the first step at whose end one of these holds; None leaves it out.
+
+    - `grad_norm`: ‖G(θ)‖ is at most this.
+    - `risk`: L(θ) is at most this.
+    - `param_norm`: ‖θ‖ over the trained parameters is at least this.
+
+    The state where it stopped becomes the last saved one.
+    """
+
+    grad_norm: float | Float[Array, ""] | None = None
+    risk: float | Float[Array, ""] | None = None
+    param_norm: float | Float[Array, ""] | None = None
+
+    def __check_init__(self):
+        given = {n: x for n, x in vars(self).items() if isinstance(x, (int, float))}
+        for name, value in given.items():
+            positive(f"stop.{name}", value, or_zero=True)
+
+    def conditions(self, risk_and_grad_norm: Callable) -> dict[str, Callable]:
+        """For each criterion in use, the name of its `RESULTS` member and a condition of (θ)."""
+        tests = {
+            "reached_grad_norm": (self.grad_norm, lambda y: risk_and_grad_norm(y)[1]),
+            "reached_risk": (self.risk, lambda y: risk_and_grad_norm(y)[0]),
+        }
+        conditions = {
+            name: (lambda y, bound=bound, of=of: of(y) <= bound)
+            for name, (bound, of) in tests.items()
+            if bound is not None
+        }
+        if self.param_norm is not None:
+            bound = self.param_norm
+            conditions["reached_param_norm"] = lambda y: jnp.sqrt(jnp.sum(y**2)) >= bound
+        return conditions
+
+
+def as_stop(stop: Stop | None) -> Stop:
+    if stop is None:
+        return Stop()
+    if not isinstance(stop, Stop):
+        raise ArgumentError("stop", stop, "a gflow.Stop, such as Stop(grad_norm=1e-8), or None")
+    return stop
+
+
+def stop_result(fired: dict[str, Array]) -> RESULTS:
+    """The `RESULTS` member of the first criterion that fired."""
+    result = RESULTS.successful
+    for name in reversed(list(fired)):
+        result = RESULTS.where(fired[name], getattr(RESULTS, name), result)
+    return result

@@ -1,0 +1,244 @@
+"""Networks with one hidden layer, and which of their parameters are trained."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from gflow.activations import Activation, as_activation
+from gflow.arguments import ArgumentError, Described, one_of, positive, positive_int
+
+
+class Initialisation(NamedTuple):
+    """Standard deviations of independent centred normal entries, and the output scale."""
+
+    w: float
+    b: float
+    v: float
+    c: float
+    output_scale: float
+
+
+def named_initialisation(name: str, in_size: int, width: int) -> Initialisation:
+    """The initialisation of that name for these sizes; `ShallowNet` lists them."""
+    return {
+        "he": Initialisation((2 / in_size) ** 0.5, 0.0, (2 / width) ** 0.5, 0.0, 1.0),
+        "standard_normal": Initialisation(1.0, 1.0, 1.0, 1.0, 1.0),
+        "ntk": Initialisation(1.0, 1.0, 1.0, 0.0, width**-0.5),
+        "mean_field": Initialisation(1.0, 1.0, 1.0, 0.0, 1 / width),
+    }[one_of("init", name, ("he", "standard_normal", "ntk", "mean_field"))]
+
+
+class ShallowNet(eqx.Module):
+    r"""A network with one hidden layer,
+
+    $$N(x) = c + s \sum_{i=1}^{\text{width}} v_i \, \sigma(\langle w_i, x\rangle + b_i),$$
+
+    with `w` of shape (width, in_size), `b` (width,), `v` (width,) and `c` () for scalar output,
+    `v` (width, k) and `c` (k,) for `out_size=k`. `b` and `c` are None without biases. The output
+    scale s (`output_scale`) is a fixed number that is not trained.
+
+    **Arguments:**
+
+    - `in_size`, `width`: numbers of inputs and of hidden units.
+    - `out_size`: "scalar" for output of shape (), or k for output of shape (k,).
+    - `key`: a JAX random key.
+    - `init`: how the parameters are drawn: independent, centred normal, with standard deviations
+
+        | name | w | b | v | c | s |
+        |---|---|---|---|---|---|
+        | "he" (He et al., arXiv 1502.01852) | √(2/in_size) | 0 | √(2/width) | 0 | 1 |
+        | "standard_normal" | 1 | 1 | 1 | 1 | 1 |
+        | "ntk" (Jacot et al., arXiv 1806.07572) | 1 | 1 | 1 | 0 | 1/√width |
+        | "mean_field" (Mei et al., arXiv 1804.06561) | 1 | 1 | 1 | 0 | 1/width |
+
+      or a function `(key, in_size, width, out_size) -> (w, b, v, c)`.
+    - `scale`: multiplies all drawn parameters (small values: feature learning, saddle to saddle).
+    - `activation`: a name ("relu", "leaky_relu(0.1)", "tanh", "erf", ...) or a function.
+    - `output_scale`: s; None for that of the initialisation.
+    - `use_bias`: False leaves out b and c.
+    - `dtype`: of the parameters; JAX's default float if None.
+
+    ??? example
+
+        ```python
+        net = gflow.ShallowNet(in_size=1, width=50, key=jax.random.key(0))
+        net(jnp.array([0.5]))
+        ```
+    """
+
+    w: Float[Array, "width in"]
+    b: Float[Array, " width"] | None
+    v: Float[Array, " width"] | Float[Array, "width out"]
+    c: Float[Array, ""] | Float[Array, " out"] | None
+    activation: Activation
+    output_scale: float = eqx.field(static=True)
+
+    axis_names: ClassVar[dict[str, tuple[str, ...]]] = {
+        "w": ("unit", "feature"),
+        "b": ("unit",),
+        "v": ("unit", "output"),
+        "c": ("output",),
+    }
+
+    def __init__(
+        self,
+        in_size: int,
+        width: int,
+        out_size: int | Literal["scalar"] = "scalar",
+        *,
+        key: PRNGKeyArray,
+        activation: str | Callable = "relu",
+        init: str | Callable = "he",
+        scale: float = 1.0,
+        output_scale: float | None = None,
+        use_bias: bool = True,
+        dtype: Any = None,
+    ):
+        in_size = positive_int("in_size", in_size)
+        width = positive_int("width", width)
+        if out_size != "scalar":
+            out_size = positive_int("out_size", out_size)
+        scale = positive("scale", scale, or_zero=True)
+        self.activation = as_activation(activation)
+        if callable(init):
+            w, b, v, c = init(key, in_size, width, out_size)
+            default_output_scale = 1.0
+        else:
+            law = named_initialisation(init, in_size, width)
+            w, b, v, c = _draw(key, law, in_size, width, out_size, dtype)
+            default_output_scale = law.output_scale
+        self.output_scale = positive(
+            "output_scale", default_output_scale if output_scale is None else output_scale
+        )
+        self.w, self.v = scale * w, scale * v
+        self.b = scale * b if use_bias and b is not None else None
+        self.c = scale * c if use_bias and c is not None else None
+        _check_shapes(self)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        w: Any,
+        b: Any,
+        v: Any,
+        c: Any,
+        *,
+        activation: str | Callable = "relu",
+        output_scale: float = 1.0,
+    ) -> "ShallowNet":
+        """The network with these parameters: w (width, in), b (width,) or None, v (width,) or
+        (width, k), c () or (k,) or None."""
+        arrays = [None if a is None else _as_float(n, a) for n, a in zip("wbvc", (w, b, v, c))]
+        w, _, v, _ = arrays
+        if w is None or w.ndim != 2:
+            raise ArgumentError("w", w, "an array of shape (width, in_size)")
+        if v is None or v.ndim not in (1, 2):
+            raise ArgumentError("v", v, "an array of shape (width,) or (width, out_size)")
+        width, in_size = w.shape
+        out_size = "scalar" if v.ndim == 1 else v.shape[1]
+        return cls(
+            in_size,
+            width,
+            out_size,
+            key=jax.random.key(0),
+            activation=activation,
+            init=lambda *_: arrays,
+            output_scale=output_scale,
+        )
+
+    @property
+    def in_size(self) -> int:
+        return self.w.shape[-1]
+
+    @property
+    def width(self) -> int:
+        return self.w.shape[-2]
+
+    @property
+    def out_size(self) -> int | Literal["scalar"]:
+        return "scalar" if self.v.ndim == self.w.ndim - 1 else self.v.shape[-1]
+
+    def preactivations(self, x: Float[Array, " in"]) -> Float[Array, " width"]:
+        """z_i = <w_i, x> + b_i for each unit i."""
+        z = self.w @ x
+        return z if self.b is None else z + self.b
+
+    def __call__(self, x: Float[Array, " in"]) -> Float[Array, ""] | Float[Array, " out"]:
+        """N(x) for one input x of shape (in_size,); use `jax.vmap(net)` for many."""
+        a = self.activation(self.preactivations(x))
+        y = a @ (self.output_scale * self.v)
+        return y if self.c is None else y + self.c
+
+    def balance(self) -> Float[Array, " width"]:
+        """‖w_i‖² + b_i² − ‖v_i‖² for each unit i, which gradient flow keeps constant.
+
+        True for any data and loss if the activation is positively homogeneous (ReLU, leaky ReLU,
+        identity); Du, Hu and Lee, arXiv 1806.00900.
+        """
+        incoming = jnp.sum(self.w**2, axis=1) + (0.0 if self.b is None else self.b**2)
+        return incoming - jnp.sum(self.v.reshape(self.width, -1) ** 2, axis=1)
+
+
+def _as_float(name: str, value: Any) -> Array:
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise ArgumentError(name, value, "an array of numbers") from None
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(jnp.result_type(float))
+    return array
+
+
+def _draw(key, law: Initialisation, in_size: int, width: int, out_size, dtype):
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    out = () if out_size == "scalar" else (out_size,)
+    shapes = ((width, in_size), (width,), (width, *out), out)
+    return tuple(
+        std * jax.random.normal(k, shape, dtype)
+        for k, std, shape in zip(jax.random.split(key, 4), law[:4], shapes)
+    )
+
+
+def _check_shapes(net: ShallowNet) -> None:
+    width, out = net.w.shape[0], net.v.shape[1:]
+    for name, wanted in (("b", (width,)), ("v", (width, *out)), ("c", out)):
+        array = getattr(net, name)
+        if array is not None and array.shape != wanted:
+            raise ArgumentError(name, array, f"shape {wanted} to go with w {net.w.shape}")
+
+
+def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None):
+    """Splits a network in its trained parameters and the rest; `eqx.combine` joins them again.
+
+    `trainable` is None (every floating-point array), names of fields of the network such as
+    `("v", "c")`, or an equinox filter specification (a pytree of booleans, or a prefix of one).
+    """
+    spec = trainable
+    if trainable is None:
+        spec = eqx.is_inexact_array
+    elif isinstance(trainable, (list, tuple)) and all(isinstance(n, str) for n in trainable):
+        for name in trainable:
+            if not hasattr(net, name):
+                fields = [f for f in vars(net) if eqx.is_array(getattr(net, f))]
+                raise ArgumentError("trainable", name, f"fields of the network: {fields}")
+        spec = jax.tree.map(lambda _: False, net)
+        chosen = [n for n in trainable if getattr(net, n) is not None]
+        spec = eqx.tree_at(
+            lambda s: [getattr(s, n) for n in chosen],
+            spec,
+            [jax.tree.map(eqx.is_inexact_array, getattr(net, n)) for n in chosen],
+        )
+    trained, frozen = eqx.partition(net, spec)
+    arrays = jax.tree.leaves(trained)
+    if not arrays or not all(eqx.is_inexact_array(a) for a in arrays):
+        raise ArgumentError(
+            "trainable", Described(repr(trainable)), "a choice of at least one array of floats"
+        )
+    if len({a.dtype for a in arrays}) > 1:
+        found = ", ".join(sorted({str(a.dtype) for a in arrays}))
+        raise ArgumentError("net", Described(f"parameters of types {found}"), "one floating type")
+    return trained, frozen

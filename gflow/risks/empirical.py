@@ -1,0 +1,159 @@
+"""The mean loss over a table of data."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from gflow.arguments import ArgumentError, Described, finite_entries
+from gflow.risks.base import Risk
+
+
+def squared_loss(prediction: Float[Array, "*out"], target: Float[Array, "*out"]) -> Array:
+    """‖prediction − target‖², without ½."""
+    return jnp.sum((prediction - target) ** 2)
+
+
+def logistic_loss(prediction: Float[Array, ""], target: Float[Array, ""]) -> Array:
+    """log(1 + exp(−target · prediction)) for targets −1 and 1."""
+    return jax.nn.softplus(-target * prediction)
+
+
+LOSSES = {"squared": squared_loss, "logistic": logistic_loss}
+
+
+class EmpiricalRisk(Risk):
+    r"""The mean loss over data,
+
+    $$L(\theta) = \sum_{k=1}^n \omega_k \, \ell(N_\theta(x_k), y_k), \qquad \sum_k \omega_k = 1,$$
+
+    by default the mean of squares without ½, $L = \frac1n \sum_k (N_\theta(x_k) - y_k)^2$.
+
+    **Arguments:**
+
+    - `x`: inputs, shape (n, in_size).
+    - `y`: targets, shape (n,) for scalar output or (n, k) for output of shape (k,).
+    - `weights`: shape (n,), not negative, scaled to sum one; equal if None.
+    - `loss`: "squared"; "logistic", log(1 + exp(−y N)), with targets −1 and 1 and scalar output;
+      or any function `loss(prediction, target) -> scalar` of one row.
+
+    Any callable works as the network, above all equinox modules: `net(x_k)` is called for one row.
+
+    **Raises:** `ArgumentError` (a `ValueError`) for shapes that do not match, no rows, entries that
+    are not finite, negative weights, or labels other than −1 and 1 for the logistic loss.
+    """
+
+    x: Float[Array, "n in"]
+    y: Shaped[Array, " n"] | Shaped[Array, "n out"]
+    weights: Float[Array, " n"] | None
+    loss: Callable = eqx.field(static=True)
+
+    def __init__(self, x: Any, y: Any, weights: Any = None, loss: str | Callable = "squared"):
+        named = isinstance(loss, str)
+        if named and loss not in LOSSES:
+            known = ", ".join(repr(name) for name in LOSSES)
+            raise ArgumentError("loss", loss, f"{known} or a function")
+        self.loss = LOSSES[loss] if named else loss
+        self.x = _as_floats("x", x)
+        # A loss of the user's own may want whole numbers, such as class labels.
+        self.y = _as_floats("y", y) if named else _as_array("y", y)
+        _check_data(self.x, self.y)
+        if loss == "logistic":
+            _check_labels(self.y)
+        self.weights = None if weights is None else _as_weights(weights, self.x.shape[0])
+
+    @property
+    def num_data(self) -> int:
+        return self.x.shape[0]
+
+    def predictions(self, net: Callable[[Any], Array]) -> Shaped[Array, " n *out"]:
+        """N(x_k) for every row k."""
+        return jax.vmap(net)(self.x)
+
+    def losses(self, net: Callable[[Any], Array]) -> Float[Array, " n"]:
+        """The loss of every row k."""
+        return self._losses(net, self.x, self.y)
+
+    def __call__(self, net: Callable[[Any], Array]) -> Float[Array, ""]:
+        losses = self.losses(net)
+        return jnp.mean(losses) if self.weights is None else self.weights @ losses
+
+    def minibatch(
+        self, net: Callable[[Any], Array], rows: Int[Array, " batch"]
+    ) -> Float[Array, ""]:
+        """The estimate of the risk from some rows, unbiased if they are drawn uniformly."""
+        losses = self._losses(net, self.x[rows], self.y[rows])
+        if self.weights is not None:
+            losses = self.num_data * self.weights[rows] * losses
+        return jnp.mean(losses)
+
+    def _losses(self, net, x, y):
+        predictions = jax.vmap(net)(x)
+        if self.loss in LOSSES.values() and predictions.shape != y.shape:
+            raise ArgumentError(
+                "net",
+                Described(f"output of shape {predictions.shape[1:]} for one row of x"),
+                f"the shape of one target, {y.shape[1:]}"
+                + (' (out_size="scalar" gives ())' if y.ndim == 1 else ""),
+            )
+        losses = jax.vmap(self.loss)(predictions, y)
+        if losses.ndim != 1:
+            raise ArgumentError(
+                "loss", Described(f"values of shape {losses.shape[1:]}"), "a scalar for each row"
+            )
+        return losses
+
+
+def _as_array(name: str, value: Any) -> Array:
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise ArgumentError(name, value, "an array of numbers") from None
+    if not isinstance(array, jax.core.Tracer) and jnp.issubdtype(array.dtype, jnp.inexact):
+        finite_entries(name, np.asarray(array))
+    return array
+
+
+def _as_floats(name: str, value: Any) -> Array:
+    array = _as_array(name, value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(jnp.result_type(float))
+    return array
+
+
+def _check_data(x: Array, y: Array) -> None:
+    if x.ndim != 2:
+        hint = "; `x[:, None]` makes one feature of a flat array" if x.ndim == 1 else ""
+        raise ArgumentError("x", np.empty(x.shape), f"shape (n, in_size){hint}")
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        raise ArgumentError("x", Described(f"shape {x.shape}"), "at least one row and one column")
+    if y.ndim not in (1, 2) or y.shape[0] != x.shape[0]:
+        wanted = f"({x.shape[0]},) or ({x.shape[0]}, out_size), as many rows as x"
+        raise ArgumentError("y", Described(f"shape {y.shape}"), wanted)
+
+
+def _check_labels(y: Array) -> None:
+    if y.ndim != 1:
+        raise ArgumentError("y", Described(f"shape {y.shape}"), "shape (n,) for the logistic loss")
+    if not isinstance(y, jax.core.Tracer):
+        values = np.unique(np.asarray(y))
+        if not np.isin(values, (-1.0, 1.0)).all():
+            raise ArgumentError(
+                "y", Described(f"labels {values[:5]}"), "labels -1 and 1 (2*y - 1 maps 0 and 1)"
+            )
+
+
+def _as_weights(weights: Any, n: int) -> Array:
+    weights = _as_floats("weights", weights)
+    if weights.shape != (n,):
+        raise ArgumentError("weights", Described(f"shape {weights.shape}"), f"shape ({n},)")
+    if not isinstance(weights, jax.core.Tracer):
+        values = np.asarray(weights)
+        if values.min() < 0 or values.sum() <= 0:
+            got = Described(f"smallest {values.min():g}, sum {values.sum():g}")
+            raise ArgumentError("weights", got, "no negative weight and a positive sum")
+    return weights / jnp.sum(weights)

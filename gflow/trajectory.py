@@ -1,0 +1,297 @@
+"""Trajectories: what `solve_flow` and `descend` return, and how both are recorded."""
+
+import html
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from gflow.gradients import squared_norm
+from gflow.networks import ShallowNet
+
+if TYPE_CHECKING:
+    import xarray
+
+
+class RESULTS(eqx.Enumeration):
+    """How a run ended. The message says what happened and, after trouble, what to try."""
+
+    successful = "reached its end"
+    reached_grad_norm = "stopped early: the gradient norm fell to the value asked for"
+    reached_risk = "stopped early: the risk fell to the value asked for"
+    reached_param_norm = "stopped early: the parameter norm grew to the value asked for"
+    max_steps_reached = (
+        "the step budget `max_steps` ran out before t1. Raise it, loosen `rtol` and `atol`, or "
+        "shorten t1. Kinks of ReLU and stiffness both make the steps small"
+    )
+    step_size_underflow = (
+        "the step size shrank to nothing: the field jumps, or becomes infinite or NaN just ahead. "
+        "Look at the last saved network, loosen `rtol` and `atol`, or use float64"
+    )
+    nonfinite = (
+        "the risk or its gradient is infinite or NaN. Look at the last saved network: a loss that "
+        "overflows, or weights that diverge; `stop=Stop(param_norm=...)` ends such a run in time"
+    )
+    diverged = (
+        "the descent diverged: the risk or its gradient became infinite or NaN. Use a smaller step "
+        "size; plain gradient descent needs less than 2/sharpness"
+    )
+    interrupted = "interrupted from the keyboard"
+
+
+_GOOD = ("successful", "reached_grad_norm", "reached_risk", "reached_param_norm")
+_TROUBLE = ("max_steps_reached", "step_size_underflow", "nonfinite", "diverged", "interrupted")
+RESULT_NAMES = _GOOD + _TROUBLE
+
+
+class TrajectoryError(RuntimeError):
+    """A run that did not reach its end. `trajectory` holds what was computed until then."""
+
+    def __init__(self, trajectory: "Trajectory"):
+        super().__init__(
+            f"{trajectory.method}: {trajectory.message}. The run got to t = "
+            f"{float(trajectory.ts[-1]):.6g}; `error.trajectory`, or throw=False, gives what was "
+            "computed until then."
+        )
+        self.trajectory = trajectory
+
+
+class Diagnostics(eqx.Module):
+    """Identities that hold along an exact gradient flow, at the saved times; zero is right.
+
+    - `energy`, shape (times,): L(θ(0)) − L(θ(t)) − ∫₀ᵗ‖θ'‖² ds. Along a descent the integral is
+      that of its polygon, Σ‖Δθ‖²/h, and the value is the O(h) by which it departs from the flow.
+    - `balance`, shape (times, width): the drift of ‖w_i‖² + b_i² − ‖v_i‖² since the start, for each
+      unit of a `ShallowNet` with homogeneous activation that is trained as a whole; None otherwise.
+    """
+
+    energy: Float[Array, " times"]
+    balance: Float[Array, "times width"] | None
+
+
+class Trajectory(eqx.Module):
+    """Parameters along saved times, with the risk, the gradient norm and how far to trust them.
+
+    - `ts`, shape (times,): flow time; step k of a descent of step size h is at time k h.
+    - `params`: the network, every array with a leading axis of times; `trajectory[k]` is one
+      network, `final` the last.
+    - `risk`, shape (times,): L(θ(t)), over all data also for minibatch descents.
+    - `grad_norm`, shape (times,): ‖G(θ(t))‖, the generalized gradient in the trained parameters.
+    - `diagnostics`: see `Diagnostics`.
+    - `stats`: numbers of steps, of field evaluations, and more, by name.
+    - `result`: a `RESULTS` member; `message` is its sentence, `succeeded` whether all went well.
+    - `kind`: "flow" or "descent"; `method`: the method in words.
+    """
+
+    ts: Float[Array, " times"]
+    params: PyTree
+    risk: Float[Array, " times"]
+    grad_norm: Float[Array, " times"]
+    diagnostics: Diagnostics
+    stats: dict[str, Any]
+    result: RESULTS
+    kind: str = eqx.field(static=True)
+    method: str = eqx.field(static=True)
+
+    @property
+    def final(self) -> PyTree:
+        """The network at the last saved time."""
+        return self[-1]
+
+    @property
+    def message(self) -> str:
+        """The sentence of `result`."""
+        return RESULTS[self.result]
+
+    @property
+    def result_name(self) -> str:
+        """The name of the `RESULTS` member."""
+        return next(n for n in RESULT_NAMES if bool(self.result == getattr(RESULTS, n)))
+
+    @property
+    def succeeded(self) -> bool:
+        """True if the run reached its end or a stop that was asked for."""
+        return self.result_name in _GOOD
+
+    def __len__(self) -> int:
+        return self.ts.shape[0]
+
+    def __getitem__(self, index: int) -> PyTree:
+        """The network at the saved time of that index."""
+        return jax.tree.map(lambda a: a[index] if eqx.is_array(a) else a, self.params)
+
+    def summary(self) -> dict[str, str]:
+        """The main facts in words, by name."""
+        ts, risk, grad_norm = (np.asarray(a) for a in (self.ts, self.risk, self.grad_norm))
+        steps = f"{int(self.stats['num_steps']):,}"
+        if "num_rejected_steps" in self.stats:
+            steps += f" ({int(self.stats['num_rejected_steps']):,} rejected)"
+        facts = {
+            "method": self.method,
+            "times": f"{len(ts)} saved, t = {ts[0]:.6g} to {ts[-1]:.6g}",
+            "risk": f"{risk[0]:.6g} → {risk[-1]:.6g}",
+            "gradient norm": f"{grad_norm[0]:.4g} → {grad_norm[-1]:.4g}",
+            "steps": steps,
+            **{n: f"{float(self.stats[n]):g}" for n in ("step_size", "rtol", "atol") if n in self.stats},
+            "energy drift": f"{np.nanmax(np.abs(self.diagnostics.energy)):.2g}",
+        }
+        if self.diagnostics.balance is not None:
+            facts["balance drift"] = f"{np.nanmax(np.abs(self.diagnostics.balance)):.2g}"
+        return facts | {"result": self.message}
+
+    def __repr__(self) -> str:
+        if not _single(self):
+            return eqx.tree_pformat(self)
+        width = max(map(len, self.summary()))
+        rows = (f"  {name:<{width}}  {text}" for name, text in self.summary().items())
+        return "\n".join(["Trajectory", *rows])
+
+    def _repr_html_(self) -> str:
+        if not _single(self):
+            return f"<pre>{html.escape(eqx.tree_pformat(self))}</pre>"
+        rows = "".join(
+            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
+            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
+            for name, text in self.summary().items()
+        )
+        return f"<table><caption>Trajectory</caption>{rows}</table>"
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """A labelled copy: dimensions time, unit, feature and output, with units and long names.
+
+        Parameters of a `ShallowNet` are the variables w, b, v and c; those of other networks carry
+        the path of the leaf. Needs xarray (the extra `gflow-jax[app]`).
+        """
+        import xarray
+
+        variables = {
+            "risk": ("time", np.asarray(self.risk), {"long_name": "risk"}),
+            "grad_norm": ("time", np.asarray(self.grad_norm), {"long_name": "gradient norm"}),
+            "energy": (
+                "time",
+                np.asarray(self.diagnostics.energy),
+                {"long_name": "energy drift", "units": "units of risk"},
+            ),
+        }
+        if self.diagnostics.balance is not None:
+            balance = np.asarray(self.diagnostics.balance)
+            variables["balance"] = (("time", "unit"), balance, {"long_name": "balance drift"})
+        variables |= {
+            name: (dims, np.asarray(array), {"long_name": f"parameter {name}"})
+            for name, dims, array in named_parameters(self.params)
+        }
+        flow_time = {"long_name": "flow time", "units": "flow time (h per step of size h)"}
+        attributes = {f"stats_{name}": np.asarray(n).item() for name, n in self.stats.items()}
+        if isinstance(self.params, ShallowNet):
+            attributes |= {
+                "activation": self.params.activation.name,
+                "output_scale": self.params.output_scale,
+            }
+        return xarray.Dataset(
+            variables,
+            coords={"time": ("time", np.asarray(self.ts), flow_time)},
+            attrs={
+                "kind": self.kind,
+                "method": self.method,
+                "result": self.result_name,
+                "message": self.message,
+                **attributes,
+            },
+        )
+
+
+def named_parameters(params: PyTree) -> list[tuple[str, tuple[str, ...], Array]]:
+    """Name, dimensions and array of each leaf of a network with a leading axis of times."""
+    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(params, eqx.is_array))
+    rows = []
+    for path, array in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        dims = tuple(f"{name}_{axis}" for axis in range(array.ndim - 1))
+        if isinstance(params, ShallowNet):
+            dims = ShallowNet.axis_names[name][: array.ndim - 1]
+        rows.append((name, ("time", *dims), array))
+    return rows
+
+
+def record(
+    risk,
+    frozen: PyTree,
+    start: PyTree,
+    ts: Float[Array, " times"],
+    trained: PyTree,
+    dissipated: Float[Array, " times"],
+    **rest: Any,
+) -> Trajectory:
+    """The trajectory of trained parameters with a leading axis of times.
+
+    `start` are the trained parameters at time zero, `dissipated` is ∫‖θ'‖² up to each time; `rest`
+    are the remaining fields of `Trajectory`. Jittable; memory beyond the result is that of one
+    gradient.
+    """
+
+    def measure(params):
+        value, gradient = jax.value_and_grad(lambda p: risk(eqx.combine(p, frozen)))(params)
+        return value, jnp.sqrt(squared_norm(gradient))
+
+    values, grad_norm = jax.lax.map(measure, trained)
+    energy = risk(eqx.combine(start, frozen)) - values - dissipated
+    times = ts.shape[0]
+    still = jax.tree.map(
+        lambda a: jnp.broadcast_to(a, (times, *a.shape)) if eqx.is_array(a) else a, frozen
+    )
+    return Trajectory(
+        ts=ts,
+        params=eqx.combine(trained, still),
+        risk=values,
+        grad_norm=grad_norm,
+        diagnostics=Diagnostics(energy, _balance_drift(frozen, start, trained)),
+        **rest,
+    )
+
+
+def _balance_drift(frozen: PyTree, start: PyTree, trained: PyTree) -> Array | None:
+    net = eqx.combine(start, frozen)
+    if not isinstance(net, ShallowNet) or not net.activation.homogeneous:
+        return None
+    if any(getattr(frozen, name) is not None for name in ("w", "b", "v")):
+        return None
+    return jax.vmap(lambda p: eqx.combine(p, frozen).balance() - net.balance())(trained)
+
+
+def keep_first(trajectory: Trajectory, count: int) -> Trajectory:
+    """The trajectory at its first `count` saved times."""
+    saved = (
+        trajectory.ts,
+        trajectory.params,
+        trajectory.risk,
+        trajectory.grad_norm,
+        trajectory.diagnostics,
+    )
+    kept = jax.tree.map(lambda a: a[:count] if eqx.is_array(a) else a, saved)
+    return eqx.tree_at(
+        lambda t: (t.ts, t.params, t.risk, t.grad_norm, t.diagnostics), trajectory, kept
+    )
+
+
+def _concrete(tree: PyTree) -> bool:
+    return not any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(tree))
+
+
+def _single(trajectory: Trajectory) -> bool:
+    """False under a trace and for trajectories with batch axes, as from `jax.vmap`."""
+    return _concrete(trajectory) and trajectory.ts.ndim == 1
+
+
+def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:
+    """Raises `TrajectoryError` if asked to and the run failed; under a trace, an equinox error."""
+    if not throw:
+        return trajectory
+    if _concrete(trajectory.result):
+        if not trajectory.succeeded:
+            raise TrajectoryError(trajectory)
+        return trajectory
+    good = jnp.stack([trajectory.result == getattr(RESULTS, name) for name in _GOOD]).any()
+    return trajectory.result.error_if(trajectory, ~good)
