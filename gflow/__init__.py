@@ -2,10 +2,14 @@
 
 from gflow.activations import Activation as Activation
 from gflow.arguments import ArgumentError as ArgumentError
+from gflow.compare import Gap as Gap, Order as Order, compare as compare, observed_order as observed_order
+from gflow.descent import descend as descend
 from gflow.flow import Stop as Stop, solve_flow as solve_flow
 from gflow.gradients import generalized_gradient as generalized_gradient
 from gflow.networks import ShallowNet as ShallowNet
+from gflow.rates import Rate as Rate, fit_rate as fit_rate
 from gflow.risks import EmpiricalRisk as EmpiricalRisk, Risk as Risk
+from gflow.sharpness import sharpness as sharpness
 from gflow.trajectory import (
     RESULTS as RESULTS,
     Trajectory as Trajectory,
