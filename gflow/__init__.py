@@ -2,7 +2,12 @@
 
 from gflow.activations import Activation as Activation
 from gflow.arguments import ArgumentError as ArgumentError
-from gflow.compare import Gap as Gap, Order as Order, compare as compare, observed_order as observed_order
+from gflow.compare import (
+    Gap as Gap,
+    Order as Order,
+    compare as compare,
+    observed_order as observed_order,
+)
 from gflow.descent import descend as descend
 from gflow.flow import Stop as Stop, solve_flow as solve_flow
 from gflow.gradients import generalized_gradient as generalized_gradient

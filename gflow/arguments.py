@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+import jax.core
 import numpy as np
 
 
@@ -21,6 +23,11 @@ def _describe(value: Any) -> str:
         return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
     text = value if isinstance(value, Described) else repr(value)
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def is_concrete(*values: Any) -> bool:
+    """False if an array among the values is traced by JAX, so that its entries are not known."""
+    return not any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(values))
 
 
 class Described(str):

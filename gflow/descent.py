@@ -10,13 +10,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from gflow.arguments import ArgumentError, Described, positive, positive_int
+from gflow.arguments import ArgumentError, Described, is_concrete, positive, positive_int
 from gflow.gradients import squared_norm
 from gflow.networks import split_trainable
 from gflow.progress import progress_bar
 from gflow.trajectory import RESULTS, Trajectory, finish, keep_first, record as record_trajectory
 
-_PIECES = 20
+# Recorded steps between pauses for the progress bar; also keeps shapes, and so compilations, few.
+_PIECE = 8
+_PADDED_TO = 64
 
 
 def descend(
@@ -61,7 +63,7 @@ def descend(
     **Raises:** `ArgumentError` (a `ValueError`) for arguments that cannot be used;
     `TrajectoryError` for a run that diverged or was interrupted.
     """
-    if not isinstance(step_size, jax.core.Tracer):
+    if is_concrete(step_size):
         step_size = positive("step_size", step_size)
     marks = _marks(record, positive_int("num_steps", num_steps))
     _check_batches(risk, batch_size, key)
@@ -75,7 +77,7 @@ def descend(
     run = _run_in_pieces if progress else _run_whole
     state, rows = run(problem, jnp.asarray(marks))
     trajectory = _record(problem, rows, state, _method(optimiser, batch_size))
-    if not isinstance(rows.count, jax.core.Tracer):
+    if is_concrete(rows.count):
         trajectory = keep_first(trajectory, int(rows.count))
     return finish(trajectory, throw=throw)
 
@@ -87,7 +89,7 @@ def _method(optimiser, batch_size: int | None) -> str:
 
 
 class _Problem(eqx.Module):
-    risk: Callable[[Any], Array]
+    risk: Any
     trained: PyTree
     frozen: PyTree
     optimiser: Callable | optax.GradientTransformation
@@ -127,7 +129,7 @@ class _Problem(eqx.Module):
 
     def _value(self, params, step):
         net = eqx.combine(params, self.frozen)
-        if self.batch_size is None:
+        if self.batch_size is None or self.key is None:
             return self.risk(net)
         key = jax.random.fold_in(self.key, step)
         rows = jax.random.randint(key, (self.batch_size,), 0, self.risk.num_data)
@@ -181,7 +183,7 @@ _start = eqx.filter_jit(_Problem.start)
 
 def _run_in_pieces(problem: _Problem, marks):
     """The same run with a pause after every few recorded steps, to show where it is."""
-    size = -(-len(marks) // _PIECES)
+    size = _PIECE
     state, pieces, result = _start(problem), [], RESULTS.successful
     with progress_bar(int(marks[-1]), f"descent, h = {float(problem.step_size):.3g}") as bar:
         try:
@@ -208,6 +210,7 @@ def _join(pieces, times: int, problem: _Problem, result: RESULTS) -> _Rows:
         first = (jnp.zeros(1, int), jax.tree.map(lambda a: a[None], problem.trained))
         pieces = [(*first, jnp.zeros(1, problem.step_size.dtype))]
     filled = jax.tree.map(lambda *a: np.concatenate(a), *pieces)
+    times = -(-times // _PADDED_TO) * _PADDED_TO
     steps, params, dissipated = jax.tree.map(
         lambda a: jnp.asarray(np.pad(a, [(0, times - len(a))] + [(0, 0)] * (a.ndim - 1), "edge")),
         filled,

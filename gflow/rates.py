@@ -83,8 +83,10 @@ class Rate:
         return np.exp(self.best.log_constant + decay)
 
     def formula(self) -> str:
-        """The better law with its value and standard error, in words."""
-        number = f"{self.value:.4g} ± {self.std_error:.1g}"
+        """The better law, its value rounded to its standard error."""
+        digits = 9 if self.std_error <= 0 else -int(np.floor(np.log10(self.std_error)))
+        digits = min(max(digits, 0), 9)
+        number = f"{self.value:.{digits}f} ± {self.std_error:.1g}"
         return f"exp(-({number}) t)" if self.better == "exponential" else f"t^-({number})"
 
     def __repr__(self) -> str:
@@ -186,11 +188,12 @@ def _fit(x: np.ndarray, y: np.ndarray) -> Fit:
     # The decrease is 2 r half C e^{−r middle} sinhc(r half): a straight line but for the last.
     known = np.log(2 * half) if differences else 0.0
     slope = -np.polyfit(middle - middle.mean(), y - known, 1)[0]
+    tangent = middle - middle.mean()
     for _ in range(50 if differences else 1):
-        bend = known + _log_sinhc(slope * half)
-        tangent = -middle + half * _log_sinhc_slope(slope * half)
-        columns = np.stack([np.ones_like(tangent), tangent - tangent.mean()], axis=1)
-        constant, change = np.linalg.lstsq(columns, y - bend + slope * middle)[0]
+        tangent = half * _log_sinhc_slope(slope * half) - middle
+        tangent = tangent - tangent.mean()
+        residual = y - (known + _log_sinhc(slope * half) - slope * middle)
+        change = tangent @ (residual - residual.mean()) / (tangent @ tangent)
         slope += change
         if abs(change) <= 1e-14 * abs(slope):
             break
@@ -198,8 +201,7 @@ def _fit(x: np.ndarray, y: np.ndarray) -> Fit:
     constant = residual.mean()
     residual = residual - constant
     freedom = len(y) - 2
-    spread = np.sum(columns[:, 1] ** 2)
-    error = float(np.sqrt(residual @ residual / freedom / spread))
+    error = float(np.sqrt(residual @ residual / freedom / (tangent @ tangent)))
     reach = student_t(freedom) * error
     with np.errstate(divide="ignore", invalid="ignore"):
         log_constant = float(constant - (np.log(slope) if differences else 0.0))

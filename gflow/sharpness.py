@@ -43,8 +43,10 @@ def sharpness(
     start = np.random.default_rng(0).normal(size=size).astype(theta.dtype)
     if not product(start).any():
         return 0.0
-    operator = LinearOperator((size, size), matvec=product, dtype=np.dtype(theta.dtype))
-    return float(eigsh(operator, k=1, which="LA", v0=start, tol=tol)[0][0])
+    # SciPy's annotations know neither the constructor nor a fractional tolerance.
+    operator = LinearOperator((size, size), matvec=product, dtype=np.dtype(theta.dtype))  # pyright: ignore
+    values = eigsh(operator, k=1, which="LA", v0=start, tol=tol, return_eigenvectors=False)  # pyright: ignore
+    return float(values[0])
 
 
 @eqx.filter_jit

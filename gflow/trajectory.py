@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from gflow.arguments import is_concrete
 from gflow.gradients import squared_norm
 from gflow.networks import ShallowNet
 
@@ -135,11 +136,14 @@ class Trajectory(eqx.Module):
             "risk": f"{risk[0]:.6g} → {risk[-1]:.6g}",
             "gradient norm": f"{grad_norm[0]:.4g} → {grad_norm[-1]:.4g}",
             "steps": steps,
-            **{n: f"{float(self.stats[n]):g}" for n in ("step_size", "rtol", "atol") if n in self.stats},
-            "energy drift": f"{np.nanmax(np.abs(self.diagnostics.energy)):.2g}",
         }
-        if self.diagnostics.balance is not None:
-            facts["balance drift"] = f"{np.nanmax(np.abs(self.diagnostics.balance)):.2g}"
+        for name in ("step_size", "rtol", "atol"):
+            if name in self.stats:
+                facts[name.replace("_", " ")] = f"{float(self.stats[name]):g}"
+        if self.kind == "flow":
+            facts["energy drift"] = f"{np.nanmax(np.abs(self.diagnostics.energy)):.2g}"
+            if self.diagnostics.balance is not None:
+                facts["balance drift"] = f"{np.nanmax(np.abs(self.diagnostics.balance)):.2g}"
         return facts | {"result": self.message}
 
     def __repr__(self) -> str:
@@ -167,7 +171,7 @@ class Trajectory(eqx.Module):
         """
         import xarray
 
-        variables = {
+        variables: dict[str, tuple] = {
             "risk": ("time", np.asarray(self.risk), {"long_name": "risk"}),
             "grad_norm": ("time", np.asarray(self.grad_norm), {"long_name": "gradient norm"}),
             "energy": (
@@ -276,20 +280,16 @@ def keep_first(trajectory: Trajectory, count: int) -> Trajectory:
     )
 
 
-def _concrete(tree: PyTree) -> bool:
-    return not any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(tree))
-
-
 def _single(trajectory: Trajectory) -> bool:
     """False under a trace and for trajectories with batch axes, as from `jax.vmap`."""
-    return _concrete(trajectory) and trajectory.ts.ndim == 1
+    return is_concrete(trajectory) and trajectory.ts.ndim == 1
 
 
 def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:
     """Raises `TrajectoryError` if asked to and the run failed; under a trace, an equinox error."""
     if not throw:
         return trajectory
-    if _concrete(trajectory.result):
+    if is_concrete(trajectory.result):
         if not trajectory.succeeded:
             raise TrajectoryError(trajectory)
         return trajectory

@@ -12,14 +12,23 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from gflow.arguments import ArgumentError, Described, finite, one_of, positive, positive_int
+from gflow.arguments import (
+    ArgumentError,
+    Described,
+    finite,
+    is_concrete,
+    one_of,
+    positive,
+    positive_int,
+)
 from gflow.flow.solvers import as_solver, controller, num_field_evaluations
 from gflow.flow.stop import Stop, as_stop, stop_result
 from gflow.networks import split_trainable
 from gflow.progress import progress_bar
 from gflow.trajectory import RESULTS, Trajectory, finish, keep_first, record
 
-_PIECES = 20
+# Saved times between pauses for the progress bar.
+_PIECE = 16
 
 
 def solve_flow(
@@ -80,14 +89,13 @@ def solve_flow(
     trained, frozen = split_trainable(net, trainable)
     y0, _ = ravel_pytree(trained)
     _check_start(y0)
-    t0, t1, ts = _times(t0, t1, ts, y0.dtype)
-    rtol, atol = _tolerances(rtol, atol, y0.dtype)
-    problem = _Problem(risk, trained, frozen, solver, stop, rtol, atol)
+    start, end, times = _times(t0, t1, ts, y0.dtype)
+    problem = _Problem(risk, trained, frozen, solver, stop, *_tolerances(rtol, atol, y0.dtype))
 
     solve = _solve_in_pieces if progress else _solve_whole
-    piece = solve(problem, y0, t0, t1, ts, max_steps)
+    piece = solve(problem, y0, start, end, times, max_steps)
     trajectory = _record(problem, piece, f"gradient flow, {type(solver).__name__}")
-    if not isinstance(piece.count, jax.core.Tracer):
+    if is_concrete(piece.count):
         trajectory = keep_first(trajectory, int(piece.count))
     return finish(trajectory, throw=throw)
 
@@ -151,10 +159,10 @@ def _integrate(problem: _Problem, y0, t0, t1, ts, max_steps: int) -> _Piece:
         max_steps=max_steps,
         throw=False,
     )
+    assert solution.ts is not None and solution.ys is not None
     (saved_ts, last_ts), (saved_ys, last_ys) = solution.ts, solution.ys
     t_end, y_end = last_ts[0], last_ys[0]
-    fired = solution.event_mask if events else {}
-    result = _translate(solution.result, fired, problem, y_end)
+    result = _translate(solution.result, solution.event_mask or {}, problem, y_end)
     count = jnp.sum(jnp.isfinite(saved_ts))
     early = (count < ts.shape[0]) & (t_end > jnp.where(count > 0, saved_ts[count - 1], -jnp.inf))
     slot = jnp.where(early, count, ts.shape[0])
@@ -169,7 +177,7 @@ def _integrate(problem: _Problem, y0, t0, t1, ts, max_steps: int) -> _Piece:
     )
 
 
-def _translate(result, fired, problem: _Problem, y_end) -> RESULTS:
+def _translate(result, fired: dict[str, Array], problem: _Problem, y_end) -> RESULTS:
     """diffrax's result as ours."""
     finite = jnp.isfinite(problem.field(0.0, y_end, None)).all()
     stuck = RESULTS.where(finite, RESULTS.step_size_underflow, RESULTS.nonfinite)
@@ -188,7 +196,7 @@ def _solve_whole(problem: _Problem, theta0, t0, t1, ts, max_steps: int) -> _Piec
 def _solve_in_pieces(problem: _Problem, theta0, t0, t1, ts, max_steps: int) -> _Piece:
     """The same solve with a pause after every few saved times, to show where it is."""
     y = jnp.append(theta0, jnp.zeros((), theta0.dtype))
-    size = -(-len(ts) // _PIECES)
+    size = _PIECE
     pieces, t, result = [], t0, RESULTS.successful
     with progress_bar(len(ts), "gradient flow") as bar:
         try:
@@ -259,7 +267,7 @@ def _record(problem: _Problem, piece: _Piece, method: str) -> Trajectory:
 
 
 def _check_start(theta: Array) -> None:
-    if isinstance(theta, jax.core.Tracer):
+    if not is_concrete(theta):
         return
     if not np.isfinite(np.asarray(theta)).all():
         raise ArgumentError(
@@ -275,7 +283,7 @@ def _check_start(theta: Array) -> None:
 
 
 def _times(t0, t1, ts, dtype) -> tuple[Array, Array, Array]:
-    if not any(isinstance(t, jax.core.Tracer) for t in (t0, t1)):
+    if is_concrete(t0, t1):
         t0 = finite("t0", t0)
         if finite("t1", t1) <= t0:
             raise ArgumentError("t1", t1, f"a finite time after t0 = {t0:g}")
@@ -285,7 +293,7 @@ def _times(t0, t1, ts, dtype) -> tuple[Array, Array, Array]:
         first = jnp.minimum(1e-3, 1e-5 * span)
         ts = t0 + jnp.append(0.0, first * (span / first) ** jnp.linspace(0.0, 1.0, 199))
         ts = ts.at[-1].set(t1)
-    elif not isinstance(ts, jax.core.Tracer):
+    elif is_concrete(ts):
         ts = _given_times(ts, t0, t1)
     return jnp.asarray(t0, dtype), jnp.asarray(t1, dtype), jnp.asarray(ts, dtype)
 
@@ -300,9 +308,8 @@ def _given_times(ts, t0, t1) -> np.ndarray:
         raise ArgumentError("ts", Described(f"an array of shape {times.shape}"), wanted)
     if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
         raise ArgumentError("ts", Described(f"{times}"), wanted)
-    if not any(isinstance(t, jax.core.Tracer) for t in (t0, t1)):
-        if times[0] < t0 or times[-1] > t1:
-            raise ArgumentError("ts", Described(f"times {times[0]:g} to {times[-1]:g}"), wanted)
+    if is_concrete(t0, t1) and (times[0] < t0 or times[-1] > t1):
+        raise ArgumentError("ts", Described(f"times {times[0]:g} to {times[-1]:g}"), wanted)
     return times
 
 
@@ -312,7 +319,7 @@ def _tolerances(rtol, atol, dtype) -> tuple[Array, Array]:
     for name, value, default in zip(("rtol", "atol"), (rtol, atol), defaults):
         if value is None:
             value = default
-        elif not isinstance(value, jax.core.Tracer):
+        elif is_concrete(value):
             value = positive(name, value)
         chosen.append(jnp.asarray(value, dtype))
     return chosen[0], chosen[1]

@@ -21,9 +21,8 @@ def controller(rtol, atol, span) -> diffrax.PIDController:
 
     Below a step of 1e-3 roundings of the time span the solve ends rather than shrink for ever.
     """
-    return diffrax.PIDController(
-        rtol, atol, norm=_finite_rms, dtmin=1e-3 * jnp.finfo(span.dtype).eps * span, force_dtmin=False
-    )
+    least = 1e-3 * jnp.finfo(span.dtype).eps * span
+    return diffrax.PIDController(rtol, atol, norm=_finite_rms, dtmin=least, force_dtmin=False)
 
 
 def _finite_rms(error: Float[Array, " size"]) -> Float[Array, ""]:
@@ -39,5 +38,7 @@ def num_field_evaluations(solver: diffrax.AbstractSolver, num_steps, num_solves=
     """
     if not isinstance(solver, diffrax.AbstractERK):
         return None
-    reused = int(solver.tableau.fsal)
-    return num_steps * (solver.tableau.num_stages - reused) + num_solves * (2 + reused)
+    tableau = solver.tableau
+    assert isinstance(tableau, diffrax.ButcherTableau)
+    reused = int(tableau.fsal)
+    return num_steps * (tableau.num_stages - reused) + num_solves * (2 + reused)

@@ -31,17 +31,12 @@ class Stop(eqx.Module):
 
     def conditions(self, risk_and_grad_norm: Callable) -> dict[str, Callable]:
         """For each criterion in use, the name of its `RESULTS` member and a condition of (θ)."""
-        tests = {
-            "reached_grad_norm": (self.grad_norm, lambda y: risk_and_grad_norm(y)[1]),
-            "reached_risk": (self.risk, lambda y: risk_and_grad_norm(y)[0]),
-        }
-        conditions = {
-            name: (lambda y, bound=bound, of=of: of(y) <= bound)
-            for name, (bound, of) in tests.items()
-            if bound is not None
-        }
-        if self.param_norm is not None:
-            bound = self.param_norm
+        conditions: dict[str, Callable] = {}
+        if self.grad_norm is not None:
+            conditions["reached_grad_norm"] = lambda y: risk_and_grad_norm(y)[1] <= self.grad_norm
+        if self.risk is not None:
+            conditions["reached_risk"] = lambda y: risk_and_grad_norm(y)[0] <= self.risk
+        if (bound := self.param_norm) is not None:
             conditions["reached_param_norm"] = lambda y: jnp.sqrt(jnp.sum(y**2)) >= bound
         return conditions
 

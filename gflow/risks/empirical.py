@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from gflow.arguments import ArgumentError, Described, finite_entries
+from gflow.arguments import ArgumentError, Described, finite_entries, is_concrete
 from gflow.risks.base import Risk
 
 
@@ -113,7 +113,7 @@ def _as_array(name: str, value: Any) -> Array:
         array = jnp.asarray(value)
     except (TypeError, ValueError):
         raise ArgumentError(name, value, "an array of numbers") from None
-    if not isinstance(array, jax.core.Tracer) and jnp.issubdtype(array.dtype, jnp.inexact):
+    if is_concrete(array) and jnp.issubdtype(array.dtype, jnp.inexact):
         finite_entries(name, np.asarray(array))
     return array
 
@@ -128,7 +128,7 @@ def _as_floats(name: str, value: Any) -> Array:
 def _check_data(x: Array, y: Array) -> None:
     if x.ndim != 2:
         hint = "; `x[:, None]` makes one feature of a flat array" if x.ndim == 1 else ""
-        raise ArgumentError("x", np.empty(x.shape), f"shape (n, in_size){hint}")
+        raise ArgumentError("x", Described(f"shape {x.shape}"), f"shape (n, in_size){hint}")
     if x.shape[0] == 0 or x.shape[1] == 0:
         raise ArgumentError("x", Described(f"shape {x.shape}"), "at least one row and one column")
     if y.ndim not in (1, 2) or y.shape[0] != x.shape[0]:
@@ -139,7 +139,7 @@ def _check_data(x: Array, y: Array) -> None:
 def _check_labels(y: Array) -> None:
     if y.ndim != 1:
         raise ArgumentError("y", Described(f"shape {y.shape}"), "shape (n,) for the logistic loss")
-    if not isinstance(y, jax.core.Tracer):
+    if is_concrete(y):
         values = np.unique(np.asarray(y))
         if not np.isin(values, (-1.0, 1.0)).all():
             raise ArgumentError(
@@ -151,7 +151,7 @@ def _as_weights(weights: Any, n: int) -> Array:
     weights = _as_floats("weights", weights)
     if weights.shape != (n,):
         raise ArgumentError("weights", Described(f"shape {weights.shape}"), f"shape ({n},)")
-    if not isinstance(weights, jax.core.Tracer):
+    if is_concrete(weights):
         values = np.asarray(weights)
         if values.min() < 0 or values.sum() <= 0:
             got = Described(f"smallest {values.min():g}, sum {values.sum():g}")

@@ -1,0 +1,112 @@
+"""The command line: `gflow run` and `gflow report`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from gflow.arguments import ArgumentError
+from gflow.config import Config, read_config
+
+if TYPE_CHECKING:
+    from gflow.store import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCommand:
+    """Follow the gradient flow and gradient descent on a table, and write a report."""
+
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+    config: Path | None = None
+    """A TOML file with the same fields; options on the command line count more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportCommand:
+    """Write report.html of a run directory again."""
+
+    directory: tyro.conf.Positional[Path]
+    """The run directory."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point. Exits with 0, 1 (the flow did not reach its end), 2 (bad input) or 130
+    (interrupted)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        sys.exit(_dispatch(arguments))
+    except ArgumentError as error:
+        print(f"gflow: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("gflow: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command = tyro.cli(
+        Annotated[RunCommand, tyro.conf.subcommand("run", default=_run_defaults(arguments))]
+        | Annotated[ReportCommand, tyro.conf.subcommand("report")],
+        args=arguments,
+        prog="gflow",
+        description="Gradient flow of neural networks against gradient descent.",
+    )
+    return _report(command) if isinstance(command, ReportCommand) else _run(command)
+
+
+def _run_defaults(arguments: list[str]) -> RunCommand:
+    """The defaults of the options: those of the file after --config, if there is one."""
+    for k, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            value = value if equals else "".join(arguments[k + 1 : k + 2])
+            return RunCommand(read_config(Path(value)), Path(value))
+    return RunCommand(Config())
+
+
+def _run(command: RunCommand) -> int:
+    from gflow.experiment import run
+
+    result, directory = run(command.settings, say=lambda text: print(text, file=sys.stderr))
+    _print_summary(result)
+    print(f"Report: {directory / 'report.html'}")
+    if result.status == "interrupted":
+        print(f"Interrupted: {directory} holds what was computed until then.", file=sys.stderr)
+        return 130
+    return 0 if result.flow is not None and result.flow.succeeded else 1
+
+
+def _report(command: ReportCommand) -> int:
+    import jax
+
+    from gflow.report import write_report
+
+    with jax.enable_x64(True):
+        print(f"Report: {write_report(command.directory)}")
+    return 0
+
+
+def _print_summary(run: "Run") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from gflow.analysis import COLUMNS, analyse, rows
+
+    analysis = analyse(run)
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else 132, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD if terminal else box.ASCII2, title_justify="left")
+    for k, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if k in (0, len(COLUMNS) - 1) else "right")
+    for row in rows(run, analysis):
+        table.add_row(*row)
+    console.print(table)
+    if run.flow is not None:
+        facts = run.flow.summary()
+        drifts = ", ".join(f"{name} {facts[name]}" for name in facts if name.endswith("drift"))
+        console.print(f"Flow: {drifts} (zero along an exact flow)")
+    if analysis.order is not None:
+        console.print(f"Descent follows the flow with {analysis.order!r}; theory: 1")

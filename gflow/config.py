@@ -1,0 +1,153 @@
+"""The configuration of the main job: one dataclass, from the command line or a TOML file."""
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gflow.activations import as_activation
+from gflow.arguments import (
+    ArgumentError,
+    Described,
+    one_of,
+    positive,
+    positive_int,
+)
+from gflow.networks import named_initialisation
+
+SOLVERS = {
+    "tsit5": "Tsit5",
+    "dopri5": "Dopri5",
+    "dopri8": "Dopri8",
+    "bosh3": "Bosh3",
+    "heun": "Heun",
+    "kvaerno3": "Kvaerno3",
+    "kvaerno5": "Kvaerno5",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the main job runs."""
+
+    data: str = "diabetes"
+    """The data: "diabetes" (442 rows, 10 features); a .csv or .parquet file; or a target in one
+    dimension on [-1, 1]: tent, absolute_value, step, affine, parabola, zigzag, wave."""
+    target: str | None = None
+    """The column of the file to predict."""
+    standardise: bool = True
+    """Give features and target mean 0 and standard deviation 1."""
+    num_points: int = 100
+    """Number of equally spaced points of a target in one dimension."""
+    width: int = 32
+    """Number of hidden units."""
+    activation: str = "relu"
+    """Activation: relu, leaky_relu, leaky_relu(0.1), identity, tanh, sigmoid, softplus, silu, gelu,
+    erf."""
+    init: str = "he"
+    """Initialisation: he, standard_normal, ntk, mean_field."""
+    scale: float = 1.0
+    """Factor on all initial parameters."""
+    bias: bool = True
+    """Hidden and output biases."""
+    seed: int = 0
+    """Seed of the initial parameters."""
+    t1: float = 20.0
+    """Final flow time; a gradient-descent step of size h is flow time h."""
+    num_times: int = 200
+    """Number of logarithmic times to save the flow at, besides those of the descents."""
+    rtol: float | None = None
+    """Relative tolerance of the flow; by default 1e-8, or 1e-6 where ReLU kinks are ignored, and
+    1e-4 in float32."""
+    atol: float | None = None
+    """Absolute tolerance of the flow; by default a hundredth of the relative one."""
+    solver: str = "tsit5"
+    """Solver of the flow: tsit5, dopri5, dopri8, bosh3, heun, kvaerno3, kvaerno5."""
+    kinks: Literal["ignore"] = "ignore"
+    """How the flow treats ReLU kinks: "ignore" integrates across them."""
+    max_steps: int = 1_000_000
+    """Budget of solver steps."""
+    step_fractions: tuple[float, ...] = (0.8, 0.4, 0.2, 0.1, 0.05, 0.025)
+    """Step sizes of gradient descent as fractions of 2/sharpness at the start."""
+    precision: Literal["float64", "float32"] = "float64"
+    """Floating-point type of everything."""
+    out: str | None = None
+    """The run directory; by default a new one in runs/, named by date and time."""
+    overwrite: bool = False
+    """Replace the run directory if there is one."""
+
+    def validated(self) -> "Config":
+        """This configuration, with plain numbers where they belong.
+
+        **Raises:** `ArgumentError` for the first field that cannot be used.
+        """
+        for name in ("data", "activation", "init"):
+            if not isinstance(getattr(self, name), str):
+                raise ArgumentError(name, getattr(self, name), "text")
+        for name in ("target", "out"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ArgumentError(name, getattr(self, name), "text")
+        for name in ("standardise", "bias", "overwrite"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentError(name, getattr(self, name), "true or false")
+        as_activation(self.activation)
+        named_initialisation(self.init, 1, 1)
+        one_of("solver", self.solver, SOLVERS)
+        one_of("kinks", self.kinks, ["ignore"])
+        one_of("precision", self.precision, ["float64", "float32"])
+        seed = positive_int("seed", self.seed, least=0)
+        fractions = self.step_fractions
+        if not isinstance(fractions, (list, tuple)):
+            raise ArgumentError("step_fractions", fractions, "a list of numbers")
+        return dataclasses.replace(
+            self,
+            num_points=positive_int("num_points", self.num_points, least=2),
+            width=positive_int("width", self.width),
+            scale=positive("scale", self.scale),
+            seed=seed,
+            t1=positive("t1", self.t1),
+            num_times=positive_int("num_times", self.num_times, least=8),
+            rtol=None if self.rtol is None else positive("rtol", self.rtol),
+            atol=None if self.atol is None else positive("atol", self.atol),
+            max_steps=positive_int("max_steps", self.max_steps),
+            step_fractions=tuple(
+                sorted({positive("step_fractions", f) for f in fractions}, reverse=True)
+            ),
+        )
+
+
+def read_config(path: Path) -> Config:
+    """The configuration in a TOML file; fields that are not in it have their defaults.
+
+    **Raises:** `ArgumentError` for a file that is not there or not TOML, or a key that is no field,
+    with the nearest one.
+    """
+    if not path.is_file():
+        raise ArgumentError("config", Described(f"{path}: no such file"), "a TOML file")
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        got = Described(f"{path}, which is not TOML ({error})")
+        raise ArgumentError("config", got, "lines like `width = 32`") from None
+    return from_dict(values, f" in {path}")
+
+
+def from_dict(values: dict[str, Any], where: str = "") -> Config:
+    """The configuration of these fields; the others have their defaults."""
+    known = [field.name for field in dataclasses.fields(Config)]
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1, cutoff=0.0)
+            wanted = f"a known field; the nearest is {close[0]!r}"
+            raise ArgumentError("config", Described(f"unknown key {key!r}{where}"), wanted)
+    if isinstance(values.get("step_fractions"), list):
+        values = values | {"step_fractions": tuple(values["step_fractions"])}
+    return Config(**values)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The fields as TOML can hold them: without those that are None."""
+    fields = {name: value for name, value in vars(config).items() if value is not None}
+    return fields | {"step_fractions": [float(f) for f in config.step_fractions]}

@@ -1,0 +1,201 @@
+"""The main job: gradient flow against gradient descent on a table."""
+
+import datetime
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import diffrax
+import jax
+import numpy as np
+
+from gflow.activations import as_activation
+from gflow.config import SOLVERS, Config
+from gflow.data import load_table
+from gflow.descent import descend
+from gflow.flow import solve_flow
+from gflow.networks import ShallowNet
+from gflow.provenance import provenance
+from gflow.report import write_report
+from gflow.risks import EmpiricalRisk
+from gflow.sharpness import sharpness
+from gflow.store import Descent, Run, check_vacant, new_directory, save_run
+
+
+def run(config: Config, *, say: Callable[[str], None] = lambda text: None) -> tuple[Run, Path]:
+    """Runs the main job and writes its run directory.
+
+    Loads the data, follows the gradient flow to `t1`, runs gradient descent at step sizes given as
+    fractions of 2/sharpness over the same span, and writes configuration, trajectories and report.
+    Ctrl-C, or an error on the way, leaves what was computed until then in the same form.
+
+    **Arguments:**
+
+    - `config`: what to run.
+    - `say`: is called with each thing the user should know at once.
+
+    **Returns:** the run, and its directory.
+
+    **Raises:** `ArgumentError` for a configuration or data that cannot be used.
+    """
+    config = config.validated()
+    with jax.enable_x64(config.precision == "float64"):
+        directory = Path(config.out) if config.out else _fresh_directory()
+        check_vacant(directory, config.overwrite)
+        table = load_table(
+            config.data,
+            config.target,
+            standardise=config.standardise,
+            num_points=config.num_points,
+        )
+        result = Run(config, table, provenance())
+        try:
+            _compute(result, say)
+        except KeyboardInterrupt:
+            result.status = "interrupted"
+        except BaseException:
+            result.status = "failed"
+            raise
+        finally:
+            if result.flow is not None or result.status != "failed":
+                with new_directory(directory, config.overwrite) as partial:
+                    save_run(result, partial)
+                    write_report(partial)
+    return result, directory
+
+
+def _fresh_directory() -> Path:
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
+    directory, again = Path("runs") / stamp, 1
+    while directory.exists():
+        again += 1
+        directory = Path("runs") / f"{stamp}_{again}"
+    return directory
+
+
+def _compute(run: Run, say: Callable[[str], None]) -> None:
+    """Fills in the trajectories, one after the other, so that an interrupt leaves those done."""
+    config = run.config
+    x, y = (np.asarray(a, config.precision) for a in (run.table.x, run.table.y))
+    risk = EmpiricalRisk(x, y)
+    net = ShallowNet(
+        x.shape[1],
+        config.width,
+        key=jax.random.key(config.seed),
+        activation=config.activation,
+        init=config.init,
+        scale=config.scale,
+        use_bias=config.bias,
+        dtype=config.precision,
+    )
+    run.sharpness = sharpness(risk, net)
+    plan = _plan(run, say)
+    with _timed(run, "flow"):
+        run.flow = solve_flow(
+            risk,
+            net,
+            t1=config.t1,
+            ts=_saved_times(config, plan),
+            rtol=_rtol(config),
+            atol=config.atol or 1e-2 * _rtol(config),
+            solver=getattr(diffrax, SOLVERS[config.solver])(),
+            kinks=config.kinks,
+            max_steps=config.max_steps,
+            progress=True,
+            throw=False,
+        )
+    _report_trouble(run, "The flow", run.flow, say)
+    for fraction, step_size, marks in plan:
+        descent = Descent(fraction, step_size, run.flow)
+        with _timed(run, descent.label):
+            descent.trajectory = descend(
+                risk,
+                net,
+                step_size=step_size,
+                num_steps=int(marks[-1]),
+                record=marks,
+                progress=True,
+                throw=False,
+            )
+        run.descents.append(descent)
+        _report_trouble(run, f"Gradient descent with {descent.label}", descent.trajectory, say)
+
+
+class _timed:
+    def __init__(self, run: Run, label: str):
+        self.run, self.label = run, label
+
+    def __enter__(self):
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.run.seconds[self.label] = time.perf_counter() - self.start
+
+
+def _report_trouble(run: Run, who: str, trajectory, say) -> None:
+    if trajectory.result_name == "interrupted":
+        raise KeyboardInterrupt
+    if not trajectory.succeeded:
+        text = f"{who} got to t = {float(trajectory.ts[-1]):.4g}: {trajectory.message}."
+        run.notes.append(text)
+        say(text)
+
+
+def _rtol(config: Config) -> float:
+    if config.rtol is not None:
+        return config.rtol
+    if config.precision == "float32":
+        return 1e-4
+    # Across ignored kinks a tighter tolerance costs many more steps and gains few digits.
+    return 1e-6 if as_activation(config.activation).kinked else 1e-8
+
+
+def _plan(run: Run, say) -> list[tuple[float, float, np.ndarray]]:
+    """For each descent the fraction of 2/sharpness, the step size and the steps to record.
+
+    Step sizes are made a little smaller than asked for, so that t1 is a whole number of steps and,
+    where the fractions allow it, the times of the larger steps are times of the smaller ones, too.
+    """
+    config, fractions = run.config, run.config.step_fractions
+    if not fractions:
+        return []
+    if not run.sharpness > 0:
+        text = (
+            f"No descents: the largest Hessian eigenvalue at the start is {run.sharpness:g}, so "
+            "there is no 2/sharpness to choose step sizes by."
+        )
+        run.notes.append(text)
+        say(f"Warning: {text}")
+        return []
+    limit = 2 / run.sharpness
+    coarsest = max(1, int(np.ceil(config.t1 / (fractions[0] * limit) - 1e-9)))
+    log_times = np.geomspace(1, coarsest, config.num_times)
+    plan = []
+    for fraction in fractions:
+        ratio = fractions[0] / fraction
+        nested = abs(ratio - round(ratio)) < 1e-9 * ratio
+        num_steps = round(ratio) * coarsest if nested else int(np.ceil(coarsest * ratio - 1e-9))
+        early = np.geomspace(1, max(1, num_steps // coarsest), 12)
+        late = np.round(log_times) * (num_steps / coarsest)
+        marks = np.unique(np.round(np.concatenate([[0], early, late])).astype(int))
+        plan.append((fraction, config.t1 / num_steps, marks))
+        if fraction >= 1:
+            text = (
+                f"The step size {plan[-1][1]:.4g} is {fraction:g} of 2/sharpness = {limit:.4g}: "
+                "gradient descent is unstable at the start."
+            )
+            run.notes.append(text)
+            say(f"Warning: {text}")
+    return plan
+
+
+def _saved_times(config: Config, plan) -> np.ndarray:
+    """Logarithmic times together with all times that the descents record."""
+    first = min(1e-3, 1e-5 * config.t1)
+    times = [np.append(0.0, np.geomspace(first, config.t1, config.num_times - 1))]
+    times += [np.minimum(marks * step_size, config.t1) for _, step_size, marks in plan]
+    times = np.unique(np.concatenate(times).astype(config.precision))
+    times[-1] = config.t1
+    # Times that differ by rounding only are one.
+    apart = np.diff(times) > 4 * np.finfo(times.dtype).eps * times[1:]
+    return times[np.append(apart, True)]

@@ -1,0 +1,191 @@
+"""Figures. Each function draws into `ax` (a new one if None) and returns it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LogNorm, to_rgba
+from matplotlib.ticker import NullLocator
+
+from gflow.arguments import ArgumentError, Described
+from gflow.compare import Gap, Order
+from gflow.networks import ShallowNet
+from gflow.trajectory import Trajectory
+
+FLOW = "black"
+ACTIVE, NEGATIVE = "#c44536", "#2a6f97"
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def _named(items: Any, name: str) -> dict[str, Any]:
+    return dict(items) if isinstance(items, Mapping) else {name: items}
+
+
+def _colours(count: int) -> np.ndarray:
+    """A sequence of colours from light (first) to dark (last)."""
+    return plt.get_cmap("viridis_r")(np.linspace(0.15, 0.95, max(count, 1)))
+
+
+def _along_time(curves: dict[str, tuple], ax: Axes, ylabel: str) -> Axes:
+    """Curves of positive values against flow time on logarithmic axes; the flow is drawn last."""
+    descents = [name for name, (_, _, kind) in curves.items() if kind != "flow"]
+    colours = dict(zip(descents, _colours(len(descents))))
+    for name, (ts, values, kind) in curves.items():
+        ts, values = np.asarray(ts), np.asarray(values)
+        # Divergence to 1e300 would flatten everything else.
+        shown = (ts > 0) & np.isfinite(values) & (values > 0)
+        style = {"color": colours.get(name, FLOW), "label": name, "lw": 1.6}
+        if kind == "flow":
+            style |= {"lw": 1.4, "ls": (0, (5, 2)), "zorder": 3}
+        ax.plot(ts[shown], values[shown], **style)
+    ax.set(xscale="log", yscale="log", xlabel="flow time t", ylabel=ylabel)
+    if len(curves) > 1:
+        ax.legend(frameon=False, fontsize="small")
+    ax.grid(alpha=0.25, lw=0.6)
+    return ax
+
+
+def risk(
+    trajectories: Trajectory | Mapping[str, Trajectory],
+    *,
+    limit: float = 0.0,
+    ax: Axes | None = None,
+) -> Axes:
+    """L(θ(t)) − `limit` against t, for one trajectory or several by label."""
+    curves = {
+        name: (t.ts, np.asarray(t.risk) - limit, t.kind)
+        for name, t in _named(trajectories, "flow").items()
+    }
+    ax = _along_time(curves, _axes(ax), "risk L" if limit == 0 else f"L − {limit:.4g}")
+    top = max((float(v[0]) for _, v, _ in curves.values()), default=1.0)
+    if ax.get_ylim()[1] > 1e3 * top > 0:
+        ax.set_ylim(top=10 * top)
+    return ax
+
+
+def grad_norm(
+    trajectories: Trajectory | Mapping[str, Trajectory], *, ax: Axes | None = None
+) -> Axes:
+    """‖G(θ(t))‖ against t, for one trajectory or several by label."""
+    named = _named(trajectories, "flow")
+    curves = {name: (t.ts, t.grad_norm, t.kind) for name, t in named.items()}
+    return _along_time(curves, _axes(ax), "gradient norm ‖G‖")
+
+
+def distance(gaps: Gap | Mapping[str, Gap], *, ax: Axes | None = None) -> Axes:
+    """‖θ_descent(t) − θ_flow(t)‖ against t, for one gap or several by label."""
+    curves = {name: (g.ts, g.distance, "descent") for name, g in _named(gaps, "gap").items()}
+    return _along_time(curves, _axes(ax), "distance to the flow")
+
+
+def order(observed: Order, others: tuple[Any, Any] = ((), ()), *, ax: Axes | None = None) -> Axes:
+    """Distances against step size, with the line of slope 1 through the smallest step size.
+
+    `others` are step sizes and distances that were left out of the fit.
+    """
+    ax = _axes(ax)
+    h, d = np.array(observed.step_sizes), np.array(observed.distances)
+    every = np.concatenate([h, np.asarray(others[0], dtype=float)])
+    reach = np.array([every.min(), every.max()])
+    k = np.argmin(h)
+    ax.plot(reach, d[k] * reach / h[k], color="0.6", lw=1, label="slope 1", zorder=1)
+    low, high = observed.interval
+    label = f"order {observed.value:.3f} ({low:.3f} to {high:.3f})"
+    ax.plot(h, d, "o", color=FLOW, label=label)
+    if len(others[0]):
+        ax.plot(*others, "o", color=FLOW, mfc="white", label="not in the fit")
+    ax.set(xscale="log", yscale="log", xlabel="step size h", ylabel="largest distance to the flow")
+    ax.set_xticks(every, [f"{size:.2g}" for size in every])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.legend(frameon=False, fontsize="small")
+    ax.grid(alpha=0.25, lw=0.6, which="both")
+    return ax
+
+
+def learned_function(
+    trajectory: Trajectory,
+    x: Any = None,
+    y: Any = None,
+    *,
+    num_curves: int = 12,
+    ax: Axes | None = None,
+) -> Axes:
+    """N(x) of a network with one input at logarithmic times, coloured by time; data as dots.
+
+    **Arguments:** `x`, shape (n,) or (n, 1), and `y`, shape (n,): the data, optional.
+    """
+    ax = _axes(ax)
+    x = None if x is None else np.ravel(np.asarray(x))
+    low, high = (-1.0, 1.0) if x is None else (x.min(), x.max())
+    margin = 0.04 * (high - low)
+    grid = np.linspace(low - margin, high + margin, 601).astype(np.asarray(trajectory.risk).dtype)
+    ts = np.asarray(trajectory.ts)
+    first = max(ts[-1] * 1e-4, ts[ts > 0][0])
+    wanted = np.geomspace(first, ts[-1], num_curves)
+    shown = np.unique(np.append(0, np.abs(ts[:, None] - wanted).argmin(axis=0)))
+    norm, colours = LogNorm(first, ts[-1]), plt.get_cmap("viridis_r")
+    evaluate = jax.jit(jax.vmap(lambda net, at: jax.vmap(net)(at), in_axes=(0, None)))
+    some = jax.tree.map(lambda a: a[shown], trajectory.params)
+    values = np.asarray(evaluate(some, grid[:, None]))
+    if values.ndim != 2:
+        raise ArgumentError("trajectory", Described("vector output"), "a network of scalar output")
+    if x is not None and y is not None:
+        ax.plot(x, np.asarray(y), ".", color="0.55", ms=5, label="data", zorder=1)
+    for index, curve in zip(shown, values):
+        if index == 0:
+            ax.plot(grid, curve, color="0.75", lw=1.2, ls=":", label="start")
+        else:
+            ax.plot(grid, curve, color=colours(norm(ts[index])), lw=1.3)
+    ax.set(xlabel="x", ylabel="N(x)")
+    ax.legend(frameon=False, fontsize="small")
+    _figure(ax).colorbar(ScalarMappable(norm, colours), ax=ax, label="flow time t")
+    return ax
+
+
+def unit_directions(trajectory: Trajectory, features: Any = (), *, ax: Axes | None = None) -> Axes:
+    """The paths of the hidden units |v_i| w_i in the plane of their two leading principal
+    directions at the end; a dot where each ends, coloured by the sign of its v_i.
+
+    `features` are the names of the inputs: their directions are drawn along the rim, the longest
+    six of them.
+    """
+    ax = _axes(ax)
+    net = trajectory.params
+    if not isinstance(net, ShallowNet) or np.ndim(net.v) != 2 or net.in_size < 2:
+        wanted = "one of a ShallowNet with two or more inputs and scalar output"
+        raise ArgumentError("trajectory", Described("another trajectory"), wanted)
+    w, v = np.asarray(net.w), np.asarray(net.v)
+    units = np.abs(v)[..., None] * w
+    _, singular, axes = np.linalg.svd(units[-1], full_matrices=False)
+    share = singular**2 / np.sum(singular**2)
+    paths = units @ axes[:2].T
+    reach = 1.08 * np.abs(paths).max()
+    colours = [to_rgba(ACTIVE if sign > 0 else NEGATIVE) for sign in v[-1]]
+    lines = LineCollection(list(paths.swapaxes(0, 1)), colors=colours, lw=0.8, alpha=0.55)
+    ax.add_collection(lines)
+    for sign, colour, text in ((1, ACTIVE, "v > 0"), (-1, NEGATIVE, "v < 0")):
+        those = np.sign(v[-1]) == sign
+        ax.plot(*paths[-1, those].T, "o", ms=4.5, color=colour, label=text)
+    inputs = axes[:2].T
+    for k in np.argsort(-np.linalg.norm(inputs, axis=1))[: 6 if len(features) else 0]:
+        tip = inputs[k] / np.linalg.norm(inputs, axis=1).max() * 0.85 * reach
+        ax.plot(*np.stack([0 * tip, tip], axis=1), color="0.8", lw=0.9, zorder=0)
+        ax.annotate(str(features[k]), tip, color="0.45", fontsize="small", ha="center", va="center")
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    ax.set_xlabel(f"first principal direction ({share[0]:.0%})")
+    ax.set_ylabel(f"second principal direction ({share[1]:.0%})")
+    ax.legend(frameon=False, fontsize="small")
+    ax.grid(alpha=0.25, lw=0.6)
+    return ax
+
+
+def _figure(ax: Axes) -> Any:
+    return ax.get_figure()

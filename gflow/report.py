@@ -1,0 +1,186 @@
+"""A run directory as one self-contained HTML page."""
+
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from gflow.analysis import COLUMNS, Analysis, analyse, rows
+from gflow.store import Run, load_run
+
+_STYLE = """
+:root { --ink: #1d1d1f; --soft: #6e6e73; --line: #d9d9de; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 68rem;
+       margin: 2.5rem auto; padding: 0 1.5rem; background: #fff; }
+h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+p.lead { color: var(--soft); margin-top: 0; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { text-align: right; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
+         white-space: nowrap; }
+th { font-weight: 600; } th:first-child, td:first-child, td:last-child, th:last-child
+{ text-align: left; }
+.facts td, .facts th { text-align: left; white-space: normal; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(27rem, 1fr));
+           gap: 1.2rem; }
+figure { margin: 0; } figure svg { width: 100%; height: auto; }
+figcaption { color: var(--soft); font-size: .88rem; }
+ul.notes { background: #fff8e6; padding: .7rem 1rem .7rem 2rem; border-radius: .4rem; }
+details { margin-top: 1rem; } pre { background: #f5f5f7; padding: .8rem; overflow-x: auto; }
+"""
+
+_LEGEND = (
+    "λ is the largest Hessian eigenvalue at the start; distances are Euclidean, over all "
+    "parameters, at matched times; seconds include compilation. The law is the better of an "
+    "exponential and a power law for the last decade of the decrease of the risk, with its "
+    "standard error. “?”: both laws fit about as well. “Still travelling”: neither law decays "
+    "to a limit yet, so that t1 is too early for a rate."
+)
+
+
+def write_report(directory: Path) -> Path:
+    """Writes `report.html` from the run directory's files, and returns its path."""
+    run = load_run(directory)
+    page = directory / "report.html"
+    page.write_text(render(run, (directory / "config.toml").read_text()), encoding="utf-8")
+    return page
+
+
+def render(run: Run, config: str) -> str:
+    """The page for a run: a summary, the table, the figures and the provenance."""
+    analysis = analyse(run)
+    parts = [
+        f"<h1>{html.escape(_title(run))}</h1>",
+        f'<p class="lead">{html.escape(_lead(run))}</p>',
+        _notes(run),
+        f"<p>{html.escape(_verdict(run, analysis))}</p>",
+        '<div class="wide">' + _table(COLUMNS, rows(run, analysis)) + "</div>",
+        f"<p>{_LEGEND}</p>",
+        '<h2>Figures</h2><div class="figures">',
+        *(_figure(svg, caption) for svg, caption in _figures(run, analysis)),
+        "</div>",
+        "<h2>How far to trust the flow</h2>" + _flow_facts(run),
+        "<h2>Provenance</h2>",
+        _facts({**run.provenance, "seed": str(run.config.seed)}),
+        f"<details><summary>Configuration</summary><pre>{html.escape(config)}</pre></details>",
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(_title(run))}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body></html>\n"
+    )
+
+
+def _title(run: Run) -> str:
+    return f"Gradient flow and gradient descent on {run.table.name}"
+
+
+def _lead(run: Run) -> str:
+    c, (n, d) = run.config, run.table.x.shape
+    features = f"{n} rows, {d} feature{'s' * (d > 1)}"
+    return (
+        f"One hidden layer of {c.width} {c.activation} units, initialisation {c.init}, seed "
+        f"{c.seed}; {features}, target {run.table.target}; mean of squares; flow time 0 to "
+        f"{c.t1:g}; sharpness λ = {run.sharpness:.4g}. {' '.join(run.table.notes)}"
+    )
+
+
+def _notes(run: Run) -> str:
+    notes = list(run.notes)
+    if run.status != "complete":
+        notes.insert(0, f"This run was {run.status}: it holds what was computed until then.")
+    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+def _verdict(run: Run, analysis: Analysis) -> str:
+    if run.flow is None:
+        return "The run ended before the flow had its first saved time."
+    text = f"The flow took the risk from {run.flow.risk[0]:.4g} to {run.flow.risk[-1]:.4g}."
+    if analysis.order is not None:
+        text += (
+            f" Descent follows it with {analysis.order!r} in the step size, by the largest distance"
+            " over the span; theory says 1."
+        )
+    return text
+
+
+def _table(columns, lines) -> str:
+    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
+        for line in lines
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _facts(facts: dict[str, str]) -> str:
+    lines = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+    )
+    return f'<table class="facts">{lines}</table>'
+
+
+def _flow_facts(run: Run) -> str:
+    if run.flow is None:
+        return "<p>There is no flow.</p>"
+    return (
+        _facts(run.flow.summary())
+        + "<p>The energy drift is L(θ(0)) − L(θ(t)) − ∫‖θ'‖², the balance drift that of "
+        "‖w‖² + b² − v² of each unit; along an exact flow both are zero.</p>"
+    )
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _figures(run: Run, analysis: Analysis) -> list[tuple[str, str]]:
+    """Each figure as SVG, with its caption."""
+    if run.flow is None:
+        return []
+    from gflow import plots
+
+    trajectories = {d.label: d.trajectory for d in run.descents} | {"flow": run.flow}
+    drawn: list[tuple[Any, str]] = [
+        (lambda ax: plots.risk(trajectories, ax=ax), "Risk of the flow and of the descents.")
+    ]
+    if analysis.gaps:
+        caption = "Distance of each descent to the flow at the same time."
+        drawn.append((lambda ax: plots.distance(analysis.gaps, ax=ax), caption))
+    observed = analysis.order
+    if observed is not None:
+        out = [d for d in run.descents if d.step_size not in observed.step_sizes]
+        others = (
+            [d.step_size for d in out],
+            [analysis.gaps[d.label].largest for d in out if d.trajectory.succeeded],
+        )
+        caption = "Largest distance against the step size: the order of descent as an integrator."
+        drawn.append((lambda ax: plots.order(observed, others, ax=ax), caption))
+    if run.table.x.shape[1] == 1:
+        flow, x, y = run.flow, run.table.x, run.table.y
+        caption = "The function along the flow."
+        drawn.append((lambda ax: plots.learned_function(flow, x, y, ax=ax), caption))
+    else:
+        flow, names = run.flow, run.table.features
+        caption = "The hidden units |v| w along the flow, from small to their place at the end."
+        drawn.append((lambda ax: plots.unit_directions(flow, names, ax=ax), caption))
+    return [(_svg(draw), caption) for draw, caption in drawn]
+
+
+def _svg(draw) -> str:
+    from matplotlib.figure import Figure
+
+    # Fixed ids keep a report made again identical.
+    with matplotlib.rc_context({"svg.hashsalt": "gflow", "font.size": 10}):
+        figure = Figure(figsize=(6, 4.2), layout="constrained")
+        draw(figure.add_subplot())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]

@@ -1,0 +1,209 @@
+"""Trajectories and runs on disk: Zarr stores that xarray opens, in one directory for each run."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from gflow.arguments import ArgumentError, Described
+from gflow.config import Config, read_config, to_dict
+from gflow.data import Table
+from gflow.networks import ShallowNet
+from gflow.trajectory import RESULTS, Diagnostics, Trajectory, named_parameters
+
+
+@dataclass
+class Descent:
+    """A descent of the main job: its step size, also as a fraction of 2/sharpness."""
+
+    fraction: float
+    step_size: float
+    trajectory: Trajectory
+
+    @property
+    def label(self) -> str:
+        return f"h = {self.step_size:.3g}"
+
+
+@dataclass
+class Run:
+    """All that the main job computed, as far as it got.
+
+    - `config`, `table`: what it ran on. `sharpness`: of the risk at the start.
+    - `flow`, `descents`: the trajectories.
+    - `status`: "complete", "interrupted" or "failed"; `notes`: what the user should know.
+    - `seconds`: wall time of each piece, compilation included; `provenance`: versions and so on.
+    """
+
+    config: Config
+    table: Table
+    provenance: dict[str, str]
+    sharpness: float = float("nan")
+    flow: Trajectory | None = None
+    descents: list[Descent] = field(default_factory=list)
+    status: str = "complete"
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def save_trajectory(trajectory: Trajectory, path: Path | str) -> None:
+    """Writes a trajectory as a Zarr store that `xarray.open_zarr(path)` opens."""
+    trajectory.to_xarray().to_zarr(str(path), mode="w-", zarr_format=2, consolidated=True)
+
+
+def load_trajectory(path: Path | str, like: PyTree = None) -> Trajectory:
+    """The trajectory in a Zarr store written by `save_trajectory`.
+
+    `like` is a network of the right structure; a `ShallowNet` needs none.
+    """
+    import xarray
+
+    with xarray.open_zarr(str(path), consolidated=True) as opened:
+        data = opened.load()
+    attributes = data.attrs
+    if like is None:
+        if "activation" not in attributes:
+            wanted = "a network of the structure that was saved"
+            raise ArgumentError(
+                "like", Described("None for another network than ShallowNet"), wanted
+            )
+        like = _shallow_net(data)
+    arrays = [jnp.asarray(data[name].to_numpy()) for name, _, _ in named_parameters(like)]
+    variables, fixed = eqx.partition(like, eqx.is_array)
+    params = eqx.combine(jax.tree.unflatten(jax.tree.structure(variables), arrays), fixed)
+    balance = jnp.asarray(data["balance"].to_numpy()) if "balance" in data else None
+    stats = {
+        name.removeprefix("stats_"): jnp.asarray(value)
+        for name, value in attributes.items()
+        if name.startswith("stats_")
+    }
+    return Trajectory(
+        ts=jnp.asarray(data["time"].to_numpy()),
+        params=params,
+        risk=jnp.asarray(data["risk"].to_numpy()),
+        grad_norm=jnp.asarray(data["grad_norm"].to_numpy()),
+        diagnostics=Diagnostics(jnp.asarray(data["energy"].to_numpy()), balance),
+        stats=stats,
+        result=getattr(RESULTS, attributes["result"]),
+        kind=attributes["kind"],
+        method=attributes["method"],
+    )
+
+
+def _shallow_net(data) -> ShallowNet:
+    first = {name: data[name].to_numpy()[0] if name in data else None for name in "wbvc"}
+    return ShallowNet.from_arrays(
+        **first,
+        activation=data.attrs["activation"],
+        output_scale=data.attrs["output_scale"],
+    )
+
+
+def check_vacant(directory: Path, overwrite: bool) -> None:
+    """Raises unless a run may be written there."""
+    if directory.exists() and not overwrite:
+        got = Described(f"{directory}, which exists")
+        raise ArgumentError("out", got, "a new directory, or `overwrite` to replace that one")
+
+
+@contextmanager
+def new_directory(directory: Path, overwrite: bool) -> Iterator[Path]:
+    """A directory to fill, which takes its place under the name asked for when all is written."""
+    check_vacant(directory, overwrite)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if directory.exists():
+            check_vacant(directory, overwrite)
+            old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+            directory.rename(old)
+            partial.rename(directory)
+            shutil.rmtree(old)
+        else:
+            partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_run(run: Run, directory: Path) -> None:
+    """Writes everything of a run into a directory that exists and is empty."""
+    import tomli_w
+    import xarray
+
+    (directory / "config.toml").write_text(tomli_w.dumps(to_dict(run.config)))
+    table = run.table
+    xarray.Dataset(
+        {"x": (("row", "feature"), table.x), "y": ("row", table.y)},
+        coords={"feature": list(table.features)},
+        attrs={"name": table.name, "target": table.target, "notes": list(table.notes)},
+    ).to_zarr(str(directory / "data.zarr"), zarr_format=2, consolidated=True)
+    if run.flow is not None:
+        save_trajectory(run.flow, directory / "flow.zarr")
+    for k, descent in enumerate(run.descents):
+        save_trajectory(descent.trajectory, directory / _descent_name(k))
+    facts = {
+        "status": run.status,
+        "sharpness": run.sharpness,
+        "descents": [
+            {"file": _descent_name(k), "fraction": d.fraction, "step_size": d.step_size}
+            for k, d in enumerate(run.descents)
+        ],
+        "notes": run.notes,
+        "seconds": run.seconds,
+        "seed": run.config.seed,
+        "provenance": run.provenance,
+    }
+    (directory / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def load_run(directory: Path) -> Run:
+    """The run in a directory written by `save_run`.
+
+    **Raises:** `ArgumentError` if there is none.
+    """
+    import xarray
+
+    if not (directory / "run.json").is_file():
+        raise ArgumentError("directory", str(directory), "a run directory (one with a run.json)")
+    facts: dict[str, Any] = json.loads((directory / "run.json").read_text())
+    with xarray.open_zarr(str(directory / "data.zarr"), consolidated=True) as opened:
+        data = opened.load()
+    table = Table(
+        data["x"].to_numpy(),
+        data["y"].to_numpy(),
+        tuple(str(name) for name in data["feature"].to_numpy()),
+        data.attrs["target"],
+        data.attrs["name"],
+        tuple(data.attrs["notes"]),
+    )
+    flow = directory / "flow.zarr"
+    return Run(
+        config=read_config(directory / "config.toml"),
+        table=table,
+        provenance=facts["provenance"],
+        sharpness=facts["sharpness"],
+        flow=load_trajectory(flow) if flow.exists() else None,
+        descents=[
+            Descent(d["fraction"], d["step_size"], load_trajectory(directory / d["file"]))
+            for d in facts["descents"]
+        ],
+        status=facts["status"],
+        notes=facts["notes"],
+        seconds=facts["seconds"],
+    )
+
+
+def _descent_name(k: int) -> str:
+    return f"descent_{k}.zarr"
