@@ -1,5 +1,9 @@
 """Gradient flow of neural networks: continuous flow, discrete descent, and how they compare."""
 
+import importlib
+from typing import TYPE_CHECKING
+
+from gflow import piecewise as piecewise
 from gflow.activations import Activation as Activation
 from gflow.arguments import ArgumentError as ArgumentError
 from gflow.compare import (
@@ -17,6 +21,19 @@ from gflow.risks import EmpiricalRisk as EmpiricalRisk, Risk as Risk
 from gflow.sharpness import sharpness as sharpness
 from gflow.trajectory import (
     RESULTS as RESULTS,
+    Diagnostics as Diagnostics,
     Trajectory as Trajectory,
     TrajectoryError as TrajectoryError,
 )
+
+if TYPE_CHECKING:
+    from gflow import experiment as experiment, plots as plots, store as store
+
+_LAZY = ("experiment", "plots", "store")
+
+
+def __getattr__(name: str):
+    # matplotlib, xarray and scikit-learn are imported with the first use of these modules.
+    if name in _LAZY:
+        return importlib.import_module(f"gflow.{name}")
+    raise AttributeError(f"module 'gflow' has no attribute {name!r}")

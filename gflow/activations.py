@@ -47,6 +47,8 @@ class PiecewiseLinear(Activation):
         self.homogeneous = True
 
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        if self.negative_slope == 0.0:
+            return jax.nn.relu(z)
         return jnp.where(z > 0, z, self.negative_slope * z)
 
     def slope(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -8,6 +8,9 @@ from typing import Any
 import jax
 import jax.core
 import numpy as np
+from jaxtyping import Array, Shaped
+
+RealScalar = float | int | np.number | Shaped[Array, ""]
 
 
 class ArgumentError(ValueError):

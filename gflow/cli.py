@@ -62,7 +62,7 @@ def _run_defaults(arguments: list[str]) -> RunCommand:
         name, equals, value = argument.partition("=")
         if name == "--config":
             value = value if equals else "".join(arguments[k + 1 : k + 2])
-            return RunCommand(read_config(Path(value)), Path(value))
+            return RunCommand(read_config(Path(value)).validated(), Path(value))
     return RunCommand(Config())
 
 

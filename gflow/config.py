@@ -69,7 +69,7 @@ class Config:
     """How the flow treats ReLU kinks: "ignore" integrates across them."""
     max_steps: int = 1_000_000
     """Budget of solver steps."""
-    step_fractions: tuple[float, ...] = (0.8, 0.4, 0.2, 0.1, 0.05, 0.025)
+    step_fractions: tuple[float, ...] = (0.8, 0.2, 0.1, 0.05, 0.025, 0.0125)
     """Step sizes of gradient descent as fractions of 2/sharpness at the start."""
     precision: Literal["float64", "float32"] = "float64"
     """Floating-point type of everything."""

@@ -10,7 +10,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from gflow.arguments import ArgumentError, Described, is_concrete, positive, positive_int
+from gflow.arguments import (
+    ArgumentError,
+    Described,
+    RealScalar,
+    is_concrete,
+    positive,
+    positive_int,
+)
 from gflow.gradients import squared_norm
 from gflow.networks import split_trainable
 from gflow.progress import progress_bar
@@ -26,9 +33,9 @@ def descend(
     net: PyTree,
     optimiser: Callable | optax.GradientTransformation = optax.sgd,
     *,
-    step_size: float,
+    step_size: RealScalar,
     num_steps: int,
-    record: int | Sequence[int] | Int[np.ndarray, " times"] = 200,
+    record: Any = 200,
     batch_size: int | None = None,
     key: PRNGKeyArray | None = None,
     trainable: Sequence[str] | PyTree | None = None,
@@ -241,7 +248,8 @@ def _record(problem: _Problem, rows: _Rows, state: _State, method: str) -> Traje
 def _marks(record, num_steps: int) -> np.ndarray:
     if isinstance(record, (int, np.integer)):
         count = positive_int("record", record, least=2)
-        marks = np.geomspace(1, num_steps, min(count, num_steps + 1) - 1).round().astype(int)
+        # From the end, since of a single place geomspace gives its start.
+        marks = np.geomspace(num_steps, 1, min(count, num_steps + 1) - 1).round().astype(int)
         return np.unique(np.append(0, marks))
     wanted = f"a number of records, or increasing step indices from 0 to {num_steps}"
     marks = np.asarray(record)

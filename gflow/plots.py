@@ -35,16 +35,21 @@ def _colours(count: int) -> np.ndarray:
 
 
 def _along_time(curves: dict[str, tuple], ax: Axes, ylabel: str) -> Axes:
-    """Curves of positive values against flow time on logarithmic axes; the flow is drawn last."""
+    """Curves of positive values against flow time on logarithmic axes.
+
+    Later curves are narrower and in front, the flow in front of all, so that those that coincide
+    are seen.
+    """
     descents = [name for name, (_, _, kind) in curves.items() if kind != "flow"]
     colours = dict(zip(descents, _colours(len(descents))))
+    widths = dict(zip(descents, np.linspace(1.4 + 0.5 * len(descents), 1.4, len(descents))))
     for name, (ts, values, kind) in curves.items():
         ts, values = np.asarray(ts), np.asarray(values)
         # Divergence to 1e300 would flatten everything else.
         shown = (ts > 0) & np.isfinite(values) & (values > 0)
-        style = {"color": colours.get(name, FLOW), "label": name, "lw": 1.6}
+        style = {"color": colours.get(name), "label": name, "lw": widths.get(name)}
         if kind == "flow":
-            style |= {"lw": 1.4, "ls": (0, (5, 2)), "zorder": 3}
+            style |= {"color": FLOW, "lw": 1.1, "ls": (0, (6, 3)), "zorder": 3}
         ax.plot(ts[shown], values[shown], **style)
     ax.set(xscale="log", yscale="log", xlabel="flow time t", ylabel=ylabel)
     if len(curves) > 1:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gflow.arguments import ArgumentError, Described
+from gflow.arguments import ArgumentError, Described, RealScalar
 
 _LEAST_POINTS = 6
 # Residual sums of squares closer than this factor leave the law undecided.
@@ -102,7 +102,7 @@ def fit_rate(
     ts: Any,
     gap: Any,
     *,
-    window: tuple[float, float] | None = None,
+    window: tuple[RealScalar, RealScalar] | None = None,
     known_limit: bool = True,
 ) -> Rate:
     r"""Fits $C e^{-rt}$ and $C t^{-p}$ to the tail of a gap that closes, and says which fits.

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from gflow.arguments import (
     ArgumentError,
     Described,
+    RealScalar,
     finite,
     is_concrete,
     one_of,
@@ -27,19 +28,20 @@ from gflow.networks import split_trainable
 from gflow.progress import progress_bar
 from gflow.trajectory import RESULTS, Trajectory, finish, keep_first, record
 
-# Saved times between pauses for the progress bar.
+# At most so many saved times, and steps, between pauses for the progress bar and Ctrl-C.
 _PIECE = 16
+_PIECE_STEPS = 2048
 
 
 def solve_flow(
     risk: Callable[[Any], Array],
     net: PyTree,
     *,
-    t1: float,
-    t0: float = 0.0,
+    t1: RealScalar,
+    t0: RealScalar = 0.0,
     ts: Any = None,
-    rtol: float | None = None,
-    atol: float | None = None,
+    rtol: RealScalar | None = None,
+    atol: RealScalar | None = None,
     solver: diffrax.AbstractSolver | None = None,
     kinks: str = "ignore",
     stop: Stop | None = None,
@@ -69,11 +71,12 @@ def solve_flow(
       smooth. Where kinks are many the steps become small; a loose `rtol` (1e-4 to 1e-6) is then the
       better choice.
     - `stop`: a `Stop` that ends the flow early.
-    - `max_steps`: the budget of steps, accepted and rejected.
+    - `max_steps`: the budget of steps, accepted and rejected; with `progress`, checked after each
+      piece.
     - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
       equinox filter specification.
     - `progress`: shows a progress bar with the flow time reached. The flow is then solved in
-      pieces between saved times, and Ctrl-C ends it with the result "interrupted".
+      pieces, and Ctrl-C ends it with the result "interrupted".
     - `throw`: raise a `TrajectoryError` if the flow does not reach its end. It holds the
       trajectory until then; with False that is returned, its `result` saying what happened.
 
@@ -93,7 +96,7 @@ def solve_flow(
     problem = _Problem(risk, trained, frozen, solver, stop, *_tolerances(rtol, atol, y0.dtype))
 
     solve = _solve_in_pieces if progress else _solve_whole
-    piece = solve(problem, y0, start, end, times, max_steps)
+    piece = solve(problem, y0, start, end, times, max_steps).with_end()
     trajectory = _record(problem, piece, f"gradient flow, {type(solver).__name__}")
     if is_concrete(piece.count):
         trajectory = keep_first(trajectory, int(piece.count))
@@ -120,14 +123,20 @@ class _Problem(eqx.Module):
         _, gradient = self.gradient(y[:-1])
         return jnp.append(-gradient, jnp.sum(gradient**2))
 
+    def first_step(self, y):
+        """The time in which θ moves by a hundredth of its norm; the solver corrects the guess."""
+        gradient = self.gradient(y[:-1])[1]
+        speed = jnp.sqrt(jnp.sum(gradient**2))
+        size = jnp.maximum(jnp.sqrt(jnp.sum(y[:-1] ** 2)), 1e-3)
+        return jnp.where(speed > 0, 1e-2 * size / jnp.where(speed > 0, speed, 1.0), jnp.inf)
+
     def risk_and_grad_norm(self, theta):
         value, gradient = self.gradient(theta)
         return value, jnp.sqrt(jnp.sum(gradient**2))
 
 
 class _Piece(NamedTuple):
-    """States (θ, dissipation) at saved times; the first `count` slots are filled. The state at
-    which an early end left off fills one slot more."""
+    """States (θ, dissipation) at saved times, the first `count` of them filled, and at the end."""
 
     ts: Float[Array, " times"]
     ys: Float[Array, "times size"]
@@ -138,9 +147,22 @@ class _Piece(NamedTuple):
     result: RESULTS
     solves: int = 1
 
+    def with_end(self) -> "_Piece":
+        """With the state where an early end left off in the next slot."""
+        t_end, y_end = self.end
+        count = jnp.asarray(self.count)
+        last = jnp.where(count > 0, self.ts[count - 1], -jnp.inf)
+        early = (count < self.ts.shape[0]) & (t_end > last)
+        slot = jnp.where(early, count, self.ts.shape[0])
+        return self._replace(
+            ts=self.ts.at[slot].set(t_end, mode="drop"),
+            ys=self.ys.at[slot].set(y_end, mode="drop"),
+            count=count + early.astype(count.dtype),
+        )
+
 
 @eqx.filter_jit
-def _integrate(problem: _Problem, y0, t0, t1, ts, max_steps: int) -> _Piece:
+def _integrate(problem: _Problem, y0, t0, t1, dt0, ts, max_steps: int) -> _Piece:
     conditions = problem.stop.conditions(problem.risk_and_grad_norm)
     events = {
         name: lambda t, y, args, condition=condition, **_: condition(y[:-1])
@@ -151,7 +173,7 @@ def _integrate(problem: _Problem, y0, t0, t1, ts, max_steps: int) -> _Piece:
         problem.solver,
         t0,
         t1,
-        None,
+        jnp.minimum(jnp.where(dt0 > 0, dt0, problem.first_step(y0)), t1 - t0),
         y0,
         saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)]),
         stepsize_controller=controller(problem.rtol, problem.atol, t1 - t0),
@@ -161,19 +183,15 @@ def _integrate(problem: _Problem, y0, t0, t1, ts, max_steps: int) -> _Piece:
     )
     assert solution.ts is not None and solution.ys is not None
     (saved_ts, last_ts), (saved_ys, last_ys) = solution.ts, solution.ys
-    t_end, y_end = last_ts[0], last_ys[0]
-    result = _translate(solution.result, solution.event_mask or {}, problem, y_end)
-    count = jnp.sum(jnp.isfinite(saved_ts))
-    early = (count < ts.shape[0]) & (t_end > jnp.where(count > 0, saved_ts[count - 1], -jnp.inf))
-    slot = jnp.where(early, count, ts.shape[0])
+    y_end = last_ys[0]
     return _Piece(
-        ts=saved_ts.at[slot].set(t_end, mode="drop"),
-        ys=saved_ys.at[slot].set(y_end, mode="drop"),
-        count=count + early.astype(count.dtype),
-        end=(t_end, y_end),
+        ts=saved_ts,
+        ys=saved_ys,
+        count=jnp.sum(jnp.isfinite(saved_ts)),
+        end=(last_ts[0], y_end),
         steps=solution.stats["num_steps"],
         rejected=solution.stats["num_rejected_steps"],
-        result=result,
+        result=_translate(solution.result, solution.event_mask or {}, problem, y_end),
     )
 
 
@@ -190,39 +208,41 @@ def _translate(result, fired: dict[str, Array], problem: _Problem, y_end) -> RES
 
 def _solve_whole(problem: _Problem, theta0, t0, t1, ts, max_steps: int) -> _Piece:
     y0 = jnp.append(theta0, jnp.zeros((), theta0.dtype))
-    return _integrate(problem, y0, t0, t1, ts, max_steps)
+    return _integrate(problem, y0, t0, t1, jnp.zeros_like(t0), ts, max_steps)
 
 
 def _solve_in_pieces(problem: _Problem, theta0, t0, t1, ts, max_steps: int) -> _Piece:
-    """The same solve with a pause after every few saved times, to show where it is."""
-    y = jnp.append(theta0, jnp.zeros((), theta0.dtype))
-    size = _PIECE
-    pieces, t, result = [], t0, RESULTS.successful
+    """The same solve with a pause after some saved times or steps, to show where it is."""
+    t, y = t0, jnp.append(theta0, jnp.zeros((), theta0.dtype))
+    dt = jnp.zeros_like(t0)
+    pieces, count, steps, result = [], 0, 0, RESULTS.successful
     with progress_bar(len(ts), "gradient flow") as bar:
         try:
-            for first in range(0, len(ts), size):
-                slots = ts[first : first + size]
-                last = first + size >= len(ts)
-                end = t1 if last else slots[-1]
-                padding = jnp.full(size - len(slots), slots[-1])
-                piece = _integrate(problem, y, t, end, jnp.append(slots, padding), max_steps)
-                piece = piece._replace(count=min(int(piece.count), len(slots)))
-                pieces.append(piece)
+            while t < t1:
+                slots = ts[count : count + _PIECE]
+                end = t1 if count + len(slots) == len(ts) else slots[-1]
+                slots = jnp.append(slots, jnp.full(_PIECE - len(slots), end))
+                piece = _integrate(problem, y, t, end, dt, slots, min(max_steps, _PIECE_STEPS))
+                new = min(int(piece.count), len(ts) - count)
+                pieces.append(piece._replace(count=new))
+                dt = (piece.end[0] - t) / jnp.maximum(piece.steps - piece.rejected, 1)
                 t, y = piece.end
-                bar.advance(len(slots), f"t = {float(t):.4g}")
-                result = piece.result
-                if not bool(result == RESULTS.successful) or last:
+                count, steps, result = count + new, steps + int(piece.steps), piece.result
+                bar.advance(new, f"t = {float(t):.4g}")
+                paused = bool(result == RESULTS.max_steps_reached)
+                if not (paused or bool(result == RESULTS.successful)):
                     break
-                if sum(int(p.steps) for p in pieces) >= max_steps:
+                if steps >= max_steps and t < t1:
                     result = RESULTS.max_steps_reached
                     break
         except KeyboardInterrupt:
             result = RESULTS.interrupted
-    return _join(pieces, ts, y, result)
+    return _join(pieces, ts, (t, y), result)
 
 
-def _join(pieces: list[_Piece], ts, y, result: RESULTS) -> _Piece:
-    saved_ts, saved_ys = np.full(len(ts), np.inf, ts.dtype), np.full((len(ts), len(y)), np.nan)
+def _join(pieces: list[_Piece], ts, end, result: RESULTS) -> _Piece:
+    saved_ts = np.full(len(ts), np.inf, ts.dtype)
+    saved_ys = np.full((len(ts), len(end[1])), np.nan, ts.dtype)
     count = 0
     for piece in pieces:
         there = slice(count, count + piece.count)
@@ -230,9 +250,9 @@ def _join(pieces: list[_Piece], ts, y, result: RESULTS) -> _Piece:
         count += piece.count
     return _Piece(
         ts=jnp.asarray(saved_ts),
-        ys=jnp.asarray(saved_ys, y.dtype),
+        ys=jnp.asarray(saved_ys),
         count=count,
-        end=(jnp.asarray(saved_ts[max(count - 1, 0)]), y),
+        end=end,
         steps=sum(int(p.steps) for p in pieces),
         rejected=sum(int(p.rejected) for p in pieces),
         result=result,

@@ -1,0 +1,38 @@
+# make run: install and run the main job. make test: install and run the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint bench clean
+.DELETE_ON_ERROR:
+
+run: .venv/app.stamp
+	$(BIN)/gflow run
+
+test: .venv/dev.stamp
+	$(BIN)/pytest
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.descent --quick
+
+clean:
+	rm -rf .venv .cache runs benchmarks/results
+
+.venv/pip.stamp:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "gflow needs Python 3.11 or newer"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	touch $@
+
+.venv/app.stamp: pyproject.toml .venv/pip.stamp
+	$(BIN)/pip install --quiet --editable ".[app]"
+	touch $@
+
+.venv/dev.stamp: .venv/app.stamp
+	$(BIN)/pip install --quiet --group dev
+	touch $@

@@ -1,0 +1,38 @@
+"""float64, no silent promotion of ranks, shapes checked at run time, compiled programs kept."""
+
+from pathlib import Path
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+with install_import_hook("gflow", "beartype.beartype"):
+    import gflow
+    import gflow.experiment
+    import gflow.plots
+    import gflow.report
+    import gflow.store
+
+
+@pytest.fixture(scope="session")
+def wave() -> gflow.EmpiricalRisk:
+    """Forty points of a piecewise quadratic wave on [-1, 1]."""
+    import jax.numpy as jnp
+
+    x = jnp.linspace(-1.0, 1.0, 40)
+    return gflow.EmpiricalRisk(x[:, None], gflow.piecewise.wave()(x))
+
+
+@pytest.fixture(scope="session")
+def smooth_net() -> gflow.ShallowNet:
+    return gflow.ShallowNet(1, 8, key=jax.random.key(0), activation="tanh")
+
+
+@pytest.fixture(scope="session")
+def smooth_flow(wave, smooth_net) -> gflow.Trajectory:
+    return gflow.solve_flow(wave, smooth_net, t1=10.0)

@@ -1,0 +1,103 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gflow
+
+
+def test_matched_times_give_the_difference_itself(wave, smooth_net):
+    gd = gflow.descend(wave, smooth_net, step_size=0.05, num_steps=100)
+    flow = gflow.solve_flow(wave, smooth_net, t1=5.0, ts=np.minimum(gd.ts, 5.0))
+    gap = gflow.compare(flow, gd)
+    assert (gap.interpolation_error == 0).all()
+    k = len(gd) // 2
+    apart = [np.ravel(a - b) for a, b in zip(jax.tree.leaves(gd[k]), jax.tree.leaves(flow[k]))]
+    assert gap.distance[k] == pytest.approx(np.linalg.norm(np.concatenate(apart)), rel=1e-12)
+    np.testing.assert_allclose(gap.risk_gap, gd.risk - flow.risk, atol=1e-15)
+    assert f"({len(gd)} saved in both" in repr(gap)
+
+
+def test_interpolation_is_within_its_estimate(wave, smooth_net, smooth_flow):
+    gd = gflow.descend(wave, smooth_net, step_size=0.05, num_steps=200)
+    exact = gflow.compare(
+        gflow.solve_flow(wave, smooth_net, t1=10.0, ts=np.minimum(gd.ts, 10.0)), gd
+    )
+    gap = gflow.compare(smooth_flow, gd)
+    # The two flows differ by their tolerance, too.
+    assert (np.abs(gap.distance - exact.distance) <= gap.interpolation_error + 1e-6).all()
+    assert gap.interpolation_error.max() < 1e-4
+    assert gap.interpolation_error[0] == 0
+
+
+def test_kinks_between_saved_times_show_in_the_estimate():
+    x = np.linspace(-1, 1, 30)
+    risk = gflow.EmpiricalRisk(x[:, None], gflow.piecewise.zigzag()(jnp.asarray(x)))
+    net = gflow.ShallowNet(1, 20, key=jax.random.key(1))
+    gd = gflow.descend(risk, net, step_size=0.01, num_steps=1000)
+    flow, exact = (
+        gflow.solve_flow(risk, net, t1=10.0, rtol=1e-5, ts=ts)
+        for ts in (None, np.minimum(gd.ts, 10.0))
+    )
+    gap, truth = gflow.compare(flow, gd), gflow.compare(exact, gd)
+    error = np.abs(gap.distance - truth.distance)
+    assert error.max() > 1e-5
+    assert (error <= gap.interpolation_error + 1e-4).all()
+
+
+def test_only_times_in_the_span_of_the_flow_are_compared(wave, smooth_net, smooth_flow):
+    gd = gflow.descend(wave, smooth_net, step_size=0.1, num_steps=200, record=np.arange(201))
+    gap = gflow.compare(smooth_flow, gd)
+    assert len(gap.ts) == 101 and gap.ts[-1] == pytest.approx(10.0)
+
+
+def test_networks_and_times_that_do_not_match_are_refused(wave, smooth_flow):
+    other = gflow.ShallowNet(1, 5, key=jax.random.key(0))
+    gd = gflow.descend(wave, other, step_size=0.1, num_steps=10)
+    with pytest.raises(ValueError, match="a network of 16 parameters, wanted 25"):
+        gflow.compare(smooth_flow, gd)
+    late = eqx.tree_at(lambda t: t.ts, smooth_flow, smooth_flow.ts + 100)
+    with pytest.raises(ValueError, match=r"`other`: got times 100 to 110, wanted .* 0 to 10"):
+        gflow.compare(smooth_flow, late)
+
+
+def test_gradient_descent_has_order_one(wave, smooth_net):
+    sharpness = gflow.sharpness(wave, smooth_net)
+    sizes, distances = [], []
+    for k in range(5):
+        num_steps = 2**k * int(np.ceil(5.0 * sharpness / (2 * 0.2)))
+        gd = gflow.descend(wave, smooth_net, step_size=5.0 / num_steps, num_steps=num_steps)
+        ts = np.minimum(gd.ts, 5.0)
+        flow = gflow.solve_flow(wave, smooth_net, t1=5.0, ts=ts, rtol=1e-9, atol=1e-11)
+        sizes.append(5.0 / num_steps)
+        distances.append(gflow.compare(flow, gd).distance[-1])
+    order = gflow.observed_order(sizes, distances)
+    assert order.value == pytest.approx(1.0, abs=0.02)
+    assert order.interval[0] < 1.0 < order.interval[1]
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.5])
+def test_order_of_exact_powers_with_their_first_correction(p):
+    h = 0.1 / 2 ** np.arange(6)
+    order = gflow.observed_order(h, 3 * h**p * np.exp(4 * h))
+    assert order.value == pytest.approx(p, rel=1e-10)
+    assert f"order {p:.3f}" in repr(order)
+
+
+def test_the_interval_of_the_order_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    h = 0.1 / 2 ** np.arange(6)
+    covered = 0
+    for _ in range(400):
+        noisy = 3 * h * np.exp(2 * h + 0.01 * rng.normal(size=6))
+        low, high = gflow.observed_order(h, noisy).interval
+        covered += low < 1.0 < high
+    # 95 % of 400, with a standard deviation of 1.1 %.
+    assert 0.91 < covered / 400 < 0.99
+
+
+@pytest.mark.parametrize("arguments", [([0.1, 0.2], [1, 2]), ([0.1, 0.2, 0.3], [1, 2])])
+def test_too_few_step_sizes_are_refused(arguments):
+    with pytest.raises(ValueError, match="`step_sizes`: got .* wanted at least three"):
+        gflow.observed_order(*arguments)
