@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from gflow import piecewise
@@ -44,7 +43,7 @@ def load_table(data: str, target: str | None, *, standardise: bool, num_points: 
     """
     if data in piecewise.NAMED:
         x = np.linspace(-1.0, 1.0, num_points)
-        y = np.asarray(piecewise.named(data)(jnp.asarray(x)))
+        y = np.asarray(piecewise.named(data)(x))
         return Table(x[:, None], y, ("x",), data, data)
     if data == "diabetes":
         table = _diabetes(target)

@@ -42,8 +42,9 @@ class PiecewisePolynomial(eqx.Module):
         """The first and the last breakpoint."""
         return float(self.breakpoints[0]), float(self.breakpoints[-1])
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """The value at each x."""
+    def __call__(self, x: Any) -> Float[Array, "..."]:
+        """The value at each x, a number or an array."""
+        x = jnp.asarray(x, self.breakpoints.dtype)
         inner = self.breakpoints[1:-1]
         a = self.coefficients[jnp.searchsorted(inner, x, side="right")]
         value = jnp.zeros_like(x)

@@ -2,6 +2,7 @@
 
 import html
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,21 @@ _LEGEND = (
 
 
 def write_report(directory: Path) -> Path:
-    """Writes `report.html` from the run directory's files, and returns its path."""
+    """Writes `report.html` and `overview.png`, all its figures, from the run directory's files.
+
+    **Returns:** the path of the page.
+    """
     run = load_run(directory)
+    analysis = analyse(run)
     page = directory / "report.html"
-    page.write_text(render(run, (directory / "config.toml").read_text()), encoding="utf-8")
+    config = (directory / "config.toml").read_text()
+    page.write_text(render(run, analysis, config), encoding="utf-8")
+    _write_overview(run, analysis, directory / "overview.png")
     return page
 
 
-def render(run: Run, config: str) -> str:
+def render(run: Run, analysis: Analysis, config: str) -> str:
     """The page for a run: a summary, the table, the figures and the provenance."""
-    analysis = analyse(run)
     parts = [
         f"<h1>{html.escape(_title(run))}</h1>",
         f'<p class="lead">{html.escape(_lead(run))}</p>',
@@ -59,7 +65,7 @@ def render(run: Run, config: str) -> str:
         '<div class="wide">' + _table(COLUMNS, rows(run, analysis)) + "</div>",
         f"<p>{_LEGEND}</p>",
         '<h2>Figures</h2><div class="figures">',
-        *(_figure(svg, caption) for svg, caption in _figures(run, analysis)),
+        *(_figure(_svg(draw), caption) for draw, caption in _figures(run, analysis)),
         "</div>",
         "<h2>How far to trust the flow</h2>" + _flow_facts(run),
         "<h2>Provenance</h2>",
@@ -140,14 +146,14 @@ def _figure(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def _figures(run: Run, analysis: Analysis) -> list[tuple[str, str]]:
-    """Each figure as SVG, with its caption."""
+def _figures(run: Run, analysis: Analysis) -> list[tuple[Callable[[Any], Any], str]]:
+    """A function that draws each figure into given axes, and its caption."""
     if run.flow is None:
         return []
     from gflow import plots
 
     trajectories = {d.label: d.trajectory for d in run.descents} | {"flow": run.flow}
-    drawn: list[tuple[Any, str]] = [
+    drawn: list[tuple[Callable[[Any], Any], str]] = [
         (lambda ax: plots.risk(trajectories, ax=ax), "Risk of the flow and of the descents.")
     ]
     if analysis.gaps:
@@ -170,7 +176,20 @@ def _figures(run: Run, analysis: Analysis) -> list[tuple[str, str]]:
         flow, names = run.flow, run.table.features
         caption = "The hidden units |v| w along the flow, from small to their place at the end."
         drawn.append((lambda ax: plots.unit_directions(flow, names, ax=ax), caption))
-    return [(_svg(draw), caption) for draw, caption in drawn]
+    return drawn
+
+
+def _write_overview(run: Run, analysis: Analysis, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figures = _figures(run, analysis)
+    if not figures:
+        return
+    lines = -(-len(figures) // 2)
+    figure = Figure(figsize=(11, 4.2 * lines), layout="constrained")
+    for k, (draw, _) in enumerate(figures):
+        draw(figure.add_subplot(lines, 2, k + 1))
+    figure.savefig(path, dpi=110)
 
 
 def _svg(draw) -> str:

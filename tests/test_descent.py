@@ -92,9 +92,10 @@ def test_the_compiled_loop_takes_no_memory_for_steps():
 
     trained, frozen = split_trainable(START)
     problem = descent._Problem(quadratic, trained, frozen, optax.sgd, jnp.array(0.1), None, None)
+    run: Any = descent._run
     sizes = []
     for steps in (100, 100_000):
-        lowered = descent._run.lower(problem, descent._start(problem), jnp.array([0, steps]))
+        lowered = run.lower(problem, descent._start(problem), jnp.array([0, steps]))
         sizes.append(lowered.compile().compiled.memory_analysis().temp_size_in_bytes)
     assert sizes[0] == sizes[1] < 10_000
 

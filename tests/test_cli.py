@@ -1,0 +1,185 @@
+"""The command line as a subprocess."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import numpy as np
+import pytest
+import xarray
+
+QUICK = ("--data", "wave", "--num-points", "20", "--width", "6", "--activation", "tanh")
+
+
+def gflow(*arguments, cwd, **options):
+    # The type checker of these tests is not at work there: this is what users see.
+    command = [sys.executable, "-m", "gflow", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    ended = gflow("run", *QUICK, "--t1", 5, "--out", "r", cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder / "r", ended
+
+
+def test_the_main_job_on_a_smooth_network_measures_order_one(done):
+    directory, ended = done
+    assert "gradient flow" in ended.stdout and "Report: r/report.html" in ended.stdout
+    assert "\x1b" not in ended.stdout and not ended.stderr
+    text = ended.stdout[ended.stdout.index("with order") :].split()
+    assert float(text[2]) == pytest.approx(1.0, abs=0.05)
+    facts = json.loads((directory / "run.json").read_text())
+    assert facts["status"] == "complete" and facts["seed"] == 0 and len(facts["descents"]) == 6
+    assert {"jax", "diffrax", "commit", "device", "date"} <= set(facts["provenance"])
+
+
+def test_the_run_directory_opens_with_standard_tools(done):
+    directory, _ = done
+    config = tomllib.loads((directory / "config.toml").read_text())
+    assert config["activation"] == "tanh" and config["t1"] == 5.0
+    flow = xarray.open_zarr(directory / "flow.zarr")
+    descent = xarray.open_zarr(directory / "descent_5.zarr")
+    assert flow["w"].dims == ("time", "unit", "feature")
+    # All times of a descent are saved in the flow, to rounding.
+    nearest = flow["risk"].sel(time=descent["time"], method="nearest")
+    np.testing.assert_allclose(nearest["time"], descent["time"], rtol=1e-14)
+    assert abs(float(nearest[-1] - descent["risk"][-1])) < 1e-3
+
+
+def test_the_report_is_one_file_without_links(done):
+    page = (done[0] / "report.html").read_text()
+    assert page.count("<svg") == 4 and "Provenance" in page and "tanh" in page
+    for outside in ('src="http', 'href="http', "<script", "@import"):
+        assert outside not in page
+
+
+def test_the_report_can_be_made_again(done):
+    directory, _ = done
+    first = (directory / "report.html").read_text()
+    (directory / "report.html").unlink()
+    again = gflow("report", "r", cwd=directory.parent)
+    assert again.returncode == 0, again.stderr
+    assert (directory / "report.html").read_text() == first
+
+
+def test_an_existing_directory_is_not_overwritten_silently(done):
+    directory, _ = done
+    ended = gflow("run", *QUICK, "--out", "r", cwd=directory.parent)
+    assert ended.returncode == 2 and "`out`: got r, which exists" in ended.stderr
+
+
+def test_a_config_file_and_options_that_count_more(tmp_path):
+    lines = 'data = "tent"\nwidth = 5\nactivation = "tanh"\nt1 = 2\nstep_fractions = [0.5]\n'
+    (tmp_path / "c.toml").write_text(lines)
+    ended = gflow("run", "--config", "c.toml", "--width", 4, "--out", "r", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    config = tomllib.loads((tmp_path / "r" / "config.toml").read_text())
+    assert (config["data"], config["width"], config["step_fractions"]) == ("tent", 4, [0.5])
+
+
+def test_divergence_and_a_spent_budget_are_reported(tmp_path):
+    options = ("--t1", 4000, "--step-fractions", 8, 0.5, "--max-steps", 20, "--out", "r")
+    ended = gflow("run", *QUICK, *options, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert "is 8 of 2/sharpness" in ended.stderr and "diverged" in ended.stderr
+    assert "diverged at t = " in ended.stdout
+    assert "The flow got to t = " in ended.stderr and "step budget" in ended.stderr
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "the descent diverged" in page
+    assert (tmp_path / "r" / "descent_1.zarr").exists()
+
+
+def test_an_interrupted_run_leaves_what_it_has(tmp_path):
+    options = ("run", "--data", "zigzag", "--t1", 1e4, "--rtol", 1e-9, "--out", "r")
+    command = [sys.executable, "-m", "gflow", *map(str, options)]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    # The flow takes minutes; by now it has begun, or is being compiled.
+    time.sleep(10)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Interrupted: r holds what was computed" in errors
+    facts = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert facts["status"] == "interrupted" and (tmp_path / "r" / "report.html").exists()
+    assert not list(tmp_path.glob(".r*"))
+
+
+TABLES = {
+    "nan.csv": "u,v,y\n1,2,3\n2,nan,4\n3,1,5\n",
+    "inf.csv": "u,v,y\n1,2,3\n2,1,4\n3,inf,5\n",
+    "header.csv": "u,v,y\n",
+    "nothing.csv": "",
+    "one.csv": "u,y\n1,2\n",
+    "constant.csv": "u,y\n1,2\n2,2\n3,2\n",
+    "text.csv": "u,y\n1,a\n2,b\n",
+    "ragged.csv": "u,y\n1,2\n2,3,4,5\n",
+    "many.csv": "u,y\n" + "".join(f"k{i},{i}\n" for i in range(30)),
+    "bad.toml": "wdth = 3\n",
+    "no.toml": "width = = 3\n",
+    "type.toml": 'width = "a"\n',
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--data missing.csv --target y", "`data`: got missing.csv: no such file"),
+        ("--data nan.csv --target yy", "`target`: got 'yy', wanted a column of nan.csv (did you"),
+        ("--data nan.csv", "`target`: got None, wanted the column to predict: one of u, v, y"),
+        ("--data nan.csv --target y", "`data`: got nan in row 2 of column 'v' of nan.csv"),
+        ("--data inf.csv --target y", "`data`: got inf in row 3 of column 'v' of inf.csv"),
+        ("--data header.csv --target y", "`data`: got header.csv with 0 rows, wanted two"),
+        ("--data nothing.csv --target y", "`data`: got nothing.csv, empty"),
+        ("--data one.csv --target y", "`data`: got one.csv with 1 rows, wanted two"),
+        ("--data constant.csv --target y", "`target`: got column 'y', which is 2 in every row"),
+        ("--data text.csv --target y", "`target`: got target column 'y' of text.csv with 'a'"),
+        ("--data ragged.csv --target y", "`data`: got ragged.csv, which cannot be read"),
+        ("--data many.csv --target y", "with 30 distinct values, wanted at most 20"),
+        ("--data parrot", "`data`: got 'parrot', wanted a .csv or .parquet file, or one of"),
+        ("--t1 -1", "`t1`: got -1.0, wanted a finite positive number"),
+        ("--t1 nan", "`t1`: got nan"),
+        ("--width 0", "`width`: got 0, wanted a whole number of at least 1"),
+        ("--step-fractions 0.5 -0.1", "`step_fractions`: got -0.1"),
+        ("--rtol 0", "`rtol`: got 0.0"),
+        ("--solver euler", "`solver`: got 'euler', wanted one of 'tsit5'"),
+        ("--activation rleu", "`activation`: got 'rleu'"),
+        ("--config missing.toml", "`config`: got missing.toml: no such file"),
+        ("--config bad.toml", "unknown key 'wdth' in bad.toml, wanted a known field; the nearest"),
+        ("--config no.toml", "`config`: got no.toml, which is not TOML"),
+        ("--config type.toml", "`width`: got 'a', wanted a whole number"),
+        ("--wdth 3", "Unrecognized options"),
+        ("--width three", "invalid literal for int()"),
+    ],
+)
+def test_bad_input_gets_a_sentence(arguments, sentence, tmp_path):
+    for name, text in TABLES.items():
+        (tmp_path / name).write_text(text)
+    ended = gflow("run", *arguments.split(), cwd=tmp_path)
+    assert ended.returncode == 2
+    assert sentence in ended.stderr + ended.stdout
+    assert "Traceback" not in ended.stderr and not (tmp_path / "runs").exists()
+
+
+def test_reports_of_no_run_are_refused(tmp_path):
+    ended = gflow("report", "nowhere", cwd=tmp_path)
+    assert ended.returncode == 2 and "`directory`: got 'nowhere', wanted a run" in ended.stderr
+
+
+def test_help_explains_every_field(tmp_path):
+    from dataclasses import fields
+
+    from gflow.config import Config
+
+    text = gflow("run", "--help", cwd=tmp_path).stdout
+    for field in fields(Config):
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert "Number of hidden units" in text and "--config" in text

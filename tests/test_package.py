@@ -1,0 +1,65 @@
+"""The package as a whole: its imports, its README, its layout."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("matplotlib", "xarray", "zarr", "sklearn", "pandas", "rich", "tyro", "tqdm")
+
+
+def test_nothing_heavy_is_imported_before_it_is_used():
+    script = f"import gflow, sys; print([m for m in {HEAVY} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_import_does_not_ask_for_float64():
+    script = "import gflow, jax; print(jax.config.jax_enable_x64)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.stdout.strip() == "False", run.stderr
+
+
+def python_blocks(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+def test_the_code_of_the_readme_runs(tmp_path):
+    blocks = python_blocks(ROOT / "README.md")
+    assert blocks
+    script = "\n".join(["import matplotlib; matplotlib.use('agg')", *blocks])
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("gflow/**/*.py")), ids=lambda p: p.name)
+def test_docstring_examples_run(path):
+    import textwrap
+
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
+        exec(textwrap.dedent("import jax, gflow, jax.numpy as jnp\n") + textwrap.dedent(block), {})
+
+
+def test_files_and_functions_are_short():
+    import ast
+
+    for path in ROOT.glob("gflow/**/*.py"):
+        text = path.read_text()
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                documented = (ast.get_docstring(node, clean=False) or "").count("\n")
+                assert node.end_lineno - node.lineno - documented < 60, (path, node.name)
+
+
+def test_the_benchmark_runs(tmp_path):
+    out = tmp_path / "d.json"
+    command = [sys.executable, "-m", "benchmarks.descent", "--quick", "--out", str(out)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert '"provenance"' in out.read_text()

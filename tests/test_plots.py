@@ -1,0 +1,78 @@
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+
+import gflow
+
+plt.switch_backend("agg")
+
+
+@pytest.fixture(scope="module")
+def descents(wave, smooth_net):
+    return {
+        f"h = {h}": gflow.descend(wave, smooth_net, step_size=h, num_steps=int(10 / h))
+        for h in (0.1, 0.05, 0.025)
+    }
+
+
+def draw(function, *arguments, **options) -> Axes:
+    _, ax = plt.subplots()
+    assert function(*arguments, ax=ax, **options) is ax
+    fresh = function(*arguments, **options)
+    assert isinstance(fresh, Axes) and fresh is not ax
+    ax.figure.canvas.draw()
+    plt.close("all")
+    return ax
+
+
+def test_risk_and_gradient_norm(smooth_flow, descents):
+    ax = draw(gflow.plots.risk, descents | {"flow": smooth_flow})
+    assert len(ax.lines) == 4 and ax.get_xscale() == ax.get_yscale() == "log"
+    np.testing.assert_allclose(ax.lines[-1].get_ydata(), smooth_flow.risk[1:])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [*descents, "flow"]
+    draw(gflow.plots.grad_norm, smooth_flow)
+    shifted = draw(gflow.plots.risk, smooth_flow, limit=float(smooth_flow.risk[-1]))
+    assert len(shifted.lines[0].get_xdata()) == 198
+
+
+def test_divergent_curves_do_not_flatten_the_others(smooth_flow, wave, smooth_net):
+    wild = gflow.descend(wave, smooth_net, step_size=5.0, num_steps=2000, throw=False)
+    assert not wild.succeeded
+    ax = draw(gflow.plots.risk, {"wild": wild, "flow": smooth_flow})
+    assert ax.get_ylim()[1] <= 100 * smooth_flow.risk[0]
+
+
+def test_distance_and_order(smooth_flow, descents):
+    gaps = {name: gflow.compare(smooth_flow, gd) for name, gd in descents.items()}
+    ax = draw(gflow.plots.distance, gaps)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), gaps["h = 0.1"].distance[1:])
+    order = gflow.observed_order([0.1, 0.05, 0.025], [g.largest for g in gaps.values()])
+    ax = draw(gflow.plots.order, order, ([0.5], [1.0]))
+    assert "order" in ax.get_legend().get_texts()[1].get_text()
+
+
+def test_learned_function(smooth_flow, wave):
+    ax = draw(gflow.plots.learned_function, smooth_flow, wave.x, wave.y)
+    last = ax.lines[-1]
+    x = np.asarray(last.get_xdata())
+    np.testing.assert_allclose(last.get_ydata(), jax.vmap(smooth_flow.final)(x[:, None]))
+
+
+def test_unit_directions_end_where_the_units_end():
+    x = jax.random.normal(jax.random.key(0), (20, 3))
+    net = gflow.ShallowNet(3, 5, key=jax.random.key(1))
+    flow = gflow.solve_flow(gflow.EmpiricalRisk(x, x[:, 0]), net, t1=1.0, rtol=1e-5)
+    ax = draw(gflow.plots.unit_directions, flow, ("a", "b", "c"))
+    assert sum(len(line.get_xdata()) for line in ax.lines[:2]) == 5
+    assert {t.get_text() for t in ax.texts} == {"a", "b", "c"}
+    units = np.asarray(flow.final.w * np.abs(flow.final.v)[:, None])
+    shown = np.concatenate([np.stack(line.get_data(), axis=1) for line in ax.lines[:2]])
+    leading = np.linalg.svd(units)[1][:2]
+    np.testing.assert_allclose(np.sum(shown**2), np.sum(leading**2), rtol=1e-10)
+
+
+def test_networks_that_cannot_be_drawn_are_refused(smooth_flow):
+    with pytest.raises(ValueError, match="two or more inputs"):
+        gflow.plots.unit_directions(smooth_flow)
