@@ -34,15 +34,17 @@ def _colours(count: int) -> np.ndarray:
     return plt.get_cmap("viridis_r")(np.linspace(0.15, 0.95, max(count, 1)))
 
 
-def _along_time(curves: dict[str, tuple], ax: Axes, ylabel: str) -> Axes:
+def _along_time(curves: dict[str, tuple], ax: Axes, ylabel: str, *, coincide: bool = True) -> Axes:
     """Curves of positive values against flow time on logarithmic axes.
 
-    Later curves are narrower and in front, the flow in front of all, so that those that coincide
-    are seen.
+    Where they may `coincide`, later curves are narrower and in front, and the flow in front of all,
+    so that each is seen.
     """
     descents = [name for name, (_, _, kind) in curves.items() if kind != "flow"]
     colours = dict(zip(descents, _colours(len(descents))))
-    widths = dict(zip(descents, np.linspace(1.4 + 0.5 * len(descents), 1.4, len(descents))))
+    widths = dict(
+        zip(descents, np.linspace(1.4 + 0.5 * coincide * len(descents), 1.4, len(descents)))
+    )
     for name, (ts, values, kind) in curves.items():
         ts, values = np.asarray(ts), np.asarray(values)
         # Divergence to 1e300 would flatten everything else.
@@ -88,7 +90,7 @@ def grad_norm(
 def distance(gaps: Gap | Mapping[str, Gap], *, ax: Axes | None = None) -> Axes:
     """‖θ_descent(t) − θ_flow(t)‖ against t, for one gap or several by label."""
     curves = {name: (g.ts, g.distance, "descent") for name, g in _named(gaps, "gap").items()}
-    return _along_time(curves, _axes(ax), "distance to the flow")
+    return _along_time(curves, _axes(ax), "distance to the flow", coincide=False)
 
 
 def order(observed: Order, others: tuple[Any, Any] = ((), ()), *, ax: Axes | None = None) -> Axes:
