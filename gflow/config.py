@@ -65,8 +65,11 @@ class Config:
     """Absolute tolerance of the flow; by default a hundredth of the relative one."""
     solver: str = "tsit5"
     """Solver of the flow: tsit5, dopri5, dopri8, bosh3, heun, kvaerno3, kvaerno5."""
-    kinks: Literal["ignore"] = "ignore"
-    """How the flow treats ReLU kinks: "ignore" integrates across them."""
+    kinks: Literal["locate", "ignore"] = "locate"
+    """How the flow treats ReLU kinks: "locate" finds each and crosses it or slides along it,
+    "ignore" integrates across them."""
+    max_kinks: int = 50_000
+    """Budget of kinks."""
     max_steps: int = 1_000_000
     """Budget of solver steps."""
     step_fractions: tuple[float, ...] = (0.8, 0.2, 0.1, 0.05, 0.025, 0.0125)
@@ -95,7 +98,7 @@ class Config:
         as_activation(self.activation)
         named_initialisation(self.init, 1, 1)
         one_of("solver", self.solver, SOLVERS)
-        one_of("kinks", self.kinks, ["ignore"])
+        one_of("kinks", self.kinks, ["locate", "ignore"])
         one_of("precision", self.precision, ["float64", "float32"])
         seed = positive_int("seed", self.seed, least=0)
         fractions = self.step_fractions
@@ -112,6 +115,7 @@ class Config:
             rtol=None if self.rtol is None else positive("rtol", self.rtol),
             atol=None if self.atol is None else positive("atol", self.atol),
             max_steps=positive_int("max_steps", self.max_steps),
+            max_kinks=positive_int("max_kinks", self.max_kinks),
             step_fractions=tuple(
                 sorted({positive("step_fractions", f) for f in fractions}, reverse=True)
             ),

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from gflow.arguments import is_concrete
 from gflow.gradients import squared_norm
@@ -28,6 +28,10 @@ class RESULTS(eqx.Enumeration):
         "the step budget `max_steps` ran out before t1. Raise it, loosen `rtol` and `atol`, or "
         "shorten t1. Kinks of ReLU and stiffness both make the steps small"
     )
+    max_kinks_reached = (
+        "the budget of kinks `max_kinks` ran out before t1. Raise it; kinks that pile up at one "
+        "time point at a degenerate place, which other initial values avoid"
+    )
     step_size_underflow = (
         "the step size shrank to nothing: the field jumps, or becomes infinite or NaN just ahead. "
         "Look at the last saved network, loosen `rtol` and `atol`, or use float64"
@@ -44,7 +48,14 @@ class RESULTS(eqx.Enumeration):
 
 
 _GOOD = ("successful", "reached_grad_norm", "reached_risk", "reached_param_norm")
-_TROUBLE = ("max_steps_reached", "step_size_underflow", "nonfinite", "diverged", "interrupted")
+_TROUBLE = (
+    "max_steps_reached",
+    "max_kinks_reached",
+    "step_size_underflow",
+    "nonfinite",
+    "diverged",
+    "interrupted",
+)
 RESULT_NAMES = _GOOD + _TROUBLE
 
 
@@ -75,6 +86,44 @@ class Diagnostics(eqx.Module):
     balance: Float[Array, "times width"] | None
 
 
+KINK_KINDS = (
+    "cross to active",
+    "cross to inactive",
+    "slide begins",
+    "slide ends to active",
+    "slide ends to inactive",
+    "unit degenerates",
+)
+
+
+class Kinks(eqx.Module):
+    """The log of kinks met along a flow, in the order of time.
+
+    - `time`, shape (kinks,): when the preactivation of the pair became zero, or its slide ended.
+    - `unit`, `datum`: the pair. Rows of data that are equal have one kink, logged for the first.
+    - `kind`: an index into `KINK_KINDS`; `names` gives the words.
+
+    Under `jax.jit` and `jax.vmap` the arrays have `max_kinks` entries, of time inf where unused.
+    """
+
+    time: Float[Array, " kinks"]
+    unit: Int[Array, " kinks"]
+    datum: Int[Array, " kinks"]
+    kind: Int[Array, " kinks"]
+
+    @property
+    def names(self) -> list[str]:
+        return [KINK_KINDS[k] for k in np.asarray(self.kind)]
+
+    def __len__(self) -> int:
+        return self.time.shape[0]
+
+    def counts(self) -> dict[str, int]:
+        """How many there were of each kind."""
+        each = np.bincount(np.asarray(self.kind), minlength=len(KINK_KINDS))
+        return {name: int(n) for name, n in zip(KINK_KINDS, each)}
+
+
 class Trajectory(eqx.Module):
     """Parameters along saved times, with the risk, the gradient norm and how far to trust them.
 
@@ -82,7 +131,10 @@ class Trajectory(eqx.Module):
     - `params`: the network, every array with a leading axis of times; `trajectory[k]` is one
       network, `final` the last.
     - `risk`, shape (times,): L(θ(t)), over all data also for minibatch descents.
-    - `grad_norm`, shape (times,): ‖G(θ(t))‖, the generalized gradient in the trained parameters.
+    - `grad_norm`, shape (times,): the norm of the field that was followed, in the trained
+      parameters: ‖G(θ(t))‖ of the generalized gradient, or, with located kinks, the norm of the
+      minimal-norm Clarke subgradient, which vanishes at critical points with kinks, too.
+    - `kinks`: the `Kinks` met, None where they were not located.
     - `diagnostics`: see `Diagnostics`.
     - `stats`: numbers of steps, of field evaluations, and more, by name.
     - `result`: a `RESULTS` member; `message` is its sentence, `succeeded` whether all went well.
@@ -98,6 +150,19 @@ class Trajectory(eqx.Module):
     result: RESULTS
     kind: str = eqx.field(static=True)
     method: str = eqx.field(static=True)
+    kinks: Kinks | None = None
+
+    def kinks_at(self, t: float) -> set[tuple[int, int]]:
+        """The pairs (unit, datum) that slide at time t."""
+        sliding: set[tuple[int, int]] = set()
+        if self.kinks is not None:
+            log = (np.asarray(a) for a in (self.kinks.time, self.kinks.unit, self.kinks.datum))
+            for time, unit, datum, kind in zip(*log, self.kinks.names):
+                if time > t:
+                    break
+                change = sliding.add if kind in KINK_KINDS[2::3] else sliding.discard
+                change((int(unit), int(datum)))
+        return sliding
 
     @property
     def final(self) -> PyTree:
@@ -139,6 +204,12 @@ class Trajectory(eqx.Module):
             "gradient norm": f"{grad_norm[0]:.4g} → {grad_norm[-1]:.4g}",
             "steps": steps,
         }
+        if self.kinks is not None:
+            counts = self.kinks.counts()
+            crossings = counts["cross to active"] + counts["cross to inactive"]
+            slides = counts["slide begins"] + counts["unit degenerates"]
+            on = len(self.kinks_at(float(ts[-1])))
+            facts["kinks"] = f"{crossings:,} crossings, {slides:,} slides ({on:,} at the end)"
         for name in ("step_size", "rtol", "atol"):
             if name in self.stats:
                 facts[name.replace("_", " ")] = f"{float(self.stats[name]):g}"
@@ -229,20 +300,21 @@ def record(
     ts: Float[Array, " times"],
     trained: PyTree,
     dissipated: Float[Array, " times"],
+    grad_norm: Float[Array, " times"] | None = None,
     **rest: Any,
 ) -> Trajectory:
     """The trajectory of trained parameters with a leading axis of times.
 
-    `start` are the trained parameters at time zero, `dissipated` is ∫‖θ'‖² up to each time; `rest`
-    are the remaining fields of `Trajectory`. Jittable; memory beyond the result is that of one
-    gradient.
+    `start` are the trained parameters at time zero, `dissipated` is ∫‖θ'‖² up to each time,
+    `grad_norm` the norm of the field if it is not the generalized gradient; `rest` are the other
+    fields of `Trajectory`. Jittable; memory beyond the result is that of one gradient.
     """
 
     def measure(params):
         value, gradient = jax.value_and_grad(lambda p: risk(eqx.combine(p, frozen)))(params)
         return value, jnp.sqrt(squared_norm(gradient))
 
-    values, grad_norm = jax.lax.map(measure, trained)
+    values, norms = jax.lax.map(measure, trained)
     energy = risk(eqx.combine(start, frozen)) - values - dissipated
     times = ts.shape[0]
     still = jax.tree.map(
@@ -252,7 +324,7 @@ def record(
         ts=ts,
         params=eqx.combine(trained, still),
         risk=values,
-        grad_norm=grad_norm,
+        grad_norm=norms if grad_norm is None else grad_norm,
         diagnostics=Diagnostics(energy, _balance_drift(frozen, start, trained)),
         **rest,
     )
@@ -268,7 +340,11 @@ def _balance_drift(frozen: PyTree, start: PyTree, trained: PyTree) -> Array | No
 
 
 def keep_first(trajectory: Trajectory, count: int) -> Trajectory:
-    """The trajectory at its first `count` saved times."""
+    """The trajectory at its first `count` saved times, and the used entries of its log of kinks."""
+    if trajectory.kinks is not None:
+        used = int(np.isfinite(np.asarray(trajectory.kinks.time)).sum())
+        kinks = jax.tree.map(lambda a: a[:used], trajectory.kinks)
+        trajectory = eqx.tree_at(lambda t: t.kinks, trajectory, kinks)
     saved = (
         trajectory.ts,
         trajectory.params,

@@ -11,7 +11,7 @@ import pytest
 import scipy.linalg
 
 import gflow
-from gflow.flow import solve
+from gflow.flow import plain
 from gflow.trajectory import RESULT_NAMES, RESULTS
 
 KEY = jax.random.key(0)
@@ -240,7 +240,7 @@ def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, mon
             if self.calls == 3:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(solve, "progress_bar", lambda *_: Bar())
+    monkeypatch.setattr(plain, "progress_bar", lambda *_: Bar())
     flow = gflow.solve_flow(wave, smooth_net, t1=10.0, progress=True, throw=False)
     assert flow.result_name == "interrupted" and len(flow) == 48
     np.testing.assert_allclose(flow.risk, smooth_flow.risk[:48], rtol=1e-8)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from gflow.arguments import (
     ArgumentError,
@@ -22,15 +22,13 @@ from gflow.arguments import (
     positive,
     positive_int,
 )
-from gflow.flow.solvers import as_solver, controller, num_field_evaluations
-from gflow.flow.stop import Stop, as_stop, stop_result
+from gflow.flow import locate, plain
+from gflow.flow.kinks import switched
+from gflow.flow.problem import Piece, Problem
+from gflow.flow.solvers import as_solver
+from gflow.flow.stop import Stop, as_stop
 from gflow.networks import split_trainable
-from gflow.progress import progress_bar
-from gflow.trajectory import RESULTS, Trajectory, finish, keep_first, record
-
-# At most so many saved times, and steps, between pauses for the progress bar and Ctrl-C.
-_PIECE = 16
-_PIECE_STEPS = 2048
+from gflow.trajectory import Trajectory, finish, keep_first, record
 
 
 def solve_flow(
@@ -43,9 +41,11 @@ def solve_flow(
     rtol: RealScalar | None = None,
     atol: RealScalar | None = None,
     solver: diffrax.AbstractSolver | None = None,
-    kinks: str = "ignore",
+    kinks: str = "locate",
     stop: Stop | None = None,
     max_steps: int = 1_000_000,
+    max_kinks: int = 50_000,
+    step_size: RealScalar | None = None,
     trainable: Sequence[str] | PyTree | None = None,
     progress: bool = False,
     throw: bool = True,
@@ -64,15 +64,21 @@ def solve_flow(
     - `t1`, `t0`: the flow runs from t0 to t1. One gradient-descent step of size h is flow time h.
     - `ts`: times to save at, increasing, within [t0, t1]; by default 200, logarithmic, both ends
       in.
-    - `rtol`, `atol`: tolerances of the error of a step, relative and absolute; by default 1e-8 and
-      1e-10 for float64 parameters, 1e-4 and 1e-6 for float32.
+    - `rtol`, `atol`: tolerances of the error of a step, relative and absolute; by default 1e-8 for
+      float64 parameters, 1e-4 for float32, and a hundredth of `rtol`.
     - `solver`: any adaptive diffrax solver; None for `diffrax.Tsit5()`.
-    - `kinks`: "ignore": adaptive integration with ReLU'(0) = 0, across kinks as if the field were
-      smooth. Where kinks are many the steps become small; a loose `rtol` (1e-4 to 1e-6) is then the
-      better choice.
+    - `kinks`: what to do where a ReLU or leaky ReLU preactivation of a `ShallowNet` passes zero on
+      a row of an `EmpiricalRisk`, where the gradient jumps. "locate": every kink is located, and
+      crossed, or slid along if the field points at it from both sides; what is followed is
+      dθ/dt = −(the minimal-norm element of the Clarke subdifferential), at the full order of the
+      solver. "ignore": adaptive integration with ReLU'(0) = 0, as if the field were smooth; the
+      steps become small at kinks, and a loose `rtol` (1e-4 to 1e-6) is then the better choice.
+      Other networks and risks are always integrated as smooth.
     - `stop`: a `Stop` that ends the flow early.
-    - `max_steps`: the budget of steps, accepted and rejected; with `progress`, checked after each
-      piece.
+    - `max_steps`: the budget of steps, accepted and rejected; with `progress` and kinks ignored,
+      checked after each piece.
+    - `max_kinks`: the budget of kinks.
+    - `step_size`: fixed steps of this size instead of adaptive ones, for studies of convergence.
     - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
       equinox filter specification.
     - `progress`: shows a progress bar with the flow time reached. The flow is then solved in
@@ -86,182 +92,37 @@ def solve_flow(
     **Raises:** `ArgumentError` (a `ValueError`) for arguments that cannot be used;
     `TrajectoryError` as above.
     """
-    one_of("kinks", kinks, ("ignore",))
+    one_of("kinks", kinks, ("locate", "ignore"))
     max_steps = positive_int("max_steps", max_steps)
+    max_kinks = positive_int("max_kinks", max_kinks)
     solver, stop = as_solver(solver), as_stop(stop)
     trained, frozen = split_trainable(net, trainable)
-    y0, _ = ravel_pytree(trained)
-    _check_start(y0)
-    start, end, times = _times(t0, t1, ts, y0.dtype)
-    problem = _Problem(risk, trained, frozen, solver, stop, *_tolerances(rtol, atol, y0.dtype))
+    theta0, _ = ravel_pytree(trained)
+    _check_start(theta0)
+    start, end, times = _times(t0, t1, ts, theta0.dtype)
+    h = step_size
+    if h is not None:
+        h = jnp.asarray(positive("step_size", h) if is_concrete(h) else h, theta0.dtype)
+    tolerances = _tolerances(rtol, atol, theta0.dtype)
+    problem = Problem(risk, trained, frozen, solver, stop, *tolerances, h)
 
-    solve = _solve_in_pieces if progress else _solve_whole
-    piece = solve(problem, y0, start, end, times, max_steps).with_end()
+    known = switched(risk, trained, frozen) if kinks == "locate" else None
+    if known is not None:
+        budgets = {"max_steps": max_steps, "max_kinks": max_kinks, "progress": progress}
+        piece = locate.solve(problem, known, theta0, start, end, times, **budgets)
+    elif progress:
+        piece = plain.solve_in_pieces(problem, theta0, start, end, times, max_steps)
+    else:
+        piece = plain.solve_whole(problem, theta0, start, end, times, max_steps)
+    piece = piece.with_end()
     trajectory = _record(problem, piece, f"gradient flow, {type(solver).__name__}")
     if is_concrete(piece.count):
         trajectory = keep_first(trajectory, int(piece.count))
     return finish(trajectory, throw=throw)
 
 
-class _Problem(eqx.Module):
-    risk: Callable[[Any], Array]
-    trained: PyTree
-    frozen: PyTree
-    solver: diffrax.AbstractSolver
-    stop: Stop
-    rtol: Array
-    atol: Array
-
-    def gradient(self, theta: Float[Array, " size"]) -> tuple[Array, Float[Array, " size"]]:
-        """L(θ) and G(θ) for flat trained parameters."""
-        _, unravel = ravel_pytree(self.trained)
-        return jax.value_and_grad(lambda p: self.risk(eqx.combine(unravel(p), self.frozen)))(theta)
-
-    def field(self, t, y, args):
-        """d/dt of (θ, ∫‖θ'‖²)."""
-        del t, args
-        _, gradient = self.gradient(y[:-1])
-        return jnp.append(-gradient, jnp.sum(gradient**2))
-
-    def first_step(self, y):
-        """The time in which θ moves by a hundredth of its norm; the solver corrects the guess."""
-        gradient = self.gradient(y[:-1])[1]
-        speed = jnp.sqrt(jnp.sum(gradient**2))
-        size = jnp.maximum(jnp.sqrt(jnp.sum(y[:-1] ** 2)), 1e-3)
-        return jnp.where(speed > 0, 1e-2 * size / jnp.where(speed > 0, speed, 1.0), jnp.inf)
-
-    def risk_and_grad_norm(self, theta):
-        value, gradient = self.gradient(theta)
-        return value, jnp.sqrt(jnp.sum(gradient**2))
-
-
-class _Piece(NamedTuple):
-    """States (θ, dissipation) at saved times, the first `count` of them filled, and at the end."""
-
-    ts: Float[Array, " times"]
-    ys: Float[Array, "times size"]
-    count: Any
-    end: tuple[Array, Array]
-    steps: Any
-    rejected: Any
-    result: RESULTS
-    solves: int = 1
-
-    def with_end(self) -> "_Piece":
-        """With the state where an early end left off in the next slot."""
-        t_end, y_end = self.end
-        count = jnp.asarray(self.count)
-        last = jnp.where(count > 0, self.ts[count - 1], -jnp.inf)
-        early = (count < self.ts.shape[0]) & (t_end > last)
-        slot = jnp.where(early, count, self.ts.shape[0])
-        return self._replace(
-            ts=self.ts.at[slot].set(t_end, mode="drop"),
-            ys=self.ys.at[slot].set(y_end, mode="drop"),
-            count=count + early.astype(count.dtype),
-        )
-
-
 @eqx.filter_jit
-def _integrate(problem: _Problem, y0, t0, t1, dt0, ts, max_steps: int) -> _Piece:
-    conditions = problem.stop.conditions(problem.risk_and_grad_norm)
-    events = {
-        name: lambda t, y, args, condition=condition, **_: condition(y[:-1])
-        for name, condition in conditions.items()
-    }
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(problem.field),
-        problem.solver,
-        t0,
-        t1,
-        jnp.minimum(jnp.where(dt0 > 0, dt0, problem.first_step(y0)), t1 - t0),
-        y0,
-        saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)]),
-        stepsize_controller=controller(problem.rtol, problem.atol, t1 - t0),
-        event=diffrax.Event(events) if events else None,
-        max_steps=max_steps,
-        throw=False,
-    )
-    assert solution.ts is not None and solution.ys is not None
-    (saved_ts, last_ts), (saved_ys, last_ys) = solution.ts, solution.ys
-    y_end = last_ys[0]
-    return _Piece(
-        ts=saved_ts,
-        ys=saved_ys,
-        count=jnp.sum(jnp.isfinite(saved_ts)),
-        end=(last_ts[0], y_end),
-        steps=solution.stats["num_steps"],
-        rejected=solution.stats["num_rejected_steps"],
-        result=_translate(solution.result, solution.event_mask or {}, problem, y_end),
-    )
-
-
-def _translate(result, fired: dict[str, Array], problem: _Problem, y_end) -> RESULTS:
-    """diffrax's result as ours."""
-    finite = jnp.isfinite(problem.field(0.0, y_end, None)).all()
-    stuck = RESULTS.where(finite, RESULTS.step_size_underflow, RESULTS.nonfinite)
-    ours = RESULTS.where(result == diffrax.RESULTS.successful, RESULTS.successful, stuck)
-    ours = RESULTS.where(
-        result == diffrax.RESULTS.max_steps_reached, RESULTS.max_steps_reached, ours
-    )
-    return RESULTS.where(result == diffrax.RESULTS.event_occurred, stop_result(fired), ours)
-
-
-def _solve_whole(problem: _Problem, theta0, t0, t1, ts, max_steps: int) -> _Piece:
-    y0 = jnp.append(theta0, jnp.zeros((), theta0.dtype))
-    return _integrate(problem, y0, t0, t1, jnp.zeros_like(t0), ts, max_steps)
-
-
-def _solve_in_pieces(problem: _Problem, theta0, t0, t1, ts, max_steps: int) -> _Piece:
-    """The same solve with a pause after some saved times or steps, to show where it is."""
-    t, y = t0, jnp.append(theta0, jnp.zeros((), theta0.dtype))
-    dt = jnp.zeros_like(t0)
-    pieces, count, steps, result = [], 0, 0, RESULTS.successful
-    with progress_bar(len(ts), "gradient flow") as bar:
-        try:
-            while t < t1:
-                slots = ts[count : count + _PIECE]
-                end = t1 if count + len(slots) == len(ts) else slots[-1]
-                slots = jnp.append(slots, jnp.full(_PIECE - len(slots), end))
-                piece = _integrate(problem, y, t, end, dt, slots, min(max_steps, _PIECE_STEPS))
-                new = min(int(piece.count), len(ts) - count)
-                pieces.append(piece._replace(count=new))
-                dt = (piece.end[0] - t) / jnp.maximum(piece.steps - piece.rejected, 1)
-                t, y = piece.end
-                count, steps, result = count + new, steps + int(piece.steps), piece.result
-                bar.advance(new, f"t = {float(t):.4g}")
-                paused = bool(result == RESULTS.max_steps_reached)
-                if not (paused or bool(result == RESULTS.successful)):
-                    break
-                if steps >= max_steps and t < t1:
-                    result = RESULTS.max_steps_reached
-                    break
-        except KeyboardInterrupt:
-            result = RESULTS.interrupted
-    return _join(pieces, ts, (t, y), result)
-
-
-def _join(pieces: list[_Piece], ts, end, result: RESULTS) -> _Piece:
-    saved_ts = np.full(len(ts), np.inf, ts.dtype)
-    saved_ys = np.full((len(ts), len(end[1])), np.nan, ts.dtype)
-    count = 0
-    for piece in pieces:
-        there = slice(count, count + piece.count)
-        saved_ts[there], saved_ys[there] = piece.ts[: piece.count], piece.ys[: piece.count]
-        count += piece.count
-    return _Piece(
-        ts=jnp.asarray(saved_ts),
-        ys=jnp.asarray(saved_ys),
-        count=count,
-        end=end,
-        steps=sum(int(p.steps) for p in pieces),
-        rejected=sum(int(p.rejected) for p in pieces),
-        result=result,
-        solves=len(pieces),
-    )
-
-
-@eqx.filter_jit
-def _record(problem: _Problem, piece: _Piece, method: str) -> Trajectory:
+def _record(problem: Problem, piece: Piece, method: str) -> Trajectory:
     _, unravel = ravel_pytree(problem.trained)
     stats = {
         "num_steps": piece.steps,
@@ -269,9 +130,11 @@ def _record(problem: _Problem, piece: _Piece, method: str) -> Trajectory:
         "rtol": problem.rtol,
         "atol": problem.atol,
     }
-    evaluations = num_field_evaluations(problem.solver, piece.steps, piece.solves)
-    if evaluations is not None:
-        stats["num_field_evaluations"] = evaluations
+    if piece.evaluations is not None:
+        stats["num_field_evaluations"] = piece.evaluations
+    if piece.kinks is not None:
+        stats["num_kinks"] = jnp.sum(jnp.isfinite(piece.kinks.time))
+        stats["num_segments"] = 1 + stats["num_kinks"]
     return record(
         problem.risk,
         problem.frozen,
@@ -279,6 +142,8 @@ def _record(problem: _Problem, piece: _Piece, method: str) -> Trajectory:
         piece.ts,
         jax.vmap(unravel)(piece.ys[:, :-1]),
         piece.ys[:, -1],
+        None if piece.speeds is None else piece.speeds[0],
+        kinks=piece.kinks,
         stats={name: jnp.asarray(value) for name, value in stats.items()},
         result=piece.result,
         kind="flow",
@@ -334,12 +199,12 @@ def _given_times(ts, t0, t1) -> np.ndarray:
 
 
 def _tolerances(rtol, atol, dtype) -> tuple[Array, Array]:
-    defaults = (1e-8, 1e-10) if dtype == jnp.float64 else (1e-4, 1e-6)
-    chosen = []
-    for name, value, default in zip(("rtol", "atol"), (rtol, atol), defaults):
-        if value is None:
-            value = default
-        elif is_concrete(value):
-            value = positive(name, value)
-        chosen.append(jnp.asarray(value, dtype))
-    return chosen[0], chosen[1]
+    if rtol is None:
+        rtol = 1e-8 if dtype == jnp.float64 else 1e-4
+    elif is_concrete(rtol):
+        rtol = positive("rtol", rtol)
+    if atol is None:
+        atol = 1e-2 * rtol
+    elif is_concrete(atol):
+        atol = positive("atol", atol)
+    return jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype)

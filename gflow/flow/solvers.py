@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gflow.arguments import ArgumentError
+from gflow.flow.problem import Problem
 
 
 def as_solver(solver: diffrax.AbstractSolver | None) -> diffrax.AbstractSolver:
@@ -16,13 +17,18 @@ def as_solver(solver: diffrax.AbstractSolver | None) -> diffrax.AbstractSolver:
     return solver
 
 
-def controller(rtol, atol, span) -> diffrax.PIDController:
-    """Adaptive steps; a step whose error is not finite is rejected and the next is smaller.
+def controller(problem: Problem, span) -> diffrax.AbstractStepSizeController:
+    """Fixed steps if asked for, or adaptive ones: a step whose error is not finite is rejected and
+    the next is smaller.
 
     Below a step of 1e-3 roundings of the time span the solve ends rather than shrink for ever.
     """
+    if problem.step_size is not None:
+        return diffrax.ConstantStepSize()
     least = 1e-3 * jnp.finfo(span.dtype).eps * span
-    return diffrax.PIDController(rtol, atol, norm=_finite_rms, dtmin=least, force_dtmin=False)
+    return diffrax.PIDController(
+        problem.rtol, problem.atol, norm=_finite_rms, dtmin=least, force_dtmin=False
+    )
 
 
 def _finite_rms(error: Float[Array, " size"]) -> Float[Array, ""]:
@@ -31,10 +37,10 @@ def _finite_rms(error: Float[Array, " size"]) -> Float[Array, ""]:
     return jnp.where(jnp.isfinite(rms), rms, jnp.inf)
 
 
-def num_field_evaluations(solver: diffrax.AbstractSolver, num_steps, num_solves=1):
+def num_field_evaluations(solver: diffrax.AbstractSolver, num_steps):
     """Evaluations of the field by an explicit Runge–Kutta solver; None for other solvers.
 
-    Each solve chooses its first step with one, and starts a first-same-as-last tableau with one.
+    A solve chooses its first step with one, and starts a first-same-as-last tableau with one.
     diffrax adds a few where steps are rejected, which are not counted.
     """
     if not isinstance(solver, diffrax.AbstractERK):
@@ -42,4 +48,4 @@ def num_field_evaluations(solver: diffrax.AbstractSolver, num_steps, num_solves=
     tableau = solver.tableau
     assert isinstance(tableau, diffrax.ButcherTableau)
     reused = int(tableau.fsal)
-    return num_steps * (tableau.num_stages - reused) + num_solves * (1 + reused)
+    return num_steps * (tableau.num_stages - reused) + 1 + reused

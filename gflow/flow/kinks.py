@@ -1,0 +1,337 @@
+r"""Activation patterns, sliding, and what happens at a kink, for data and a shallow net.
+
+Unit i has a kink at row n where its preactivation $z_{in} = \langle w_i, x_n\rangle + b_i$ is 0.
+With the pattern of active pairs held fixed the risk is smooth. The fields of the two sides of a
+kink differ only along its normal $m = \nabla_\theta z_{in}$, by $-(1-\alpha)\,
+(\partial L/\partial a_{in})\, m$ with α the negative slope. If both point at the kink, the flow
+slides along it, by Filippov's field, which is minus the minimal-norm element of the Clarke
+subdifferential: all sliding pairs of a unit, with normals M, take the multipliers
+
+$$\mu = -(M M^\top)^{-1} M f, \qquad \dot u = -(f + M^\top \mu),$$
+
+where −f is the field of the unit's w and b from its other pairs. The weight of the active side is
+$\lambda = (\mu/(\partial L/\partial a) - \alpha)/(1 - \alpha)$; sliding ends where it leaves
+[0, 1].
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from gflow.activations import PiecewiseLinear
+from gflow.arguments import is_concrete
+from gflow.networks import ShallowNet
+from gflow.risks import EmpiricalRisk
+
+_MOST_SLIDES = 64
+
+
+class Pattern(eqx.Module):
+    """Which pairs of unit and row are active, and which slide.
+
+    `slots` are the sliding rows of each unit, where `used`; `normals` their normals, zero
+    elsewhere; `inverse` the inverse of the normals' Gram matrix, identity elsewhere.
+    """
+
+    active: Bool[Array, "width rows"]
+    sliding: Bool[Array, "width rows"]
+    slots: Int[Array, "width slots"]
+    used: Bool[Array, "width slots"]
+    normals: Float[Array, "width slots dim"]
+    inverse: Float[Array, "width slots slots"]
+    degenerate: Bool[Array, " width"]
+
+
+class Parts(NamedTuple):
+    """What field and margins are made of, at one θ."""
+
+    z: Float[Array, "width rows"]
+    q: Float[Array, "width rows"]
+    force: Float[Array, "width dim"]
+    multipliers: Float[Array, "width slots"]
+    g_v: Array
+    g_c: Array
+
+
+class Event(NamedTuple):
+    """One entry of the kink log; `kind` is an index into `KINK_KINDS`."""
+
+    unit: Any
+    row: Any
+    kind: Any
+
+
+class SwitchedRisk(eqx.Module):
+    """The empirical risk of a `ShallowNet` with piecewise linear activation, pattern by pattern.
+
+    Rows that are equal have one kink: `rows` are the distinct ones, `group` says to which each
+    datum belongs, `first` which datum stands for each. `normals` are the rows' normals in the
+    trained ones of (w_i, b_i), `sizes` what |z| is measured by: the normals' norms times the
+    largest unit's norm at the start.
+    """
+
+    trained: PyTree
+    frozen: PyTree
+    rows: Float[Array, "rows in"]
+    group: Int[Array, " data"] | None
+    first: Int[Array, " rows"]
+    y: Array
+    weights: Float[Array, " data"]
+    normals: Float[Array, "rows dim"]
+    sizes: Float[Array, " rows"]
+    loss: Any = eqx.field(static=True)
+    slope: float = eqx.field(static=True)
+
+    def net(self, theta: Float[Array, " size"]) -> ShallowNet:
+        _, unravel = ravel_pytree(self.trained)
+        return eqx.combine(unravel(theta), self.frozen)
+
+    def preactivations(self, net: ShallowNet) -> Float[Array, "width rows"]:
+        z = net.w @ self.rows.T
+        return z if net.b is None else z + net.b[:, None]
+
+    def value(self, theta: Float[Array, " size"]) -> Float[Array, ""]:
+        """L(θ)."""
+        net = self.net(theta)
+        outputs = jax.vmap(net)(self.rows)
+        by_data = outputs if self.group is None else outputs[self.group]
+        return self.weights @ jax.vmap(self.loss)(by_data, self.y)
+
+    def parts(self, theta: Float[Array, " size"], pattern: Pattern) -> Parts:
+        net = self.net(theta)
+        z = self.preactivations(net)
+        slopes = jnp.where(pattern.active, 1.0, self.slope).astype(z.dtype)
+        a = slopes * z
+        v = net.output_scale * net.v
+        outputs = a.T @ v
+        if net.c is not None:
+            outputs = outputs + jnp.broadcast_to(net.c, outputs.shape)
+        r = self._slopes_of_loss(outputs)
+        q = jnp.outer(v, r) if v.ndim == 1 else v @ r.T
+        force = jnp.where(pattern.sliding, 0.0, slopes * q) @ self.normals
+        none = lambda *_: jnp.zeros(pattern.used.shape, z.dtype)
+        slides = jnp.any(pattern.used)
+        multipliers = jax.lax.cond(slides, self._multipliers, none, pattern, force)
+        return Parts(z, q, force, multipliers, net.output_scale * (a @ r), jnp.sum(r, axis=0))
+
+    def _slopes_of_loss(self, outputs: Array) -> Array:
+        """∂L/∂N for each distinct row."""
+        by_data = outputs if self.group is None else outputs[self.group]
+        losses = lambda n: self.weights @ jax.vmap(self.loss)(n, self.y)
+        r = jax.grad(losses)(by_data)
+        if self.group is None:
+            return r
+        return jax.ops.segment_sum(r, self.group, self.rows.shape[0])
+
+    @staticmethod
+    def _multipliers(pattern: Pattern, force: Array) -> Array:
+        moved = jnp.einsum("wjd,wd->wj", pattern.normals, force)
+        return -jnp.einsum("wjk,wk->wj", pattern.inverse, moved)
+
+    def velocity(self, pattern: Pattern, parts: Parts) -> Float[Array, "width dim"]:
+        """d/dt of the trained ones of (w_i, b_i)."""
+        u = jax.lax.cond(
+            jnp.any(pattern.used),
+            lambda f: -(f + jnp.einsum("wjd,wj->wd", pattern.normals, parts.multipliers)),
+            lambda f: -f,
+            parts.force,
+        )
+        return jnp.where(pattern.degenerate[:, None], 0.0, u)
+
+    def field(self, t, y: Float[Array, " size_and_one"], pattern: Pattern) -> Array:
+        """d/dt of (θ, ∫‖θ'‖²)."""
+        del t
+        parts = self.parts(y[:-1], pattern)
+        u = self.velocity(pattern, parts)
+        trained, pieces = self.trained, []
+        if trained.w is not None:
+            pieces.append(u[:, : self.rows.shape[1]].ravel())
+        if trained.b is not None:
+            pieces.append(u[:, -1])
+        if trained.v is not None:
+            pieces.append(-parts.g_v.ravel())
+        if trained.c is not None:
+            pieces.append(-parts.g_c.ravel())
+        theta = jnp.concatenate(pieces)
+        return jnp.append(theta, theta @ theta)
+
+    def moved(self, theta: Array, unit, by: Float[Array, " dim"]) -> Array:
+        """θ with the trained ones of (w_i, b_i) of one unit moved."""
+        _, unravel = ravel_pytree(self.trained)
+        net = unravel(theta)
+        if net.w is not None:
+            net = eqx.tree_at(lambda n: n.w, net, net.w.at[unit].add(by[: self.rows.shape[1]]))
+        if net.b is not None:
+            net = eqx.tree_at(lambda n: n.b, net, net.b.at[unit].add(by[-1]))
+        return ravel_pytree(net)[0]
+
+    def start(self, theta: Float[Array, " size"]) -> Pattern:
+        """The pattern of the generalized gradient: z > 0 is active, nothing slides."""
+        active = self.preactivations(self.net(theta)) > 0
+        width, dim = active.shape[0], self.normals.shape[1]
+        slots = min(dim, self.rows.shape[0], _MOST_SLIDES)
+        return Pattern(
+            active=active,
+            sliding=jnp.zeros_like(active),
+            slots=jnp.zeros((width, slots), int),
+            used=jnp.zeros((width, slots), bool),
+            normals=jnp.zeros((width, slots, dim), theta.dtype),
+            inverse=jnp.broadcast_to(jnp.eye(slots, dtype=theta.dtype), (width, slots, slots)),
+            degenerate=jnp.zeros(width, bool),
+        )
+
+    def kink_margins(self, z: Array, pattern: Pattern) -> Float[Array, "width rows"]:
+        """The distance of z from 0 on the side of the pattern, by the size of the normal."""
+        side = jnp.where(pattern.active, z, -z) / self.sizes[None, :]
+        return jnp.where(pattern.sliding, jnp.inf, side)
+
+    def slide_margins(self, parts: Parts, pattern: Pattern) -> Float[Array, "width slots"]:
+        """min(λ, 1 − λ) of the sliding pairs, negative where λ has left [0, 1]."""
+        weight = self.weights_of_active_side(parts, pattern)
+        free = pattern.used & ~pattern.degenerate[:, None]
+        return jnp.where(free, jnp.minimum(weight, 1 - weight), jnp.inf)
+
+    def weights_of_active_side(self, parts: Parts, pattern: Pattern) -> Array:
+        q = jnp.take_along_axis(parts.q, pattern.slots, axis=1)
+        # Without a pull towards the kink there is nothing to slide on: λ counts as left.
+        pulls = q > 0
+        safe = jnp.where(pulls, q, 1.0)
+        share = (parts.multipliers / safe - self.slope) / (1 - self.slope)
+        return jnp.where(pulls, share, -1.0)
+
+    def exit(self, pattern: Pattern, parts: Parts) -> tuple[Pattern, Event]:
+        """The end of the slide whose λ has left [0, 1] farthest."""
+        margins = self.slide_margins(parts, pattern)
+        unit, slot = jnp.unravel_index(jnp.argmin(margins), margins.shape)
+        row = pattern.slots[unit, slot]
+        to_active = self.weights_of_active_side(parts, pattern)[unit, slot] > 0.5
+        pattern = eqx.tree_at(
+            lambda p: (p.active, p.sliding, p.used),
+            pattern,
+            (
+                pattern.active.at[unit, row].set(to_active),
+                pattern.sliding.at[unit, row].set(False),
+                pattern.used.at[unit, slot].set(False),
+            ),
+        )
+        return self._with_gram(pattern, unit), Event(unit, row, jnp.where(to_active, 3, 4))
+
+    def arrive(self, theta: Array, pattern: Pattern, parts: Parts, eps: float):
+        """What happens at the kink that is farthest past: a crossing, or a slide begins.
+
+        Of several at once in one unit, those that are crossed go first, since each changes the
+        field at the others.
+        """
+        margins = self.kink_margins(parts.z, pattern)
+        unit, first = jnp.unravel_index(jnp.argmin(margins), margins.shape)
+        u, active = self.velocity(pattern, parts)[unit], pattern.active[unit]
+        here = self.normals @ u
+        shadow = self.normals @ pattern.normals[unit].T
+        square = jnp.sum(self.normals**2, axis=1)
+        free = square - jnp.sum((shadow @ pattern.inverse[unit]) * shadow, axis=1)
+        jump = (1 - self.slope) * parts.q[unit] * free
+        # A side that does not move counts as pointing at the kink: a unit that loses its last
+        # active row, or one whose kinks all meet, comes to rest there.
+        still = 1e-9 * jnp.abs(jump)
+        crosses = jnp.where(active, here + jump < -still, here - jump > still)
+        crosses = crosses | (free < 1e-12 * square)
+        candidates = jnp.where(crosses & (margins[unit] <= -0.5 * eps), margins[unit], jnp.inf)
+        crossing = jnp.isfinite(jnp.min(candidates))
+        row = jnp.where(crossing, jnp.argmin(candidates), first)
+        slides = ~crossing & ~jnp.all(pattern.used[unit])
+        slot = jnp.argmin(pattern.used[unit])
+        was_active = active[row]
+        changed = eqx.tree_at(
+            lambda p: (p.active, p.sliding, p.used, p.slots),
+            pattern,
+            (
+                pattern.active.at[unit, row].set(~was_active & ~slides),
+                pattern.sliding.at[unit, row].set(slides),
+                pattern.used.at[unit, slot].set(slides | pattern.used[unit, slot]),
+                pattern.slots.at[unit, slot].set(jnp.where(slides, row, pattern.slots[unit, slot])),
+            ),
+        )
+        changed = self._with_gram(changed, unit)
+        degenerate = slides & (jnp.sum(changed.used[unit]) == self.normals.shape[1])
+        changed = eqx.tree_at(
+            lambda p: p.degenerate, changed, changed.degenerate.at[unit].max(degenerate)
+        )
+        # Back onto z = 0 for everything this unit slides on.
+        z = jnp.where(changed.used[unit], parts.z[unit, changed.slots[unit]], 0.0)
+        back = -(changed.normals[unit].T @ (changed.inverse[unit] @ z))
+        theta = self.moved(theta, unit, jnp.where(slides, back, 0.0))
+        kind = jnp.where(slides, jnp.where(degenerate, 5, 2), jnp.where(was_active, 1, 0))
+        return theta, changed, Event(unit, row, kind)
+
+    def _with_gram(self, pattern: Pattern, unit) -> Pattern:
+        """The pattern with normals and inverse of one unit made from its slots."""
+        used = pattern.used[unit]
+        normals = jnp.where(used[:, None], self.normals[pattern.slots[unit]], 0.0)
+        gram = normals @ normals.T + jnp.diag(jnp.where(used, 0.0, 1.0))
+        return eqx.tree_at(
+            lambda p: (p.normals, p.inverse),
+            pattern,
+            (
+                pattern.normals.at[unit].set(normals),
+                pattern.inverse.at[unit].set(jnp.linalg.inv(gram)),
+            ),
+        )
+
+
+def switched(risk: Any, trained: PyTree, frozen: PyTree) -> SwitchedRisk | None:
+    """The risk pattern by pattern, or None where no kinks are known.
+
+    That is where the risk is not the `EmpiricalRisk` of a `ShallowNet`, its activation is smooth,
+    or neither w nor b is trained.
+    """
+    net = eqx.combine(trained, frozen)
+    if not isinstance(risk, EmpiricalRisk) or not isinstance(net, ShallowNet):
+        return None
+    activation = net.activation
+    if not isinstance(activation, PiecewiseLinear) or not activation.kinked:
+        return None
+    if trained.w is None and trained.b is None:
+        return None
+    rows, first, group = _distinct(risk.x)
+    ones = jnp.ones((rows.shape[0], 1), rows.dtype)
+    parts = ([rows] if trained.w is not None else []) + ([ones] if trained.b is not None else [])
+    normals = jnp.concatenate(parts, axis=1)
+    units = jnp.sqrt(jnp.max(jnp.sum(net.w**2, axis=1) + (0.0 if net.b is None else net.b**2)))
+    sizes = jnp.linalg.norm(normals, axis=1) * jnp.where(units > 0, units, 1.0)
+    n = risk.num_data
+    return SwitchedRisk(
+        trained=trained,
+        frozen=frozen,
+        rows=rows,
+        group=group,
+        first=first,
+        y=risk.y,
+        weights=jnp.full(n, 1 / n, rows.dtype) if risk.weights is None else risk.weights,
+        normals=normals,
+        # A row at the origin of a net without biases has no kink: its z is always 0.
+        sizes=jnp.where(sizes > 0, sizes, 1.0),
+        loss=risk.loss,
+        slope=activation.negative_slope,
+    )
+
+
+def _distinct(x: Array) -> tuple[Array, Array, Array | None]:
+    """The distinct rows, the first datum of each, and to which each datum belongs (None if all are
+    distinct). Data that are traced are taken to be distinct."""
+    n = x.shape[0]
+    if not is_concrete(x):
+        return x, jnp.arange(n), None
+    _, first, group = np.unique(np.asarray(x), axis=0, return_index=True, return_inverse=True)
+    if len(first) == n:
+        return x, jnp.arange(n), None
+    # In the order of the data.
+    order = np.argsort(first)
+    rank = np.empty(len(first), int)
+    rank[order] = np.arange(len(first))
+    kept = np.sort(first)
+    return x[kept], jnp.asarray(kept), jnp.asarray(rank[group.ravel()])

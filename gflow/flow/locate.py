@@ -1,0 +1,93 @@
+"""The flow with every kink located, crossed or slid along."""
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+
+from gflow.flow.kinks import SwitchedRisk
+from gflow.flow.loop import Loop, Settings, State, advance, begin
+from gflow.flow.problem import PIECE_STEPS, Piece, Problem
+from gflow.progress import progress_bar
+from gflow.trajectory import RESULTS, Kinks
+
+
+@eqx.filter_jit
+def _start(loop: Loop, theta0, t0) -> State:
+    return begin(loop, theta0, t0)
+
+
+@eqx.filter_jit
+def _advance(loop: Loop, state: State, max_steps) -> State:
+    return advance(loop, state, max_steps)
+
+
+@eqx.filter_jit
+def _whole(loop: Loop, theta0, t0, max_steps) -> State:
+    return advance(loop, begin(loop, theta0, t0), max_steps)
+
+
+def solve(
+    problem: Problem,
+    risk: SwitchedRisk,
+    theta0,
+    t0,
+    t1,
+    ts,
+    *,
+    max_steps: int,
+    max_kinks: int,
+    progress: bool,
+) -> Piece:
+    """Solves in one compiled program, or with pauses to show where it is."""
+    settings = Settings(
+        problem.solver, problem.rtol, problem.atol, problem.step_size, problem.stop, max_kinks
+    )
+    # Kinks are located to this distance, relative to the size of the preactivations.
+    eps = 1e-12 if theta0.dtype == jnp.float64 else 1e-5
+    loop = Loop(risk, settings, t1, ts, eps, _evaluations_of_a_step(problem.solver))
+    if not progress:
+        return _piece(loop, _whole(loop, theta0, t0, jnp.asarray(max_steps)), max_steps)
+    state, interrupted = _start(loop, theta0, t0), False
+    with progress_bar(len(ts), "gradient flow") as bar:
+        try:
+            while _unfinished(state, t1, max_steps):
+                before = int(state.saved)
+                budget = min(int(state.steps) + PIECE_STEPS, max_steps)
+                state = _advance(loop, state, jnp.asarray(budget))
+                kinks = f"t = {float(state.t):.4g}, {int(state.log.met):,} kinks"
+                bar.advance(int(state.saved) - before, kinks)
+        except KeyboardInterrupt:
+            interrupted = True
+    piece = _piece(loop, state, max_steps)
+    return piece._replace(result=RESULTS.interrupted) if interrupted else piece
+
+
+def _unfinished(state: State, t1, max_steps: int) -> bool:
+    running = bool(state.result == RESULTS.successful)
+    return running and bool(state.t < t1) and int(state.steps) < max_steps
+
+
+def _evaluations_of_a_step(solver: diffrax.AbstractSolver) -> int | None:
+    if not isinstance(solver, diffrax.AbstractERK):
+        return None
+    tableau = solver.tableau
+    assert isinstance(tableau, diffrax.ButcherTableau)
+    return tableau.num_stages - int(tableau.fsal)
+
+
+@eqx.filter_jit
+def _piece(loop: Loop, state: State, max_steps: int) -> Piece:
+    spent = (state.result == RESULTS.successful) & (state.t < loop.t1)
+    log = state.log
+    return Piece(
+        ts=jnp.where(jnp.arange(len(loop.ts)) < state.saved, loop.ts, jnp.inf),
+        ys=state.ys,
+        count=state.saved,
+        end=(state.t, state.y),
+        steps=state.steps,
+        rejected=state.rejected,
+        result=RESULTS.where(spent, RESULTS.max_steps_reached, state.result),
+        evaluations=None if loop.stages is None else state.evaluations,
+        speeds=(state.speeds, loop.speed(state.y, state.pattern)),
+        kinks=Kinks(log.time, log.unit, loop.risk.first[log.row], log.kind),
+    )
