@@ -18,14 +18,18 @@ from gflow.provenance import PACKAGES, provenance
 Row = dict[str, Any]
 # Does that many units of work (steps, solves, calls) and returns what they give.
 Run = Callable[[int], Any]
+# What a benchmark may compare with: their versions are saved where they are installed.
+PEERS = ("scipy", "torch", "torchdiffeq", "scikit-sundae")
 
 
-def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+def parser(
+    name: str, description: str | None, precisions: Sequence[str] = ("float64", "float32")
+) -> argparse.ArgumentParser:
     """The options of every benchmark; a benchmark adds its own."""
     new = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     new.add_argument("--quick", action="store_true", help="short runs and few repeats")
     new.add_argument("--repeats", type=int, help="timed runs per method (7, or 3 if quick)")
-    new.add_argument("--precision", choices=("float64", "float32"), default="float64")
+    new.add_argument("--precision", choices=precisions, default=precisions[0])
     out = Path(__file__).parent / "results" / f"{name}.json"
     new.add_argument("--out", type=Path, default=out, help=f"JSON file (results/{name}.json)")
     return new
@@ -87,6 +91,16 @@ def measure(
     return rows
 
 
+def repeated(run: Callable[[], Any], *, seconds: float, repeats: int) -> tuple[Row, Any]:
+    """For runs that cannot be cut into units: the row with `run_s`, the median of at most `repeats`
+    runs, of which none begins after so many `seconds`; and what the last run gives."""
+    times, value = [], None
+    while not times or (len(times) < repeats and sum(times) < seconds):
+        spent, value = timed(lambda _: run(), 1)
+        times.append(spent)
+    return {"run_s": statistics.median(times), "all_run_s": times}, value
+
+
 def _number(run: Run, seconds: float, least: int) -> int:
     number = least
     while timed(run, number)[0] < seconds:
@@ -117,22 +131,26 @@ def report(
     args: argparse.Namespace,
     rows: Sequence[Row],
     columns: Mapping[str, tuple[str, str]],
+    summary: Sequence[Row] = (),
     **facts: Any,
 ) -> int:
     """Prints the rows and saves them with all that they came from; 1 if a row has an error.
 
     `columns` maps a heading to an entry of the rows and its format; `facts` join the provenance.
+    Each row of the `summary` is a result of its own, with an entry "sentence" that tells it.
     """
-    facts = provenance((*PACKAGES, "torch")) | {"cores": _cores()} | facts
+    facts = provenance((*PACKAGES, *PEERS)) | {"cores": _cores()} | facts
     print(", ".join(f"{name} {fact}" for name, fact in facts.items()), end="\n\n")
     print(table(rows, columns))
     for row in rows:
         if "error" in row:
             names = [row[key] for key, _ in columns.values() if isinstance(row.get(key), str)]
             print(f"failed: {', '.join(names)}: {row['error']}")
+    for row in summary:
+        print(f"\n{row['sentence']}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    config = {name: value for name, value in vars(args).items() if name != "out"}
-    saved = {"config": config, "provenance": facts, "rows": rows}
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"}
+    saved = {"config": config, "provenance": facts, "rows": rows, "summary": summary}
     args.out.write_text(json.dumps(saved, indent=1) + "\n")
     print(f"\nsaved {args.out}")
     return int(any("error" in row for row in rows))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from gflow import piecewise as piecewise
 from gflow.activations import Activation as Activation
 from gflow.arguments import ArgumentError as ArgumentError
+from gflow.clarke import clarke_gradient as clarke_gradient
 from gflow.compare import (
     Gap as Gap,
     Order as Order,
@@ -19,6 +20,12 @@ from gflow.networks import ShallowNet as ShallowNet
 from gflow.rates import Rate as Rate, fit_rate as fit_rate
 from gflow.risks import EmpiricalRisk as EmpiricalRisk, Risk as Risk
 from gflow.sharpness import sharpness as sharpness
+from gflow.smoothings import (
+    EventuallyExact as EventuallyExact,
+    lowered_biases as lowered_biases,
+    smoothed as smoothed,
+    smoothed_gradient as smoothed_gradient,
+)
 from gflow.trajectory import (
     RESULTS as RESULTS,
     Diagnostics as Diagnostics,

@@ -85,6 +85,12 @@ class Loop(eqx.Module):
         nothing = lambda y: jnp.asarray(jnp.inf, y.dtype)
         return jax.lax.cond(jnp.any(pattern.used), least, nothing, y)
 
+    def margin_of(self, due: tuple[Array, Array], y, pattern: Pattern) -> Array:
+        """The least margin of the kinks, and of the slides, that are due."""
+        kinks, slides = due
+        kink = jnp.min(jnp.where(kinks, self.kink_margins(y, pattern), jnp.inf))
+        return jnp.minimum(kink, jnp.where(slides, self.slide_margin(y, pattern), jnp.inf))
+
     def margin(self, y, pattern: Pattern) -> Array:
         return jnp.minimum(jnp.min(self.kink_margins(y, pattern)), self.slide_margin(y, pattern))
 
@@ -101,10 +107,13 @@ class Loop(eqx.Module):
         inside = self.settings.solver.interpolation_cls(t0=s.t, t1=t_next, **dense)
         at = lambda share: inside.evaluate(s.t + share * dt)
 
-        share, margins = self._first_event(s, y_next, at, keep)
+        share, due, margins = self._first_event(s, y_next, at, keep)
         happens = share < jnp.inf
-        y = jnp.where(happens, at(jnp.minimum(share, 1.0)), y_next)
-        t = jnp.where(happens, s.t + share * dt, t_next)
+        t, y = jax.lax.cond(
+            happens,
+            lambda: self._to_event(s, at, due, jnp.minimum(share, 1.0), dt),
+            lambda: (t_next, y_next),
+        )
         y, t = jnp.where(keep, y, s.y), jnp.where(keep, t, s.t)
         old_margins = jnp.where(keep, margins, s.margins)
         s = self._save(s, t, inside)
@@ -124,7 +133,7 @@ class Loop(eqx.Module):
             log=log,
             steps=s.steps + 1,
             rejected=s.rejected + ~keep,
-            evaluations=s.evaluations + (self.stages or 0) + 2 * happens,
+            evaluations=s.evaluations + (self.stages or 0) * (1 + happens) + 3 * happens,
         )
         return s._replace(result=self._end(s, keep))
 
@@ -157,8 +166,8 @@ class Loop(eqx.Module):
     # ---- the first event of a step ----------------------------------------------------------
 
     def _first_event(self, s: State, y_next, at, keep):
-        """The share of the step at which the first margin ends, inf if none; the margins at the
-        end of the step."""
+        """The share of the step at which the first margin ends, inf if none; which kinks, and
+        whether slides, are due by the end of the step; the margins there."""
         m0, m1 = s.margins, self.kink_margins(y_next, s.pattern)
         half = self.kink_margins(at(jnp.asarray(0.5, y_next.dtype)), s.pattern)
         # The parabola through the three shows most pairs that cross and come back within the step.
@@ -168,38 +177,43 @@ class Loop(eqx.Module):
         dip = jnp.where(curve > 0, m0 + lowest * (slope + lowest * curve), jnp.inf)
         when = jnp.where(dip <= -self.eps, lowest, jnp.where(m1 <= -self.eps, 1.0, jnp.inf))
         when = jnp.where(half <= -self.eps, jnp.minimum(when, 0.5), when)
-        first = jnp.min(jnp.where(jnp.isnan(when), jnp.inf, when))
+        when = jnp.where(jnp.isnan(when), jnp.inf, when)
         ends = self.slide_margin(y_next, s.pattern) <= -self.eps
-        first = jnp.where(ends, jnp.minimum(first, 1.0), first)
-        share = self._root(s, at, first, keep & (first < jnp.inf))
-        return share, m1
+        first = jnp.where(ends, jnp.minimum(jnp.min(when), 1.0), jnp.min(when))
+        due = (when < jnp.inf, ends)
+        return self._root(s, at, due, first, keep & (first < jnp.inf)), due, m1
 
-    def _root(self, s: State, at, first, wanted):
-        """The share at which the least margin is −1.5 eps, by the Illinois method."""
+    def _root(self, s: State, at, due, first, wanted):
+        """The share at which the least margin of those due is −1.5 eps, by the Illinois method.
+
+        Pairs that rest on their kink, as those of dead units may, have margin 0 throughout: with
+        them the least margin would be flat up to the root.
+        """
         target = 1.5 * self.eps
-        height = lambda share: self.margin(at(share), s.pattern) + target
+        kinks, _ = due
+        height = lambda share: self.margin_of(due, at(share), s.pattern) + target
         one = jnp.ones_like(first)
         first = jnp.where(wanted, first, one)
 
         def ends(_):
             there, end = height(first), height(one)
-            high, f_high = jnp.where(there < 0, first, one), jnp.where(there < 0, there, end)
-            return high, f_high
+            return jnp.where(there < 0, first, one), jnp.where(there < 0, there, end)
 
         high, f_high = jax.lax.cond(wanted, ends, lambda _: (one, one), None)
         wanted = wanted & (f_high < 0)
-        low, f_low = jnp.zeros_like(one), jnp.maximum(jnp.min(s.margins), -self.eps) + target
+        at_start = jnp.min(jnp.where(kinks, s.margins, 1e-3))
+        low, f_low = jnp.zeros_like(one), jnp.maximum(at_start, -self.eps) + target
 
         def unfinished(c):
             low, high, _, _, _, count, near = c
             wide = (high - low) > 4 * jnp.finfo(one.dtype).eps * high
-            return wanted & wide & ~near & (count < 80)
+            return wanted & wide & ~near & (count < 100)
 
         def narrow(c):
             low, high, f_low, f_high, side, count, near = c
             share = high - f_high * (high - low) / (f_high - f_low)
-            share = jnp.where((share > low) & (share < high), share, 0.5 * (low + high))
-            share = jnp.where(count % 8 == 7, 0.5 * (low + high), share)
+            halve = ~((share > low) & (share < high)) | (count % 4 == 3)
+            share = jnp.where(halve, 0.5 * (low + high), share)
             f = height(share)
             near = jnp.abs(f) <= 0.5 * self.eps
             below = (f <= 0) | near
@@ -219,6 +233,24 @@ class Loop(eqx.Module):
         start = (low, high, f_low, f_high, 0, 0, jnp.asarray(False))
         found = jax.lax.while_loop(unfinished, narrow, start)
         return jnp.where(wanted, found[1], jnp.inf)
+
+    def _to_event(self, s: State, at, due, share, dt) -> tuple[Array, Array]:
+        """Time and state of the event whose share of the step the dense output gave.
+
+        The dense output is of lower order than the solver. So the step is taken again up to there,
+        and the margin that is left over or overshot made up for along the field.
+        """
+        height = lambda y: self.margin_of(due, y, s.pattern)
+        before = share * (1 - 1e-3)
+        rate = (height(at(share)) - height(at(before))) / ((share - before) * dt)
+        t = s.t + share * dt
+        y, *_ = self.settings.solver.step(
+            self.terms, s.t, t, s.y, s.pattern, s.solver_state, s.made_jump
+        )
+        ahead = -(height(y) + 1.5 * self.eps) / jnp.where(rate < 0, rate, -jnp.inf)
+        most = 0.05 * share * dt
+        ahead = jnp.clip(jnp.nan_to_num(ahead), -most, jnp.minimum(most, self.t1 - t))
+        return t + ahead, y + ahead * self.risk.field(t, y, s.pattern)
 
     # ---- events -----------------------------------------------------------------------------
 
@@ -243,7 +275,9 @@ class Loop(eqx.Module):
             least = jnp.minimum(jnp.min(margins), self.slide_margin(y, pattern))
             return y, pattern, margins, log, least <= -self.eps
 
-        start = (y, pattern, margins, log, happens)
+        pending = happens & (self.margin(y, pattern) <= -self.eps)
+        margins = jnp.where(happens, self.kink_margins(y, pattern), margins)
+        start = (y, pattern, margins, log, pending)
         y, pattern, margins, log, _ = jax.lax.while_loop(due, one, start)
         return y, pattern, margins, log
 
