@@ -1,5 +1,6 @@
 """Activation functions: value, slope and activation pattern, with ReLU'(0) = 0."""
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Callable
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gflow.arguments import ArgumentError
+from gflow.arguments import ArgumentError, finite
 
 
 class Activation(eqx.Module):
@@ -40,9 +41,9 @@ class PiecewiseLinear(Activation):
     homogeneous: bool = eqx.field(static=True)
 
     def __init__(self, negative_slope: float = 0.0):
-        self.negative_slope = float(negative_slope)
+        self.negative_slope = finite("negative_slope", negative_slope)
         names = {0.0: "relu", 0.01: "leaky_relu", 1.0: "identity"}
-        self.name = names.get(self.negative_slope, f"leaky_relu({self.negative_slope:g})")
+        self.name = names.get(self.negative_slope, f"leaky_relu({self.negative_slope!r})")
         self.kinked = self.negative_slope != 1.0
         self.homogeneous = True
 
@@ -110,10 +111,8 @@ def as_activation(activation: str | Callable) -> Activation:
         if activation in NAMED:
             return NAMED[activation]
         if activation.startswith("leaky_relu(") and activation.endswith(")"):
-            try:
+            with contextlib.suppress(ValueError):
                 return PiecewiseLinear(float(activation[len("leaky_relu(") : -1]))
-            except ValueError:
-                pass
     elif callable(activation):
         return _KNOWN_FUNCTIONS.get(activation) or Smooth(activation)
     known = ", ".join(NAMED)

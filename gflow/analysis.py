@@ -41,10 +41,20 @@ def _rate(trajectory: Trajectory) -> Rate | None:
         return None
 
 
+def blown_up(trajectory: Trajectory) -> float | None:
+    """The first recorded time from which on the risk is above ten times its start; None if it is
+    not so at the end."""
+    risk = np.asarray(trajectory.risk)
+    high = ~(risk <= risk[0] + 9 * abs(risk[0]))
+    if not high[-1]:
+        return None
+    return float(trajectory.ts[len(high) - int(np.argmin(high[::-1]))])
+
+
 def _order(descents: list[Descent], gaps: dict[str, Gap]) -> Order | None:
     """The order from the descents with small steps that got to the end."""
-    small = [d for d in descents if d.fraction <= _ASYMPTOTIC] or descents
-    usable = [d for d in small if d.trajectory.succeeded and gaps[d.label].largest > 0]
+    sound = [d for d in descents if d.trajectory.succeeded and blown_up(d.trajectory) is None]
+    usable = [d for d in sound if d.fraction <= _ASYMPTOTIC and gaps[d.label].largest > 0]
     if len(usable) < 3:
         return None
     return observed_order([d.step_size for d in usable], [gaps[d.label].largest for d in usable])
@@ -53,10 +63,11 @@ def _order(descents: list[Descent], gaps: dict[str, Gap]) -> Order | None:
 COLUMNS = (
     "method",
     "h",
-    "of 2/λ",
+    "h λ/2",
     "steps",
     "seconds",
     "final risk",
+    "risk gap",
     "max distance",
     "end distance",
     "risk - limit ~",
@@ -67,22 +78,11 @@ def rows(run: Run, analysis: Analysis) -> list[tuple[str, ...]]:
     """The summary table of a run, one row for the flow and one for each descent."""
     table = []
     if run.flow is not None:
-        table.append(
-            _row(
-                run,
-                analysis,
-                "flow",
-                run.flow,
-                (
-                    "",
-                    "",
-                ),
-                ("", ""),
-            )
-        )
+        table.append(_row(run, analysis, "flow", run.flow, ("", ""), ("", "", "")))
     for d in run.descents:
         gap = analysis.gaps.get(d.label)
-        distances = ("", "") if gap is None else (f"{gap.largest:.3g}", f"{gap.distance[-1]:.3g}")
+        apart = () if gap is None else (gap.risk_gap[-1], gap.largest, gap.distance[-1])
+        distances = tuple(f"{value:.3g}" for value in apart) or ("", "", "")
         size = (f"{d.step_size:.4g}", f"{d.fraction:.3g}")
         table.append(_row(run, analysis, d.label, d.trajectory, size, distances))
     return table
@@ -91,7 +91,9 @@ def rows(run: Run, analysis: Analysis) -> list[tuple[str, ...]]:
 def _row(run: Run, analysis: Analysis, label, trajectory, size, distances) -> tuple[str, ...]:
     rate = analysis.rates.get(label)
     law = "" if rate is None else _law(rate)
-    if not trajectory.succeeded:
+    if (since := blown_up(trajectory)) is not None:
+        law = f"diverged at t = {since:.4g}"
+    elif not trajectory.succeeded:
         law = f"{trajectory.result_name.replace('_', ' ')} at t = {float(trajectory.ts[-1]):.4g}"
     finite = trajectory.risk[np.isfinite(trajectory.risk)]
     return (
@@ -106,7 +108,35 @@ def _row(run: Run, analysis: Analysis, label, trajectory, size, distances) -> tu
 
 
 def _law(rate: Rate) -> str:
-    # A mean of squares has no limit below zero: such a fit shows a risk that is still travelling.
+    # A mean of squares has no limit below zero: a fit that has is of a risk still travelling.
     if rate.interval[0] <= 0 or rate.limit < 0:
         return "still travelling"
     return rate.formula() + (" ?" if rate.law == "undecided" else "")
+
+
+def facts(analysis: Analysis) -> dict:
+    """The analysis as plain numbers, for run.json."""
+    return {
+        "gaps": {
+            label: {
+                "largest_distance": gap.largest,
+                "final_distance": float(gap.distance[-1]),
+                "final_risk_gap": float(gap.risk_gap[-1]),
+            }
+            for label, gap in analysis.gaps.items()
+        },
+        "order": None
+        if analysis.order is None
+        else {"value": analysis.order.value, "interval": list(analysis.order.interval)},
+        "rates": {
+            label: {
+                "law": rate.law,
+                "better": rate.better,
+                "value": rate.value,
+                "interval": list(rate.interval),
+                "window": list(rate.window),
+                "limit": rate.limit,
+            }
+            for label, rate in analysis.rates.items()
+        },
+    }

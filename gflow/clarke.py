@@ -48,10 +48,10 @@ def clarke_gradient(
       \partial^\circ L(\theta) = \mathrm{conv}\{\lim \nabla L(\theta_k) : \theta_k \to \theta\},$$
 
     for `ShallowNet` with any activation, of which ReLU and leaky ReLU have kinks; any smooth loss,
-    weights and output size. Where no preactivation is 0 it is the gradient. On kinks, dθ/dt = −(it)
-    is what `solve_flow` follows: the generalized gradient, which always takes the inactive side,
-    does not vanish at critical points with kinks and can vanish where the risk is smooth and has a
-    slope.
+    weights and output size. Where no preactivation is 0 it is the gradient. Minus it is the
+    velocity of `solve_flow` while it slides (units with w = b = 0 apart, which that keeps so). The
+    generalized gradient, which always takes the inactive side, need not vanish at critical points
+    with kinks, and can vanish where the risk is smooth and has a slope.
 
     It is zero exactly at the Clarke critical points. Otherwise −g/‖g‖ is a direction of descent:
     along it the risk falls at a rate of at least ‖g‖.

@@ -97,10 +97,13 @@ def _print_summary(run: "Run") -> None:
 
     analysis = analyse(run)
     terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else 132, highlight=False)
+    console = Console(highlight=False)
+    # Lines that a narrow terminal breaks are read more easily than cells it cuts.
+    console.width = max(console.width if terminal else 0, 150)
     table = Table(box=box.SIMPLE_HEAD if terminal else box.ASCII2, title_justify="left")
     for k, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if k in (0, len(COLUMNS) - 1) else "right")
+        side = "left" if k in (0, len(COLUMNS) - 1) else "right"
+        table.add_column(column, justify=side, no_wrap=True)
     for row in rows(run, analysis):
         table.add_row(*row)
     console.print(table)
@@ -110,3 +113,7 @@ def _print_summary(run: "Run") -> None:
         console.print(f"Flow: {drifts} (zero along an exact flow)")
     if analysis.order is not None:
         console.print(f"Descent follows the flow with {analysis.order!r}; theory: 1")
+    elif run.descents:
+        console.print(
+            "No order: fewer than three descents with h λ/2 of at most 0.25 got to the end"
+        )

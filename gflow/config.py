@@ -101,6 +101,8 @@ class Config:
         one_of("kinks", self.kinks, ["locate", "ignore"])
         one_of("precision", self.precision, ["float64", "float32"])
         seed = positive_int("seed", self.seed, least=0)
+        if seed >= 2**32:
+            raise ArgumentError("seed", seed, "a whole number below 2^32")
         fractions = self.step_fractions
         if not isinstance(fractions, (list, tuple)):
             raise ArgumentError("step_fractions", fractions, "a list of numbers")
@@ -152,6 +154,8 @@ def from_dict(values: dict[str, Any], where: str = "") -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The fields as TOML can hold them: without those that are None."""
-    fields = {name: value for name, value in vars(config).items() if value is not None}
+    """The fields that say what was run, as TOML can hold them: without those that are None, and
+    without where it was written, so that a saved configuration replaces nothing."""
+    where = ("out", "overwrite")
+    fields = {n: value for n, value in vars(config).items() if value is not None and n not in where}
     return fields | {"step_fractions": [float(f) for f in config.step_fractions]}

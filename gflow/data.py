@@ -47,7 +47,7 @@ def load_table(data: str, target: str | None, *, standardise: bool, num_points: 
         return Table(x[:, None], y, ("x",), data, data)
     if data == "diabetes":
         table = _diabetes(target)
-    elif data.endswith((".csv", ".parquet")):
+    elif data.lower().endswith((".csv", ".parquet")):
         table = _read(Path(data), target)
     else:
         known = ", ".join(repr(name) for name in ("diabetes", *piecewise.NAMED))
@@ -114,7 +114,7 @@ def _frame(path: Path):
         what = "a folder" if path.is_dir() else "no such file"
         raise ArgumentError("data", Described(f"{path}: {what}"), "a .csv or .parquet file")
     try:
-        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        return pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
     except pd.errors.EmptyDataError:
         raise ArgumentError(
             "data", Described(f"{path.name}, empty"), "a table with a header"
@@ -157,6 +157,7 @@ def _encoded(column, file: str) -> tuple[np.ndarray, list[str], list[str]]:
     if _is_number(column):
         return _numbers(column, file, "feature")[:, None], [str(column.name)], []
     _refuse(column.isna().to_numpy(), column.to_numpy(dtype=object), column.name, file)
+    _refuse_stray_text(column, file)
     values = sorted({str(value) for value in column})
     if len(values) > _MOST_CATEGORIES:
         got = Described(f"text column {column.name!r} of {file} with {len(values)} distinct values")
@@ -166,6 +167,19 @@ def _encoded(column, file: str) -> tuple[np.ndarray, list[str], list[str]]:
     block = np.stack([text == value for value in values], axis=1).astype(float)
     names = [f"{column.name}={value}" for value in values]
     return block, names, [f"Text column {column.name!r} became {len(values)} columns of 0 and 1."]
+
+
+def _refuse_stray_text(column, file: str) -> None:
+    """A column of numbers with a stray word in it is not a column of categories."""
+    import pandas as pd
+
+    odd = np.isnan(np.asarray(pd.to_numeric(column, errors="coerce"), dtype=float))
+    if 0 < odd.sum() < 0.5 * len(odd):
+        row = int(np.argmax(odd))
+        got = Described(
+            f"{column.iloc[row]!r} in row {row + 1} of column {column.name!r} of {file}"
+        )
+        raise ArgumentError("data", got, "a number, like most of that column")
 
 
 def _standardised(table: Table) -> Table:

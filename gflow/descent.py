@@ -1,5 +1,6 @@
 """`descend`: discrete gradient descent, with any optax optimiser, as a trajectory."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,14 @@ from gflow.arguments import (
 from gflow.gradients import squared_norm
 from gflow.networks import split_trainable
 from gflow.progress import progress_bar
-from gflow.trajectory import RESULTS, Trajectory, finish, keep_first, record as record_trajectory
+from gflow.trajectory import (
+    RESULTS,
+    Trajectory,
+    finish,
+    keep_first,
+    record as record_trajectory,
+    recorded,
+)
 
 # Recorded steps between pauses for the progress bar; also keeps shapes, and so compilations, few.
 _PIECE = 8
@@ -58,7 +66,8 @@ def descend(
     - `step_size`: h, the flow time of one step. A transformation has its own learning rate inside;
       then h only sets the times.
     - `num_steps`: the number of steps.
-    - `record`: the steps to record: how many (logarithmic, both ends in), or their indices.
+    - `record`: the steps to record: how many (logarithmic, both ends in), or their indices; the
+      last step is always recorded.
     - `batch_size`: rows drawn for each step, uniformly with replacement, with `key`; all if None.
       Needs a risk with `minibatch`, such as `EmpiricalRisk`.
     - `progress`: shows a progress bar; Ctrl-C then ends the run with the result "interrupted".
@@ -83,7 +92,7 @@ def descend(
 
     run = _run_in_pieces if progress else _run_whole
     state, rows = run(problem, jnp.asarray(marks))
-    trajectory = _record(problem, rows, state, _method(optimiser, batch_size))
+    trajectory = recorded(lambda: _record(problem, rows, state, _method(optimiser, batch_size)))
     if is_concrete(rows.count):
         trajectory = keep_first(trajectory, int(rows.count))
     return finish(trajectory, throw=throw)
@@ -189,23 +198,30 @@ _start = eqx.filter_jit(_Problem.start)
 
 
 def _run_in_pieces(problem: _Problem, marks):
-    """The same run with a pause after every few recorded steps, to show where it is."""
-    size = _PIECE
-    state, pieces, result = _start(problem), [], RESULTS.successful
-    with progress_bar(int(marks[-1]), f"descent, h = {float(problem.step_size):.3g}") as bar:
+    """The same run with pauses, about one a second, to show where it is."""
+    state, pieces, result, first = _start(problem), [], RESULTS.successful, 0
+    budget, h = 64, float(problem.step_size)
+    with progress_bar(int(marks[-1]), f"descent, h = {h:.3g}") as bar:
         try:
-            for first in range(0, len(marks), size):
-                part = marks[first : first + size]
-                padding = jnp.full(size - len(part), part[-1])
+            while first < len(marks):
                 before = int(state.step)
-                state, rows = _run(problem, state, jnp.append(part, padding))
-                count = min(int(rows.count), len(part))
-                # A piece that starts with a diverged state has nothing new.
-                pieces.append(jax.tree.map(lambda a, n=count: a[:n], rows[:3]))
-                time = int(state.step) * float(problem.step_size)
-                bar.advance(int(state.step) - before, f"t = {time:.4g}")
+                within = marks[first : first + _PIECE]
+                part = within[within <= before + budget]
+                # Between two records that are far apart it pauses without recording.
+                stops = part if len(part) else jnp.asarray([before + budget])
+                padding = jnp.full(_PIECE - len(stops), stops[-1])
+                start = time.perf_counter()
+                state, rows = _run(problem, state, jnp.append(stops, padding))
+                steps, seconds = int(state.step) - before, time.perf_counter() - start
+                count = min(int(rows.count), len(stops))
                 result = rows.result
-                if not bool(result == RESULTS.successful):
+                diverged = not bool(result == RESULTS.successful)
+                if len(part) or diverged:
+                    pieces.append(jax.tree.map(lambda a, n=count: a[:n], rows[:3]))
+                first += len(part)
+                budget = max(64, min(4 * budget, int(steps / max(seconds, 1e-9))))
+                bar.advance(steps, f"t = {int(state.step) * h:.4g}")
+                if diverged:
                     break
         except KeyboardInterrupt:
             result = RESULTS.interrupted
@@ -257,7 +273,7 @@ def _marks(record, num_steps: int) -> np.ndarray:
         raise ArgumentError("record", Described(str(record)), wanted)
     if (np.diff(marks) <= 0).any() or marks[0] < 0 or marks[-1] > num_steps:
         raise ArgumentError("record", Described(f"indices {marks[0]} to {marks[-1]}"), wanted)
-    return marks
+    return np.unique(np.append(marks, num_steps))
 
 
 def _check_batches(risk, batch_size, key) -> None:

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 
 from gflow.activations import as_activation
+from gflow.analysis import blown_up
+from gflow.arguments import ArgumentError, Described
 from gflow.config import SOLVERS, Config
 from gflow.data import load_table
 from gflow.descent import descend
@@ -19,7 +21,9 @@ from gflow.provenance import provenance
 from gflow.report import write_report
 from gflow.risks import EmpiricalRisk
 from gflow.sharpness import sharpness
-from gflow.store import Descent, Run, check_vacant, new_directory, save_run
+from gflow.store import Descent, Run, new_directory, save_run
+
+_MOST_STEPS = 10**9
 
 
 def run(config: Config, *, say: Callable[[str], None] = lambda text: None) -> tuple[Run, Path]:
@@ -41,7 +45,6 @@ def run(config: Config, *, say: Callable[[str], None] = lambda text: None) -> tu
     config = config.validated()
     with jax.enable_x64(config.precision == "float64"):
         directory = Path(config.out) if config.out else _fresh_directory()
-        check_vacant(directory, config.overwrite)
         table = load_table(
             config.data,
             config.target,
@@ -49,19 +52,27 @@ def run(config: Config, *, say: Callable[[str], None] = lambda text: None) -> tu
             num_points=config.num_points,
         )
         result = Run(config, table, provenance())
-        try:
-            _compute(result, say)
-        except KeyboardInterrupt:
-            result.status = "interrupted"
-        except BaseException:
-            result.status = "failed"
-            raise
-        finally:
-            if result.flow is not None or result.status != "failed":
-                with new_directory(directory, config.overwrite) as partial:
-                    save_run(result, partial)
-                    write_report(partial)
+        with new_directory(directory, config.overwrite) as partial:
+            try:
+                _compute(result, say)
+            except KeyboardInterrupt:
+                result.status = "interrupted"
+            except BaseException:
+                result.status = "failed"
+                raise
+            finally:
+                if result.flow is not None or result.status == "interrupted":
+                    _save(result, partial, say)
     return result, directory
+
+
+def _save(run: Run, directory: Path, say: Callable[[str], None]) -> None:
+    save_run(run, directory)
+    try:
+        write_report(directory)
+    except Exception as error:
+        # What was computed is worth more than its picture.
+        say(f"The report could not be written ({error}); `gflow report` tries again.")
 
 
 def _fresh_directory() -> Path:
@@ -88,6 +99,10 @@ def _compute(run: Run, say: Callable[[str], None]) -> None:
         use_bias=config.bias,
         dtype=config.precision,
     )
+    start = float(risk(net))
+    if not np.isfinite(start):
+        got = Described(f"{config.scale:g}, with which the risk at the start is {start}")
+        raise ArgumentError("scale", got, "a smaller one")
     run.sharpness = sharpness(risk, net)
     plan = _plan(run, say)
     with _timed(run, "flow"):
@@ -106,8 +121,12 @@ def _compute(run: Run, say: Callable[[str], None]) -> None:
             throw=False,
         )
     _report_trouble(run, "The flow", run.flow, say)
-    for fraction, step_size, marks in plan:
-        descent = Descent(fraction, step_size, run.flow)
+    for step_size, marks in plan:
+        # Where the flow ended early there is nothing further to compare with.
+        marks = marks[marks * step_size <= float(run.flow.ts[-1]) * (1 + 1e-12)]
+        if len(marks) < 2:
+            continue
+        descent = Descent(step_size * run.sharpness / 2, step_size, run.flow)
         with _timed(run, descent.label):
             descent.trajectory = descend(
                 risk,
@@ -140,6 +159,10 @@ def _report_trouble(run: Run, who: str, trajectory, say) -> None:
         text = f"{who} got to t = {float(trajectory.ts[-1]):.4g}: {trajectory.message}."
         run.notes.append(text)
         say(text)
+    elif (since := blown_up(trajectory)) is not None:
+        text = f"{who} diverges: from t = {since:.4g} on its risk is above ten times its start."
+        run.notes.append(text)
+        say(text)
 
 
 def _rtol(config: Config) -> float | None:
@@ -150,8 +173,8 @@ def _rtol(config: Config) -> float | None:
     return config.rtol
 
 
-def _plan(run: Run, say) -> list[tuple[float, float, np.ndarray]]:
-    """For each descent the fraction of 2/sharpness, the step size and the steps to record.
+def _plan(run: Run, say) -> list[tuple[float, np.ndarray]]:
+    """For each descent the step size and the steps to record.
 
     Step sizes are made a little smaller than asked for, so that t1 is a whole number of steps and,
     where the fractions allow it, the times of the larger steps are times of the smaller ones, too.
@@ -168,6 +191,9 @@ def _plan(run: Run, say) -> list[tuple[float, float, np.ndarray]]:
         say(f"Warning: {text}")
         return []
     limit = 2 / run.sharpness
+    if config.t1 / (fractions[-1] * limit) > _MOST_STEPS:
+        got = Described(f"{config.t1:g}, at a smallest step size of {fractions[-1] * limit:.3g}")
+        raise ArgumentError("t1", got, f"at most {_MOST_STEPS:,} steps")
     coarsest = max(1, int(np.ceil(config.t1 / (fractions[0] * limit) - 1e-9)))
     log_times = np.geomspace(1, coarsest, config.num_times)
     plan = []
@@ -178,11 +204,12 @@ def _plan(run: Run, say) -> list[tuple[float, float, np.ndarray]]:
         early = np.geomspace(1, max(1, num_steps // coarsest), 12)
         late = np.round(log_times) * (num_steps / coarsest)
         marks = np.unique(np.round(np.concatenate([[0], early, late])).astype(int))
-        plan.append((fraction, config.t1 / num_steps, marks))
-        if fraction >= 1:
+        step_size = config.t1 / num_steps
+        plan.append((step_size, marks))
+        if step_size >= limit:
             text = (
-                f"The step size {plan[-1][1]:.4g} is {fraction:g} of 2/sharpness = {limit:.4g}: "
-                "gradient descent is unstable at the start."
+                f"The step size {step_size:.4g} is beyond 2/sharpness = {limit:.4g}: gradient "
+                "descent is unstable at the start."
             )
             run.notes.append(text)
             say(f"Warning: {text}")
@@ -193,7 +220,7 @@ def _saved_times(config: Config, plan) -> np.ndarray:
     """Logarithmic times together with all times that the descents record."""
     first = min(1e-3, 1e-5 * config.t1)
     times = [np.append(0.0, np.geomspace(first, config.t1, config.num_times - 1))]
-    times += [np.minimum(marks * step_size, config.t1) for _, step_size, marks in plan]
+    times += [np.minimum(marks * step_size, config.t1) for step_size, marks in plan]
     times = np.unique(np.concatenate(times).astype(config.precision))
     times[-1] = config.t1
     # Times that differ by rounding only are one.

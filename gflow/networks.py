@@ -220,9 +220,11 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
     spec = trainable
     if trainable is None:
         spec = eqx.is_inexact_array
+    elif isinstance(trainable, str):
+        raise ArgumentError("trainable", trainable, f"a tuple of names, ({trainable!r},)")
     elif isinstance(trainable, (list, tuple)) and all(isinstance(n, str) for n in trainable):
         for name in trainable:
-            if not hasattr(net, name):
+            if name not in vars(net):
                 fields = [f for f in vars(net) if eqx.is_array(getattr(net, f))]
                 raise ArgumentError("trainable", name, f"fields of the network: {fields}")
         spec = jax.tree.map(lambda _: False, net)

@@ -53,7 +53,11 @@ def _along_time(curves: dict[str, tuple], ax: Axes, ylabel: str, *, coincide: bo
         if kind == "flow":
             style |= {"color": FLOW, "lw": 1.1, "ls": (0, (6, 3)), "zorder": 3}
         ax.plot(ts[shown], values[shown], **style)
-    ax.set(xscale="log", yscale="log", xlabel="flow time t", ylabel=ylabel)
+    ax.set(xlabel="flow time t", ylabel=ylabel)
+    if any(np.size(line.get_xdata()) for line in ax.lines):
+        ax.set(xscale="log", yscale="log")
+    else:
+        ax.text(0.5, 0.5, "no positive values yet", transform=ax.transAxes, ha="center")
     if len(curves) > 1:
         ax.legend(frameon=False, fontsize="small")
     ax.grid(alpha=0.25, lw=0.6)
@@ -117,6 +121,71 @@ def order(observed: Order, others: tuple[Any, Any] = ((), ()), *, ax: Axes | Non
     return ax
 
 
+KIND_STYLES = {
+    "cross to active": ("|", "#9aa5b1"),
+    "cross to inactive": ("|", "#5c6975"),
+    "slide begins": ("o", "#c44536"),
+    "slide ends to active": ("^", "#2a6f97"),
+    "slide ends to inactive": ("v", "#2a6f97"),
+    "unit degenerates": ("X", "black"),
+}
+
+
+def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
+    """The kinks met: units against log t, by kind; a red line while a unit slides."""
+    ax = _axes(ax)
+    log = trajectory.kinks
+    if log is None:
+        got = Described("one whose kinks were not located")
+        raise ArgumentError("trajectory", got, 'one of `solve_flow(kinks="locate")`')
+    time, unit, names = np.asarray(log.time), np.asarray(log.unit), np.array(log.names)
+    end, open_slides = float(trajectory.ts[-1]), {}
+    for t, i, datum, name in zip(time, unit, np.asarray(log.datum), names):
+        if name in ("slide begins", "unit degenerates"):
+            open_slides[i, datum] = t
+        elif name.startswith("slide ends"):
+            ax.plot([open_slides.pop((i, datum)), t], [i, i], color=ACTIVE, lw=1.2, alpha=0.6)
+    for (i, _), t in open_slides.items():
+        ax.plot([t, end], [i, i], color=ACTIVE, lw=1.2, alpha=0.6)
+    for name, (marker, colour) in KIND_STYLES.items():
+        those = names == name
+        if those.any():
+            ax.plot(time[those], unit[those], marker, color=colour, ms=5, ls="", label=name)
+    ax.set(xlabel="flow time t", ylabel="unit")
+    if len(time):
+        ax.set_xscale("log")
+        ax.legend(
+            frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, 1.16), ncol=3
+        )
+    return ax
+
+
+def breakpoints(trajectory: Trajectory, x: Any, *, ax: Axes | None = None) -> Axes:
+    """The paths of the kinks −b_i/w_i in input space, for a network with one input, with the data
+    `x` as horizontal lines: a slide is a stretch of path that lies on one.
+
+    Paths are coloured by the sign of v_i at the end.
+    """
+    ax = _axes(ax)
+    net = trajectory.params
+    if not isinstance(net, ShallowNet) or net.in_size != 1 or net.b is None or np.ndim(net.v) != 2:
+        wanted = "one of a ShallowNet with one input, biases and scalar output"
+        raise ArgumentError("trajectory", Described("another trajectory"), wanted)
+    ts, x = np.asarray(trajectory.ts), np.ravel(np.asarray(x))
+    w, b = np.asarray(net.w)[:, :, 0], np.asarray(net.b)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        paths = np.where(w != 0, -b / w, np.nan)
+    for place in np.unique(x):
+        ax.axhline(place, color="0.9", lw=0.7, zorder=0)
+    for path, sign in zip(paths.T, np.sign(np.asarray(net.v)[-1])):
+        ax.plot(ts, path, color=ACTIVE if sign > 0 else NEGATIVE, lw=1.1)
+    margin = 0.15 * np.ptp(x)
+    ax.set(ylim=(x.min() - margin, x.max() + margin), xlabel="flow time t", ylabel="−b/w")
+    if (ts > 0).any():
+        ax.set_xscale("log")
+    return ax
+
+
 def learned_function(
     trajectory: Trajectory,
     x: Any = None,
@@ -135,6 +204,8 @@ def learned_function(
     margin = 0.04 * (high - low)
     grid = np.linspace(low - margin, high + margin, 601).astype(np.asarray(trajectory.risk).dtype)
     ts = np.asarray(trajectory.ts)
+    if not (ts > 0).any():
+        ts = np.array([1.0])  # only the start is there
     first = max(ts[-1] * 1e-4, ts[ts > 0][0])
     wanted = np.geomspace(first, ts[-1], num_curves)
     shown = np.unique(np.append(0, np.abs(ts[:, None] - wanted).argmin(axis=0)))

@@ -171,8 +171,8 @@ def _tail(t, g, window, known_limit: bool) -> tuple[np.ndarray, np.ndarray]:
     if window is not None:
         keep &= (ends[:, 0] >= window[0]) & (ends[:, -1] <= window[1])
     ends, amount = ends[keep], amount[keep]
-    if len(ends) < _LEAST_POINTS:
-        got = Described(f"{len(ends)} usable points")
+    if len(np.unique(ends[:, 0])) < _LEAST_POINTS:
+        got = Described(f"{len(np.unique(ends[:, 0]))} usable points")
         what = "gap > 0" if known_limit else "a decreasing gap"
         raise ArgumentError("gap", got, f"at least {_LEAST_POINTS} with t > 0 and {what}")
     if window is None:

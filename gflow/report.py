@@ -2,13 +2,14 @@
 
 import html
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from gflow.analysis import COLUMNS, Analysis, analyse, rows
+from gflow.analysis import COLUMNS, Analysis, analyse, facts, rows
 from gflow.store import Run, load_run
 
 _STYLE = """
@@ -36,13 +37,15 @@ _LEGEND = (
     "λ is the largest Hessian eigenvalue at the start; distances are Euclidean, over all "
     "parameters, at matched times; seconds include compilation. The law is the better of an "
     "exponential and a power law for the last decade of the decrease of the risk, with its "
-    "standard error. “?”: both laws fit about as well. “Still travelling”: neither law decays "
-    "to a limit yet, so that t1 is too early for a rate."
+    "standard error. “?”: both laws fit about as well. “Still travelling”: the better law has no "
+    "limit that a mean of squares can have, so that t1 is too early for a rate. The risk gap is "
+    "that of the descent over the flow at the end."
 )
 
 
 def write_report(directory: Path) -> Path:
-    """Writes `report.html` and `overview.png`, all its figures, from the run directory's files.
+    """Writes `report.html` and `overview.png`, all its figures, from the run directory's files, and
+    the numbers of the analysis into its `run.json`.
 
     **Returns:** the path of the page.
     """
@@ -52,6 +55,9 @@ def write_report(directory: Path) -> Path:
     config = (directory / "config.toml").read_text()
     page.write_text(render(run, analysis, config), encoding="utf-8")
     _write_overview(run, analysis, directory / "overview.png")
+    path = directory / "run.json"
+    stored = json.loads(path.read_text()) | {"analysis": facts(analysis)}
+    path.write_text(json.dumps(stored, indent=2) + "\n")
     return page
 
 
@@ -112,6 +118,8 @@ def _verdict(run: Run, analysis: Analysis) -> str:
             f" Descent follows it with {analysis.order!r} in the step size, by the largest distance"
             " over the span; theory says 1."
         )
+    elif run.descents:
+        text += " Fewer than three descents have small enough steps for an order in the step size."
     return text
 
 
@@ -168,14 +176,21 @@ def _figures(run: Run, analysis: Analysis) -> list[tuple[Callable[[Any], Any], s
         )
         caption = "Largest distance against the step size: the order of descent as an integrator."
         drawn.append((lambda ax: plots.order(observed, others, ax=ax), caption))
-    if run.table.x.shape[1] == 1:
-        flow, x, y = run.flow, run.table.x, run.table.y
+    flow, x = run.flow, run.table.x
+    if x.shape[1] == 1:
+        y = run.table.y
         caption = "The function along the flow."
         drawn.append((lambda ax: plots.learned_function(flow, x, y, ax=ax), caption))
     else:
-        flow, names = run.flow, run.table.features
+        names = run.table.features
         caption = "The hidden units |v| w along the flow, from small to their place at the end."
         drawn.append((lambda ax: plots.unit_directions(flow, names, ax=ax), caption))
+    if run.flow.kinks is not None and len(run.flow.kinks):
+        caption = "The kinks met: a red line while a unit slides along one."
+        drawn.append((lambda ax: plots.kinks(flow, ax=ax), caption))
+        if run.table.x.shape[1] == 1 and run.config.bias:
+            caption = "The places of the kinks among the data; slides lie on the lines."
+            drawn.append((lambda ax: plots.breakpoints(flow, x, ax=ax), caption))
     return drawn
 
 

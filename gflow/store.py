@@ -14,16 +14,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from gflow.activations import as_activation
 from gflow.arguments import ArgumentError, Described
 from gflow.config import Config, read_config, to_dict
 from gflow.data import Table
 from gflow.networks import ShallowNet
-from gflow.trajectory import RESULTS, Diagnostics, Trajectory, named_parameters
+from gflow.trajectory import RESULTS, Diagnostics, Kinks, Trajectory, named_parameters
 
 
 @dataclass
 class Descent:
-    """A descent of the main job: its step size, also as a fraction of 2/sharpness."""
+    """A descent of the main job: its step size h, also as the fraction h λ/2 of 2/sharpness."""
 
     fraction: float
     step_size: float
@@ -71,10 +72,12 @@ def load_trajectory(path: Path | str, like: PyTree = None) -> Trajectory:
         data = opened.load()
     attributes = data.attrs
     if like is None:
-        if "activation" not in attributes:
+        if not _is_known(attributes.get("activation")):
             wanted = "a network of the structure that was saved"
             raise ArgumentError(
-                "like", Described("None for another network than ShallowNet"), wanted
+                "like",
+                Described("None for a network that is not a ShallowNet of a named activation"),
+                wanted,
             )
         like = _shallow_net(data)
     arrays = [jnp.asarray(data[name].to_numpy()) for name, _, _ in named_parameters(like)]
@@ -96,7 +99,22 @@ def load_trajectory(path: Path | str, like: PyTree = None) -> Trajectory:
         result=getattr(RESULTS, attributes["result"]),
         kind=attributes["kind"],
         method=attributes["method"],
+        kinks=_kinks(data),
     )
+
+
+def _kinks(data) -> Kinks | None:
+    if "kink_kind" not in data:
+        return None
+    names = ("time", "unit", "datum", "kind")
+    return Kinks(*(jnp.asarray(data[f"kink_{name}"].to_numpy()) for name in names))
+
+
+def _is_known(activation: str | None) -> bool:
+    try:
+        return activation is not None and bool(as_activation(activation))
+    except ArgumentError:
+        return False
 
 
 def _shallow_net(data) -> ShallowNet:
@@ -109,31 +127,44 @@ def _shallow_net(data) -> ShallowNet:
 
 
 def check_vacant(directory: Path, overwrite: bool) -> None:
-    """Raises unless a run may be written there."""
-    if directory.exists() and not overwrite:
-        got = Described(f"{directory}, which exists")
+    """Raises unless a run may be written there: nothing is, or a run that may be replaced."""
+    if not (directory.exists() or directory.is_symlink()):
+        return
+    got = Described(f"{directory}, which exists")
+    if not overwrite:
         raise ArgumentError("out", got, "a new directory, or `overwrite` to replace that one")
+    ours = directory.is_dir() and not directory.is_symlink()
+    if not ours or not ((directory / "run.json").is_file() or not any(directory.iterdir())):
+        raise ArgumentError("out", got, "a new directory, or a run directory to replace")
 
 
 @contextmanager
 def new_directory(directory: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory to fill, which takes its place under the name asked for when all is written."""
+    """A directory to fill, which takes its place under the name asked for when there is a run.json
+    in it at the end; otherwise it goes.
+
+    **Raises:** `ArgumentError` if nothing can be written there.
+    """
+    directory = directory.resolve() if not directory.is_symlink() else directory
     check_vacant(directory, overwrite)
-    directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        got = Described(f"{directory}: {error.strerror}")
+        raise ArgumentError("out", got, "a directory that can be written") from None
     try:
         yield partial
-        if directory.exists():
-            check_vacant(directory, overwrite)
-            old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-            directory.rename(old)
-            partial.rename(directory)
-            shutil.rmtree(old)
-        else:
-            partial.rename(directory)
     finally:
+        if (partial / "run.json").is_file():
+            old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+            if directory.exists():
+                check_vacant(directory, overwrite)
+                directory.rename(old)
+            partial.rename(directory)
+            shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -171,12 +202,21 @@ def save_run(run: Run, directory: Path) -> None:
 def load_run(directory: Path) -> Run:
     """The run in a directory written by `save_run`.
 
-    **Raises:** `ArgumentError` if there is none.
+    **Raises:** `ArgumentError` if there is none, or it is damaged.
     """
-    import xarray
-
     if not (directory / "run.json").is_file():
         raise ArgumentError("directory", str(directory), "a run directory (one with a run.json)")
+    try:
+        return _load(directory)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        got = Described(f"{directory}, of which something is missing or damaged ({reason})")
+        raise ArgumentError("directory", got, "a run directory as it was written") from None
+
+
+def _load(directory: Path) -> Run:
+    import xarray
+
     facts: dict[str, Any] = json.loads((directory / "run.json").read_text())
     with xarray.open_zarr(str(directory / "data.zarr"), consolidated=True) as opened:
         data = opened.load()

@@ -1,6 +1,7 @@
 """Trajectories: what `solve_flow` and `descend` return, and how both are recorded."""
 
 import html
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -260,6 +261,16 @@ class Trajectory(eqx.Module):
             name: (dims, np.asarray(array), {"long_name": f"parameter {name}"})
             for name, dims, array in named_parameters(self.params)
         }
+        if self.kinks is not None:
+            variables |= {
+                f"kink_{name}": ("kink", np.asarray(getattr(self.kinks, name)))
+                for name in ("time", "unit", "datum")
+            }
+            variables["kink_kind"] = (
+                "kink",
+                np.asarray(self.kinks.kind),
+                {"long_name": "kind of kink", "flag_meanings": list(KINK_KINDS)},
+            )
         flow_time = {"long_name": "flow time", "units": "flow time (h per step of size h)"}
         attributes = {f"stats_{name}": np.asarray(n).item() for name, n in self.stats.items()}
         if isinstance(self.params, ShallowNet):
@@ -301,6 +312,8 @@ def record(
     trained: PyTree,
     dissipated: Float[Array, " times"],
     grad_norm: Float[Array, " times"] | None = None,
+    *,
+    result: RESULTS,
     **rest: Any,
 ) -> Trajectory:
     """The trajectory of trained parameters with a leading axis of times.
@@ -315,7 +328,9 @@ def record(
         return value, jnp.sqrt(squared_norm(gradient))
 
     values, norms = jax.lax.map(measure, trained)
-    energy = risk(eqx.combine(start, frozen)) - values - dissipated
+    at_start = risk(eqx.combine(start, frozen))
+    result = RESULTS.where(jnp.isfinite(at_start), result, RESULTS.nonfinite)
+    energy = at_start - values - dissipated
     times = ts.shape[0]
     still = jax.tree.map(
         lambda a: jnp.broadcast_to(a, (times, *a.shape)) if eqx.is_array(a) else a, frozen
@@ -326,8 +341,18 @@ def record(
         risk=values,
         grad_norm=norms if grad_norm is None else grad_norm,
         diagnostics=Diagnostics(energy, _balance_drift(frozen, start, trained)),
+        result=result,
         **rest,
     )
+
+
+def recorded(make: Callable[[], Trajectory]) -> Trajectory:
+    """What `make` records; if Ctrl-C falls into it, once more, so that the run is not lost."""
+    try:
+        return make()
+    except KeyboardInterrupt:
+        trajectory = make()
+        return eqx.tree_at(lambda t: t.result, trajectory, RESULTS.interrupted)
 
 
 def _balance_drift(frozen: PyTree, start: PyTree, trained: PyTree) -> Array | None:

@@ -212,6 +212,19 @@ def test_a_field_that_ends_is_reported():
     assert jnp.isfinite(flow.risk).all()
 
 
+def test_a_risk_that_is_nan_from_the_start_is_no_success(smooth_net):
+    risk = lambda net: jnp.log(-jnp.sum(net.w**2))
+    flow = gflow.solve_flow(risk, smooth_net, t1=0.1, throw=False)
+    assert flow.result_name == "nonfinite"
+
+
+def test_data_of_another_width_are_refused(smooth_net):
+    risk = gflow.EmpiricalRisk(np.ones((3, 2)), np.ones(3))
+    for call in (risk, lambda net: gflow.solve_flow(risk, net, t1=1.0)):
+        with pytest.raises(ValueError, match="`net`: got a network of 1 inputs, wanted 2"):
+            call(smooth_net)
+
+
 def test_the_same_flow_in_pieces(wave, smooth_net, smooth_flow):
     flow = gflow.solve_flow(wave, smooth_net, t1=10.0, progress=True)
     assert (flow.ts == smooth_flow.ts).all() and flow.result_name == "successful"

@@ -116,11 +116,14 @@ def test_kinks_of_the_references(reference):
     expected = list(zip(r["event_neuron"], r["event_datum"], [kind[k] for k in r["event_kind"]]))
     got = [(unit, datum, name) for name, unit, datum in kinks(flow)]
     assert len(got) == len(expected)
-    for (unit, datum, name), (u, d, k) in zip(got, expected):
+    # Slides of several units on one datum end together: those within 1e-4 come in any order.
+    ranks = np.searchsorted(r["event_t"], r["event_t"] - 1e-4)
+    by_time = lambda rows: sorted(zip(ranks, rows), key=lambda pair: (pair[0], pair[1]))
+    for (_, (unit, datum, name)), (_, (u, d, k)) in zip(by_time(got), by_time(expected)):
         assert (unit, datum) == (u, d) and name.startswith(k)
     # The error of a time is that of the parameters, 1e-9, by the speed at which the kink is met;
     # the slowest, and slides that end with none, are known to some 1e-5 only.
-    late = np.abs(np.asarray(flow.kinks.time) - r["event_t"])
+    late = np.abs(np.sort(np.asarray(flow.kinks.time)) - r["event_t"])
     assert np.median(late) < 1e-7 and late.max() < 1e-4
 
 

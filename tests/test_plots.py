@@ -76,3 +76,24 @@ def test_unit_directions_end_where_the_units_end():
 def test_networks_that_cannot_be_drawn_are_refused(smooth_flow):
     with pytest.raises(ValueError, match="two or more inputs"):
         gflow.plots.unit_directions(smooth_flow)
+
+
+def test_kinks_and_breakpoints(wave):
+    net = gflow.ShallowNet(1, 8, key=jax.random.key(4))
+    flow = gflow.solve_flow(wave, net, t1=12.0, rtol=1e-6)
+    ax = draw(gflow.plots.kinks, flow)
+    shown = sum(len(line.get_xdata()) for line in ax.lines if line.get_marker() != "None")
+    assert shown == len(flow.kinks) > 0
+    ax = draw(gflow.plots.breakpoints, flow, wave.x)
+    assert sum(len(line.get_xdata()) == len(flow) for line in ax.lines) == 8
+
+
+def test_kinks_that_were_not_located_are_refused(smooth_flow):
+    with pytest.raises(ValueError, match="were not located"):
+        gflow.plots.kinks(smooth_flow)
+
+
+def test_a_flow_of_one_saved_time_can_be_drawn(wave, smooth_net):
+    flow = gflow.solve_flow(wave, smooth_net, t1=1.0, ts=[0.0])
+    draw(gflow.plots.risk, flow)
+    draw(gflow.plots.learned_function, flow, wave.x, wave.y)

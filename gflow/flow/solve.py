@@ -28,7 +28,7 @@ from gflow.flow.problem import Piece, Problem
 from gflow.flow.solvers import as_solver
 from gflow.flow.stop import Stop, as_stop
 from gflow.networks import split_trainable
-from gflow.trajectory import Trajectory, finish, keep_first, record
+from gflow.trajectory import Trajectory, finish, keep_first, record, recorded
 
 
 def solve_flow(
@@ -115,7 +115,9 @@ def solve_flow(
     else:
         piece = plain.solve_whole(problem, theta0, start, end, times, max_steps)
     piece = piece.with_end()
-    trajectory = _record(problem, piece, f"gradient flow, {type(solver).__name__}")
+    trajectory = recorded(
+        lambda: _record(problem, piece, f"gradient flow, {type(solver).__name__}")
+    )
     if is_concrete(piece.count):
         trajectory = keep_first(trajectory, int(piece.count))
     return finish(trajectory, throw=throw)

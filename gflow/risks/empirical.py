@@ -92,6 +92,9 @@ class EmpiricalRisk(Risk):
         return jnp.mean(losses)
 
     def _losses(self, net, x, y):
+        if getattr(net, "in_size", x.shape[1]) not in (x.shape[1], "scalar"):
+            got = Described(f"a network of {net.in_size} inputs")
+            raise ArgumentError("net", got, f"{x.shape[1]}, the columns of x")
         predictions = jax.vmap(net)(x)
         if self.loss in LOSSES.values() and predictions.shape != y.shape:
             raise ArgumentError(
