@@ -145,9 +145,10 @@ def new_directory(directory: Path, overwrite: bool) -> Iterator[Path]:
 
     **Raises:** `ArgumentError` if nothing can be written there.
     """
-    directory = directory.resolve() if not directory.is_symlink() else directory
     check_vacant(directory, overwrite)
+    directory = directory.parent.resolve() / directory.resolve().name
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+    parent_is_new = not directory.parent.exists()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
@@ -166,6 +167,8 @@ def new_directory(directory: Path, overwrite: bool) -> Iterator[Path]:
             partial.rename(directory)
             shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
+        if parent_is_new and not any(directory.parent.iterdir()):
+            directory.parent.rmdir()
 
 
 def save_run(run: Run, directory: Path) -> None:

@@ -170,7 +170,7 @@ TABLES = {
         ("--t1 1e300", "`t1`: got 1e+300, at a smallest step size of"),
         ("--scale 1e200", "`scale`: got 1e+200, with which the risk at the start is"),
         ("--seed 99999999999999999999", "`seed`: got 99999999999999999999"),
-        ("--activation leaky_relu(nan)", "`negative_slope`: got nan"),
+        ("--activation leaky_relu(nan)", "`activation`: got 'leaky_relu(nan)'"),
         ("--data stray.csv --target y", "`data`: got 'n/a?' in row 2 of column 'u' of stray.csv"),
         ("--width 0", "`width`: got 0, wanted a whole number of at least 1"),
         ("--step-fractions 0.5 -0.1", "`step_fractions`: got -0.1"),
