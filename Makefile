@@ -19,6 +19,7 @@ lint: .venv/dev.stamp
 
 bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.descent --quick
+	$(BIN)/python -m benchmarks.kinks --quick
 
 clean:
 	rm -rf .venv .cache runs benchmarks/results
