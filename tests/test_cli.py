@@ -121,6 +121,9 @@ def test_an_interrupted_run_leaves_what_it_has(tmp_path):
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    while not list(tmp_path.glob(".r.*.partial")):
+        assert process.poll() is None
+        time.sleep(0.2)
     time.sleep(12)
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
