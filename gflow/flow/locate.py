@@ -1,12 +1,12 @@
 """The flow with every kink located, crossed or slid along."""
 
-import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 
 from gflow.flow.kinks import SwitchedRisk
 from gflow.flow.loop import Loop, Settings, State, advance, begin
 from gflow.flow.problem import PIECE_STEPS, Piece, Problem
+from gflow.flow.solvers import evaluations_of_a_step
 from gflow.progress import progress_bar
 from gflow.trajectory import RESULTS, Kinks
 
@@ -44,9 +44,9 @@ def solve(
     )
     # Kinks are located to this distance, relative to the size of the preactivations.
     eps = 1e-12 if theta0.dtype == jnp.float64 else 1e-5
-    loop = Loop(risk, settings, t1, ts, eps, _evaluations_of_a_step(problem.solver))
+    loop = Loop(risk, settings, t1, ts, eps, evaluations_of_a_step(problem.solver))
     if not progress:
-        return _piece(loop, _whole(loop, theta0, t0, jnp.asarray(max_steps)), max_steps)
+        return _piece(loop, _whole(loop, theta0, t0, jnp.asarray(max_steps)))
     state, interrupted = _start(loop, theta0, t0), False
     with progress_bar(len(ts), "gradient flow") as bar:
         try:
@@ -58,7 +58,7 @@ def solve(
                 bar.advance(int(state.saved) - before, kinks)
         except KeyboardInterrupt:
             interrupted = True
-    piece = _piece(loop, state, max_steps)
+    piece = _piece(loop, state)
     return piece._replace(result=RESULTS.interrupted) if interrupted else piece
 
 
@@ -67,16 +67,8 @@ def _unfinished(state: State, t1, max_steps: int) -> bool:
     return running and bool(state.t < t1) and int(state.steps) < max_steps
 
 
-def _evaluations_of_a_step(solver: diffrax.AbstractSolver) -> int | None:
-    if not isinstance(solver, diffrax.AbstractERK):
-        return None
-    tableau = solver.tableau
-    assert isinstance(tableau, diffrax.ButcherTableau)
-    return tableau.num_stages - int(tableau.fsal)
-
-
 @eqx.filter_jit
-def _piece(loop: Loop, state: State, max_steps: int) -> Piece:
+def _piece(loop: Loop, state: State) -> Piece:
     spent = (state.result == RESULTS.successful) & (state.t < loop.t1)
     log = state.log
     return Piece(

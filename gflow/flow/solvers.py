@@ -37,15 +37,23 @@ def _finite_rms(error: Float[Array, " size"]) -> Float[Array, ""]:
     return jnp.where(jnp.isfinite(rms), rms, jnp.inf)
 
 
+def evaluations_of_a_step(solver: diffrax.AbstractSolver) -> int | None:
+    """Evaluations of the field by a step of an explicit Runge–Kutta solver; None for others."""
+    if not isinstance(solver, diffrax.AbstractERK):
+        return None
+    tableau = solver.tableau
+    assert isinstance(tableau, diffrax.ButcherTableau)
+    return tableau.num_stages - int(tableau.fsal)
+
+
 def num_field_evaluations(solver: diffrax.AbstractSolver, num_steps):
     """Evaluations of the field by an explicit Runge–Kutta solver; None for other solvers.
 
     A solve chooses its first step with one, and starts a first-same-as-last tableau with one.
     diffrax adds a few where steps are rejected, which are not counted.
     """
-    if not isinstance(solver, diffrax.AbstractERK):
+    each = evaluations_of_a_step(solver)
+    if each is None or not isinstance(solver, diffrax.AbstractERK):
         return None
-    tableau = solver.tableau
-    assert isinstance(tableau, diffrax.ButcherTableau)
-    reused = int(tableau.fsal)
-    return num_steps * (tableau.num_stages - reused) + 1 + reused
+    assert isinstance(solver.tableau, diffrax.ButcherTableau)
+    return num_steps * each + 1 + int(solver.tableau.fsal)
