@@ -370,6 +370,8 @@ def keep_first(trajectory: Trajectory, count: int) -> Trajectory:
         used = int(np.isfinite(np.asarray(trajectory.kinks.time)).sum())
         kinks = jax.tree.map(lambda a: a[:used], trajectory.kinks)
         trajectory = eqx.tree_at(lambda t: t.kinks, trajectory, kinks)
+    if count == len(trajectory):
+        return trajectory
     saved = (
         trajectory.ts,
         trajectory.params,

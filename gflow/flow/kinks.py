@@ -34,16 +34,17 @@ _MOST_SLIDES = 64
 class Pattern(eqx.Module):
     """Which pairs of unit and row are active, and which slide.
 
-    `slots` are the sliding rows of each unit, where `used`; `normals` their normals, zero
-    elsewhere; `inverse` the inverse of the normals' Gram matrix, identity elsewhere.
+    `slots` are the sliding rows of each unit, where `used`. With their normals M, zero elsewhere,
+    `lift` is $(M M^\top)^{-1} M$ and `projector` the projector $1 - M^\top (M M^\top)^{-1} M$ onto
+    the directions in which the unit is free.
     """
 
     active: Bool[Array, "width rows"]
     sliding: Bool[Array, "width rows"]
     slots: Int[Array, "width slots"]
     used: Bool[Array, "width slots"]
-    normals: Float[Array, "width slots dim"]
-    inverse: Float[Array, "width slots slots"]
+    lift: Float[Array, "width slots dim"]
+    projector: Float[Array, "width dim dim"]
     degenerate: Bool[Array, " width"]
 
 
@@ -53,7 +54,6 @@ class Parts(NamedTuple):
     z: Float[Array, "width rows"]
     q: Float[Array, "width rows"]
     force: Float[Array, "width dim"]
-    multipliers: Float[Array, "width slots"]
     g_v: Array
     g_c: Array
 
@@ -114,10 +114,7 @@ class SwitchedRisk(eqx.Module):
         r = self._slopes_of_loss(outputs)
         q = jnp.outer(v, r) if v.ndim == 1 else v @ r.T
         force = jnp.where(pattern.sliding, 0.0, slopes * q) @ self.normals
-        none = lambda *_: jnp.zeros(pattern.used.shape, z.dtype)
-        slides = jnp.any(pattern.used)
-        multipliers = jax.lax.cond(slides, self._multipliers, none, pattern, force)
-        return Parts(z, q, force, multipliers, net.output_scale * (a @ r), jnp.sum(r, axis=0))
+        return Parts(z, q, force, net.output_scale * (a @ r), jnp.sum(r, axis=0))
 
     def _slopes_of_loss(self, outputs: Array) -> Array:
         """∂L/∂N for each distinct row."""
@@ -128,20 +125,14 @@ class SwitchedRisk(eqx.Module):
             return r
         return jax.ops.segment_sum(r, self.group, self.rows.shape[0])
 
-    @staticmethod
-    def _multipliers(pattern: Pattern, force: Array) -> Array:
-        moved = jnp.einsum("wjd,wd->wj", pattern.normals, force)
-        return -jnp.einsum("wjk,wk->wj", pattern.inverse, moved)
-
     def velocity(self, pattern: Pattern, parts: Parts) -> Float[Array, "width dim"]:
         """d/dt of the trained ones of (w_i, b_i)."""
-        u = jax.lax.cond(
+        return jax.lax.cond(
             jnp.any(pattern.used),
-            lambda f: -(f + jnp.einsum("wjd,wj->wd", pattern.normals, parts.multipliers)),
+            lambda f: -jnp.sum(pattern.projector * f[:, None, :], axis=-1),
             lambda f: -f,
             parts.force,
         )
-        return jnp.where(pattern.degenerate[:, None], 0.0, u)
 
     def field(self, t, y: Float[Array, " size_and_one"], pattern: Pattern) -> Array:
         """d/dt of (θ, ∫‖θ'‖²)."""
@@ -180,8 +171,8 @@ class SwitchedRisk(eqx.Module):
             sliding=jnp.zeros_like(active),
             slots=jnp.zeros((width, slots), int),
             used=jnp.zeros((width, slots), bool),
-            normals=jnp.zeros((width, slots, dim), theta.dtype),
-            inverse=jnp.broadcast_to(jnp.eye(slots, dtype=theta.dtype), (width, slots, slots)),
+            lift=jnp.zeros((width, slots, dim), theta.dtype),
+            projector=jnp.broadcast_to(jnp.eye(dim, dtype=theta.dtype), (width, dim, dim)),
             degenerate=jnp.zeros(width, bool),
         )
 
@@ -189,6 +180,13 @@ class SwitchedRisk(eqx.Module):
         """The distance of z from 0 on the side of the pattern, by the size of the normal."""
         side = jnp.where(pattern.active, z, -z) / self.sizes[None, :]
         return jnp.where(pattern.sliding, jnp.inf, side)
+
+    def kink_margin(self, theta: Array, pattern: Pattern, unit, row) -> Float[Array, ""]:
+        """The margin of one pair."""
+        net = self.net(theta)
+        z = net.w[unit] @ self.rows[row]
+        z = z if net.b is None else z + net.b[unit]
+        return jnp.where(pattern.active[unit, row], z, -z) / self.sizes[row]
 
     def slide_margins(self, parts: Parts, pattern: Pattern) -> Float[Array, "width slots"]:
         """min(λ, 1 − λ) of the sliding pairs, negative where λ has left [0, 1]."""
@@ -201,7 +199,8 @@ class SwitchedRisk(eqx.Module):
         # Without a pull towards the kink there is nothing to slide on: λ counts as left.
         pulls = q > 0
         safe = jnp.where(pulls, q, 1.0)
-        share = (parts.multipliers / safe - self.slope) / (1 - self.slope)
+        multipliers = -jnp.sum(pattern.lift * parts.force[:, None, :], axis=-1)
+        share = (multipliers / safe - self.slope) / (1 - self.slope)
         return jnp.where(pulls, share, -1.0)
 
     def exit(self, pattern: Pattern, parts: Parts) -> tuple[Pattern, Event]:
@@ -219,21 +218,20 @@ class SwitchedRisk(eqx.Module):
                 pattern.used.at[unit, slot].set(False),
             ),
         )
-        return self._with_gram(pattern, unit), Event(unit, row, jnp.where(to_active, 3, 4))
+        return pattern, Event(unit, row, jnp.where(to_active, 3, 4))
 
-    def arrive(self, theta: Array, pattern: Pattern, parts: Parts, eps: float):
+    def arrive(self, pattern: Pattern, parts: Parts, eps: float) -> tuple[Pattern, Event]:
         """What happens at the kink that is farthest past: a crossing, or a slide begins.
 
         Of several at once in one unit, those that are crossed go first, since each changes the
         field at the others.
         """
         margins = self.kink_margins(parts.z, pattern)
-        unit, first = jnp.unravel_index(jnp.argmin(margins), margins.shape)
+        unit, first = least_pair(margins)
         u, active = self.velocity(pattern, parts)[unit], pattern.active[unit]
         here = self.normals @ u
-        shadow = self.normals @ pattern.normals[unit].T
         square = jnp.sum(self.normals**2, axis=1)
-        free = square - jnp.sum((shadow @ pattern.inverse[unit]) * shadow, axis=1)
+        free = jnp.sum((self.normals @ pattern.projector[unit]) ** 2, axis=1)
         jump = (1 - self.slope) * parts.q[unit] * free
         # A side that does not move counts as pointing at the kink: a unit that loses its last
         # active row, or one whose kinks all meet, comes to rest there.
@@ -256,31 +254,52 @@ class SwitchedRisk(eqx.Module):
                 pattern.slots.at[unit, slot].set(jnp.where(slides, row, pattern.slots[unit, slot])),
             ),
         )
-        changed = self._with_gram(changed, unit)
-        degenerate = slides & (jnp.sum(changed.used[unit]) == self.normals.shape[1])
-        changed = eqx.tree_at(
-            lambda p: p.degenerate, changed, changed.degenerate.at[unit].max(degenerate)
-        )
-        # Back onto z = 0 for everything this unit slides on.
-        z = jnp.where(changed.used[unit], parts.z[unit, changed.slots[unit]], 0.0)
-        back = -(changed.normals[unit].T @ (changed.inverse[unit] @ z))
-        theta = self.moved(theta, unit, jnp.where(slides, back, 0.0))
-        kind = jnp.where(slides, jnp.where(degenerate, 5, 2), jnp.where(was_active, 1, 0))
-        return theta, changed, Event(unit, row, kind)
+        stuck = jnp.sum(changed.used[unit]) == self.normals.shape[1]
+        kind = jnp.where(slides, jnp.where(stuck, 5, 2), jnp.where(was_active, 1, 0))
+        return changed, Event(unit, row, kind)
 
-    def _with_gram(self, pattern: Pattern, unit) -> Pattern:
-        """The pattern with normals and inverse of one unit made from its slots."""
+    def event(self, theta: Array, pattern: Pattern, parts: Parts, eps: float):
+        """θ, the pattern and the event after the kink or the end of a slide that is due."""
+        # A slide that rests on the boundary of [0, 1] is not held there, and ends, too.
+        over = jnp.min(self.slide_margins(parts, pattern)) <= eps
+        exit = lambda: self.exit(pattern, parts)
+        pattern, event = jax.lax.cond(over, exit, lambda: self.arrive(pattern, parts, eps))
+
+        def settle(theta, pattern):
+            """The unit put back onto z = 0 for all it slides on."""
+            pattern = self._with_slots(pattern, event.unit)
+            z = parts.z[event.unit, pattern.slots[event.unit]]
+            past = jnp.where(pattern.used[event.unit], z, 0.0)
+            return self.moved(theta, event.unit, -(past @ pattern.lift[event.unit])), pattern
+
+        same = lambda theta, pattern: (theta, pattern)
+        theta, pattern = jax.lax.cond(event.kind >= 2, settle, same, theta, pattern)
+        return theta, pattern, event
+
+    def _with_slots(self, pattern: Pattern, unit) -> Pattern:
+        """The pattern with lift and projector of one unit made from its slots."""
         used = pattern.used[unit]
         normals = jnp.where(used[:, None], self.normals[pattern.slots[unit]], 0.0)
         gram = normals @ normals.T + jnp.diag(jnp.where(used, 0.0, 1.0))
+        lift = jnp.linalg.inv(gram) @ normals
+        dim = normals.shape[1]
+        stuck = jnp.sum(used) == dim
+        projector = jnp.where(stuck, 0.0, jnp.eye(dim, dtype=normals.dtype) - normals.T @ lift)
         return eqx.tree_at(
-            lambda p: (p.normals, p.inverse),
+            lambda p: (p.lift, p.projector, p.degenerate),
             pattern,
             (
-                pattern.normals.at[unit].set(normals),
-                pattern.inverse.at[unit].set(jnp.linalg.inv(gram)),
+                pattern.lift.at[unit].set(lift),
+                pattern.projector.at[unit].set(projector),
+                pattern.degenerate.at[unit].set(stuck),
             ),
         )
+
+
+def least_pair(margins: Float[Array, "width rows"]) -> tuple[Array, Array]:
+    """Unit and row of the least margin: by units first, much faster than a flat `argmin` in XLA."""
+    unit = jnp.argmin(jnp.min(margins, axis=1))
+    return unit, jnp.argmin(margins[unit])
 
 
 def switched(risk: Any, trained: PyTree, frozen: PyTree) -> SwitchedRisk | None:

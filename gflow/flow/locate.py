@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from gflow.flow.kinks import SwitchedRisk
 from gflow.flow.loop import Loop, Settings, State, advance, begin
 from gflow.flow.problem import PIECE_STEPS, Piece, Problem
-from gflow.flow.solvers import evaluations_of_a_step
+from gflow.flow.solvers import accurate_share, evaluations_of_a_step
 from gflow.progress import progress_bar
 from gflow.trajectory import RESULTS, Kinks
 
@@ -22,8 +22,8 @@ def _advance(loop: Loop, state: State, max_steps) -> State:
 
 
 @eqx.filter_jit
-def _whole(loop: Loop, theta0, t0, max_steps) -> State:
-    return advance(loop, begin(loop, theta0, t0), max_steps)
+def _whole(loop: Loop, theta0, t0, max_steps) -> Piece:
+    return _piece(loop, advance(loop, begin(loop, theta0, t0), max_steps))
 
 
 def solve(
@@ -44,9 +44,10 @@ def solve(
     )
     # Kinks are located to this distance, relative to the size of the preactivations.
     eps = 1e-12 if theta0.dtype == jnp.float64 else 1e-5
-    loop = Loop(risk, settings, t1, ts, eps, evaluations_of_a_step(problem.solver))
+    near, stages = accurate_share(problem.solver), evaluations_of_a_step(problem.solver)
+    loop = Loop(risk, settings, t1, ts, eps, near, stages)
     if not progress:
-        return _piece(loop, _whole(loop, theta0, t0, jnp.asarray(max_steps)))
+        return _whole(loop, theta0, t0, jnp.asarray(max_steps))
     state, interrupted = _start(loop, theta0, t0), False
     with progress_bar(len(ts), "gradient flow") as bar:
         try:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gflow.flow.events import SLIDE_SCALE, Aim, Step, kink_margins
 from gflow.flow.kinks import Pattern, SwitchedRisk
 from gflow.flow.problem import first_step
 from gflow.flow.stop import Stop, stop_result
@@ -41,6 +42,8 @@ class State(NamedTuple):
     t: Float[Array, ""]
     y: Float[Array, " size"]
     dt: Float[Array, ""]
+    error: Float[Array, ""]
+    aim: Aim
     solver_state: Any
     made_jump: Bool[Array, ""]
     pattern: Pattern
@@ -63,92 +66,89 @@ class Loop(eqx.Module):
     t1: Float[Array, ""]
     ts: Float[Array, " times"]
     eps: float = eqx.field(static=True)
+    near: float = eqx.field(static=True)
     stages: int | None = eqx.field(static=True)
 
     @property
     def terms(self) -> diffrax.ODETerm:
         return diffrax.ODETerm(self.risk.field)
 
-    # ---- margins: what is positive until the next event -------------------------------------
-
-    def kink_margins(self, y, pattern: Pattern) -> Array:
-        z = self.risk.preactivations(self.risk.net(y[:-1]))
-        return self.risk.kink_margins(z, pattern)
-
-    def slide_margin(self, y, pattern: Pattern) -> Array:
-        """The least margin of the slides, on the scale of the kinks' margins."""
-
-        def least(y):
-            parts = self.risk.parts(y[:-1], pattern)
-            return 1e-3 * jnp.min(self.risk.slide_margins(parts, pattern))
-
-        nothing = lambda y: jnp.asarray(jnp.inf, y.dtype)
-        return jax.lax.cond(jnp.any(pattern.used), least, nothing, y)
-
-    def margin_of(self, due: tuple[Array, Array], y, pattern: Pattern) -> Array:
-        """The least margin of the kinks, and of the slides, that are due."""
-        kinks, slides = due
-        kink = jnp.min(jnp.where(kinks, self.kink_margins(y, pattern), jnp.inf))
-        return jnp.minimum(kink, jnp.where(slides, self.slide_margin(y, pattern), jnp.inf))
-
-    def margin(self, y, pattern: Pattern) -> Array:
-        return jnp.minimum(jnp.min(self.kink_margins(y, pattern)), self.slide_margin(y, pattern))
-
     # ---- one step ---------------------------------------------------------------------------
 
     def step(self, s: State) -> State:
-        last = s.t + s.dt >= self.t1
-        t_next = jnp.where(last, self.t1, s.t + s.dt)
+        aimed = s.aim.time < jnp.inf
+        last = ~aimed & (s.t + s.dt >= self.t1)
+        t_next = jnp.where(aimed, s.aim.time, jnp.where(last, self.t1, s.t + s.dt))
         dt = t_next - s.t
         y_next, error, dense, solver_state, _ = self.settings.solver.step(
             self.terms, s.t, t_next, s.y, s.pattern, s.solver_state, s.made_jump
         )
-        keep, factor = self._judge(s.y, y_next, error)
-        inside = self.settings.solver.interpolation_cls(t0=s.t, t1=t_next, **dense)
-        at = lambda share: inside.evaluate(s.t + share * dt)
-
-        share, due, margins = self._first_event(s, y_next, at, keep)
-        happens = share < jnp.inf
-        t, y = jax.lax.cond(
-            happens,
-            lambda: self._to_event(s, at, due, jnp.minimum(share, 1.0), dt),
-            lambda: (t_next, y_next),
+        good, factor, error = self._judge(s, y_next, error)
+        # From 0, as the share of a small step at a late time would be lost to rounding.
+        inside = self.settings.solver.interpolation_cls(t0=jnp.zeros_like(dt), t1=dt, **dense)
+        at = lambda share: inside.evaluate(share * dt)
+        step = Step(
+            self.risk, s.pattern, at, s.margins, y_next, aimed, s.aim.which, self.eps, self.near
         )
-        y, t = jnp.where(keep, y, s.y), jnp.where(keep, t, s.t)
-        old_margins = jnp.where(keep, margins, s.margins)
+        found = step.first_event(good)
+        arrives = found.arrives
+        cut = (found.share < jnp.inf) & ~arrives
+        keep = good & ~cut
+        t = jnp.where(arrives, jnp.minimum(s.t + found.share * dt, self.t1), t_next)
+        y = jnp.where(keep, jnp.where(arrives, found.y, y_next), s.y)
+        t = jnp.where(keep, t, s.t)
+        aim = Aim(jnp.where(cut, s.t + found.share * dt, jnp.inf), found.which)
+        margins = jnp.where(keep, found.margins, s.margins)
+
         s = self._save(s, t, inside)
-        y, pattern, margins, log = self._resolve(t, y, s.pattern, old_margins, s.log, happens)
+        y, pattern, margins, log = self._resolve(t, y, s.pattern, margins, s.log, arrives)
         fresh = lambda new, old: jnp.where(keep, new, old)
-        size = s.dt if self.settings.step_size is not None else dt * factor
-        # A step that t1 cut short says nothing against the size before it.
-        size = jnp.where(last & keep, jnp.maximum(size, s.dt), size)
+        events = log.met - s.log.met
         s = s._replace(
             t=t,
             y=y,
-            dt=size,
+            dt=self._next_size(s.dt, dt, factor, good, aimed | last),
+            error=jnp.where(aimed | last, s.error, error),
+            aim=aim,
             solver_state=jax.tree.map(fresh, solver_state, s.solver_state),
-            made_jump=jnp.where(keep, happens, s.made_jump),
+            made_jump=jnp.where(keep, arrives, s.made_jump),
             pattern=pattern,
             margins=margins,
             log=log,
-            steps=s.steps + 1,
-            rejected=s.rejected + ~keep,
-            evaluations=s.evaluations + (self.stages or 0) * (1 + happens) + 3 * happens,
+            steps=s.steps + ~cut,
+            rejected=s.rejected + ~good,
+            evaluations=s.evaluations + (self.stages or 0) + s.made_jump + 2 * events,
         )
         return s._replace(result=self._end(s, keep))
 
-    def _judge(self, y0, y1, error):
-        """Whether the error of a step is within the tolerances, and the factor to the next."""
+    def _judge(self, s: State, y_next, error):
+        """Whether the error of a step is within the tolerances, the factor to the next step, and
+        the error in their units.
+
+        The factor is that of a proportional–integral controller (Gustafsson 1991), without which
+        steps at the bound of stability would be rejected again and again.
+        """
         if self.settings.step_size is not None:
-            return jnp.asarray(True), jnp.ones((), y0.dtype)
-        size = jnp.maximum(jnp.abs(y0), jnp.abs(y1))
+            return jnp.asarray(True), jnp.ones((), s.y.dtype), s.error
+        size = jnp.maximum(jnp.abs(s.y), jnp.abs(y_next))
         scaled = error / (self.settings.atol + self.settings.rtol * size)
         norm = jnp.sqrt(jnp.mean(scaled**2))
         norm = jnp.where(jnp.isfinite(norm), jnp.maximum(norm, 1e-10), 1e10)
         order = self.settings.solver.error_order(self.terms)
         assert order is not None
-        keep = norm < 1
-        return keep, jnp.clip(0.9 * norm ** (-1 / order), jnp.where(keep, 1.0, 0.2), 10.0)
+        good = norm < 1
+        smooth = norm ** (-0.7 / order) * s.error ** (0.4 / order)
+        factor = 0.9 * jnp.where(good, smooth, norm ** (-1 / order))
+        factor = jnp.clip(factor, jnp.where(good, 1.0, 0.2), 10.0)
+        return good, factor, jnp.where(good, norm, s.error)
+
+    def _next_size(self, planned, taken, factor, good, short):
+        """The size of the next step. A step that was cut short, by an event or by t1, says nothing
+        against the size before it."""
+        if self.settings.step_size is not None:
+            return planned
+        size = taken * factor
+        return jnp.where(good & short, jnp.maximum(size, planned), size)
 
     def _end(self, s: State, keep) -> RESULTS:
         """Trouble, or a criterion to stop by."""
@@ -163,123 +163,32 @@ class Loop(eqx.Module):
         stopped = jnp.any(jnp.stack(list(fired.values()))) if fired else jnp.asarray(False)
         return RESULTS.where(stopped, stop_result(fired), result)
 
-    # ---- the first event of a step ----------------------------------------------------------
-
-    def _first_event(self, s: State, y_next, at, keep):
-        """The share of the step at which the first margin ends, inf if none; which kinks, and
-        whether slides, are due by the end of the step; the margins there."""
-        m0, m1 = s.margins, self.kink_margins(y_next, s.pattern)
-        half = self.kink_margins(at(jnp.asarray(0.5, y_next.dtype)), s.pattern)
-        # The parabola through the three shows most pairs that cross and come back within the step.
-        curve = 2 * (m0 - 2 * half + m1)
-        slope = m1 - m0 - curve
-        lowest = jnp.clip(-slope / jnp.where(curve > 0, 2 * curve, jnp.inf), 0.0, 1.0)
-        dip = jnp.where(curve > 0, m0 + lowest * (slope + lowest * curve), jnp.inf)
-        when = jnp.where(dip <= -self.eps, lowest, jnp.where(m1 <= -self.eps, 1.0, jnp.inf))
-        when = jnp.where(half <= -self.eps, jnp.minimum(when, 0.5), when)
-        when = jnp.where(jnp.isnan(when), jnp.inf, when)
-        ends = self.slide_margin(y_next, s.pattern) <= -self.eps
-        first = jnp.where(ends, jnp.minimum(jnp.min(when), 1.0), jnp.min(when))
-        due = (when < jnp.inf, ends)
-        return self._root(s, at, due, first, keep & (first < jnp.inf)), due, m1
-
-    def _root(self, s: State, at, due, first, wanted):
-        """The share at which the least margin of those due is −1.5 eps, by the Illinois method.
-
-        Pairs that rest on their kink, as those of dead units may, have margin 0 throughout: with
-        them the least margin would be flat up to the root.
-        """
-        target = 1.5 * self.eps
-        kinks, _ = due
-        height = lambda share: self.margin_of(due, at(share), s.pattern) + target
-        one = jnp.ones_like(first)
-        first = jnp.where(wanted, first, one)
-
-        def ends(_):
-            there, end = height(first), height(one)
-            return jnp.where(there < 0, first, one), jnp.where(there < 0, there, end)
-
-        high, f_high = jax.lax.cond(wanted, ends, lambda _: (one, one), None)
-        wanted = wanted & (f_high < 0)
-        at_start = jnp.min(jnp.where(kinks, s.margins, 1e-3))
-        low, f_low = jnp.zeros_like(one), jnp.maximum(at_start, -self.eps) + target
-
-        def unfinished(c):
-            low, high, _, _, _, count, near = c
-            wide = (high - low) > 4 * jnp.finfo(one.dtype).eps * high
-            return wanted & wide & ~near & (count < 100)
-
-        def narrow(c):
-            low, high, f_low, f_high, side, count, near = c
-            share = high - f_high * (high - low) / (f_high - f_low)
-            halve = ~((share > low) & (share < high)) | (count % 4 == 3)
-            share = jnp.where(halve, 0.5 * (low + high), share)
-            f = height(share)
-            near = jnp.abs(f) <= 0.5 * self.eps
-            below = (f <= 0) | near
-            # Illinois: an end that stays twice has its value halved.
-            f_low_next = jnp.where(below, jnp.where(side == 1, 0.5 * f_low, f_low), f)
-            f_high_next = jnp.where(below, f, jnp.where(side == -1, 0.5 * f_high, f_high))
-            return (
-                jnp.where(below, low, share),
-                jnp.where(below, share, high),
-                f_low_next,
-                f_high_next,
-                jnp.where(below, 1, -1),
-                count + 1,
-                near,
-            )
-
-        start = (low, high, f_low, f_high, 0, 0, jnp.asarray(False))
-        found = jax.lax.while_loop(unfinished, narrow, start)
-        return jnp.where(wanted, found[1], jnp.inf)
-
-    def _to_event(self, s: State, at, due, share, dt) -> tuple[Array, Array]:
-        """Time and state of the event whose share of the step the dense output gave.
-
-        The dense output is of lower order than the solver. So the step is taken again up to there,
-        and the margin that is left over or overshot made up for along the field.
-        """
-        height = lambda y: self.margin_of(due, y, s.pattern)
-        before = share * (1 - 1e-3)
-        rate = (height(at(share)) - height(at(before))) / ((share - before) * dt)
-        t = s.t + share * dt
-        y, *_ = self.settings.solver.step(
-            self.terms, s.t, t, s.y, s.pattern, s.solver_state, s.made_jump
-        )
-        ahead = -(height(y) + 1.5 * self.eps) / jnp.where(rate < 0, rate, -jnp.inf)
-        most = 0.05 * share * dt
-        ahead = jnp.clip(jnp.nan_to_num(ahead), -most, jnp.minimum(most, self.t1 - t))
-        return t + ahead, y + ahead * self.risk.field(t, y, s.pattern)
-
     # ---- events -----------------------------------------------------------------------------
 
     def _resolve(self, t, y, pattern, margins, log: Log, happens):
         """Deals with all kinks and slides that are due, one after the other."""
 
-        def due(c):
-            _, _, _, log, pending = c
+        def unfinished(c):
+            *_, log, pending = c
             return pending & (log.met < self.settings.max_kinks)
 
         def one(c):
             y, pattern, _, log, _ = c
             parts = self.risk.parts(y[:-1], pattern)
-            exit = lambda: (y[:-1], *self.risk.exit(pattern, parts))
-            arrive = lambda: self.risk.arrive(y[:-1], pattern, parts, self.eps)
-            # A slide that rests on the boundary of [0, 1] is not held there, and ends, too.
-            over = jnp.min(self.risk.slide_margins(parts, pattern)) <= self.eps
-            theta, pattern, event = jax.lax.cond(over, exit, arrive)
-            y = y.at[:-1].set(theta)
-            log = _logged(log, t, event)
-            margins = self.kink_margins(y, pattern)
-            least = jnp.minimum(jnp.min(margins), self.slide_margin(y, pattern))
-            return y, pattern, margins, log, least <= -self.eps
+            margins = self.risk.kink_margins(parts.z, pattern)
+            slide = SLIDE_SCALE * jnp.min(self.risk.slide_margins(parts, pattern))
+            due = jnp.minimum(jnp.min(margins), slide) <= -self.eps
 
-        pending = happens & (self.margin(y, pattern) <= -self.eps)
-        margins = jnp.where(happens, self.kink_margins(y, pattern), margins)
-        start = (y, pattern, margins, log, pending)
-        y, pattern, margins, log, _ = jax.lax.while_loop(due, one, start)
-        return y, pattern, margins, log
+            def resolve(y, pattern, log):
+                theta, pattern, event = self.risk.event(y[:-1], pattern, parts, self.eps)
+                return y.at[:-1].set(theta), pattern, _logged(log, t, event)
+
+            same = lambda y, pattern, log: (y, pattern, log)
+            y, pattern, log = jax.lax.cond(due, resolve, same, y, pattern, log)
+            return y, pattern, margins, log, due
+
+        start = (y, pattern, margins, log, happens)
+        return jax.lax.while_loop(unfinished, one, start)[:4]
 
     # ---- saving -----------------------------------------------------------------------------
 
@@ -294,7 +203,7 @@ class Loop(eqx.Module):
 
         def fill(c):
             saved, ys, speeds = c
-            y = inside.evaluate(self.ts[saved])
+            y = inside.evaluate(self.ts[saved] - s.t)
             return saved + 1, ys.at[saved].set(y), speeds.at[saved].set(self.speed(y, s.pattern))
 
         saved, ys, speeds = jax.lax.while_loop(due, fill, (s.saved, s.ys, s.speeds))
@@ -329,10 +238,12 @@ def begin(loop: Loop, theta: Float[Array, " size"], t0: Float[Array, ""]) -> Sta
         t=t0,
         y=y,
         dt=jnp.minimum(dt, loop.t1 - t0) if settings.step_size is None else dt,
+        error=jnp.ones((), theta.dtype),
+        aim=Aim(jnp.full_like(t0, jnp.inf), jnp.asarray(-1)),
         solver_state=settings.solver.init(loop.terms, t0, loop.t1, y, pattern),
         made_jump=jnp.asarray(False),
         pattern=pattern,
-        margins=loop.kink_margins(y, pattern),
+        margins=kink_margins(risk, y, pattern),
         saved=at_start,
         ys=jnp.where((jnp.arange(times) < at_start)[:, None], y[None, :], jnp.nan),
         speeds=jnp.where(jnp.arange(times) < at_start, speed, jnp.nan),

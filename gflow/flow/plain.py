@@ -113,14 +113,14 @@ def _join(pieces: list[Piece], ts, end, result: RESULTS) -> Piece:
     return Piece(
         ts=jnp.asarray(saved_ts),
         ys=jnp.asarray(saved_ys),
-        count=count,
+        count=jnp.asarray(count),
         end=end,
-        steps=sum(int(p.steps) for p in pieces),
-        rejected=sum(int(p.rejected) for p in pieces),
+        steps=jnp.asarray(sum(int(p.steps) for p in pieces)),
+        rejected=jnp.asarray(sum(int(p.rejected) for p in pieces)),
         result=result,
         evaluations=_total([p.evaluations for p in pieces]),
     )
 
 
 def _total(counts: list[Any]) -> Any:
-    return None if None in counts else sum(int(n) for n in counts)
+    return None if None in counts else jnp.asarray(sum(int(n) for n in counts))

@@ -114,17 +114,16 @@ def solve_flow(
         piece = plain.solve_in_pieces(problem, theta0, start, end, times, max_steps)
     else:
         piece = plain.solve_whole(problem, theta0, start, end, times, max_steps)
-    piece = piece.with_end()
-    trajectory = recorded(
-        lambda: _record(problem, piece, f"gradient flow, {type(solver).__name__}")
-    )
-    if is_concrete(piece.count):
-        trajectory = keep_first(trajectory, int(piece.count))
+    method = f"gradient flow, {type(solver).__name__}"
+    trajectory = recorded(lambda: _record(problem, piece, method))
+    if is_concrete(trajectory.ts):
+        trajectory = keep_first(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
     return finish(trajectory, throw=throw)
 
 
 @eqx.filter_jit
 def _record(problem: Problem, piece: Piece, method: str) -> Trajectory:
+    piece = piece.with_end()
     _, unravel = ravel_pytree(problem.trained)
     stats = {
         "num_steps": piece.steps,
@@ -175,11 +174,12 @@ def _times(t0, t1, ts, dtype) -> tuple[Array, Array, Array]:
         if finite("t1", t1) <= t0:
             raise ArgumentError("t1", t1, f"a finite time after t0 = {t0:g}")
     if ts is None:
+        like = np if is_concrete(t0, t1) else jnp
         span = t1 - t0
         # Ten roundings of short spans keep the first gaps distinct; 1e-3 is a natural first time.
-        first = jnp.minimum(1e-3, 1e-5 * span)
-        ts = t0 + jnp.append(0.0, first * (span / first) ** jnp.linspace(0.0, 1.0, 199))
-        ts = ts.at[-1].set(t1)
+        first = like.minimum(1e-3, 1e-5 * span)
+        ts = t0 + like.append(0.0, first * (span / first) ** like.linspace(0.0, 1.0, 199))
+        ts = like.append(ts[:-1], t1)
     elif is_concrete(ts):
         ts = _given_times(ts, t0, t1)
     return jnp.asarray(t0, dtype), jnp.asarray(t1, dtype), jnp.asarray(ts, dtype)

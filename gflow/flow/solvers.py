@@ -37,6 +37,19 @@ def _finite_rms(error: Float[Array, " size"]) -> Float[Array, ""]:
     return jnp.where(jnp.isfinite(rms), rms, jnp.inf)
 
 
+def accurate_share(solver: diffrax.AbstractSolver) -> float:
+    """The share of a step, from either end, in which its dense output is as accurate as the step.
+
+    The error of dense output vanishes with its derivative at both ends. Cubic Hermite polynomials,
+    of third order, are trusted less for solvers beyond order 4.
+    """
+    made = solver.interpolation_cls
+    hermite = diffrax.ThirdOrderHermitePolynomialInterpolation
+    cubic = getattr(made, "__self__", made) is hermite
+    order = solver.order(diffrax.ODETerm(lambda t, y, args: y))
+    return 0.02 if cubic and order is not None and order > 4 else 0.1
+
+
 def evaluations_of_a_step(solver: diffrax.AbstractSolver) -> int | None:
     """Evaluations of the field by a step of an explicit Runge–Kutta solver; None for others."""
     if not isinstance(solver, diffrax.AbstractERK):
