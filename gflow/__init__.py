@@ -18,6 +18,7 @@ from gflow.flow import Stop as Stop, solve_flow as solve_flow
 from gflow.gradients import generalized_gradient as generalized_gradient
 from gflow.networks import ShallowNet as ShallowNet
 from gflow.rates import Rate as Rate, fit_rate as fit_rate
+from gflow.results import RESULTS as RESULTS
 from gflow.risks import EmpiricalRisk as EmpiricalRisk, Risk as Risk
 from gflow.sharpness import sharpness as sharpness
 from gflow.smoothings import (
@@ -27,7 +28,6 @@ from gflow.smoothings import (
     smoothed_gradient as smoothed_gradient,
 )
 from gflow.trajectory import (
-    RESULTS as RESULTS,
     Diagnostics as Diagnostics,
     Trajectory as Trajectory,
     TrajectoryError as TrajectoryError,

@@ -98,7 +98,8 @@ def _interpolate(
     s, wanted = at(nodes), at(ts)
     around = _around(np.searchsorted(s, wanted), len(s), min(_NODES, len(s)))
     values = _lagrange(s, data, wanted, around)
-    nearest = np.argmin(np.abs(nodes[None, :] - ts[:, None]), axis=1)
+    after = np.clip(np.searchsorted(nodes, ts), 1, len(nodes) - 1)
+    nearest = np.where(ts - nodes[after - 1] < nodes[after] - ts, after - 1, after)
     close = 8 * np.finfo(ts.dtype).eps * np.maximum(np.abs(ts), tau)
     saved = np.abs(nodes[nearest] - ts) <= close
     values[saved] = data[nearest[saved]]

@@ -22,8 +22,8 @@ from gflow.arguments import (
 from gflow.gradients import squared_norm
 from gflow.networks import split_trainable
 from gflow.progress import progress_bar
+from gflow.results import RESULTS
 from gflow.trajectory import (
-    RESULTS,
     Trajectory,
     finish,
     keep_first,

@@ -19,7 +19,8 @@ from gflow.arguments import ArgumentError, Described
 from gflow.config import Config, read_config, to_dict
 from gflow.data import Table
 from gflow.networks import ShallowNet
-from gflow.trajectory import RESULTS, Diagnostics, Kinks, Trajectory, named_parameters
+from gflow.results import RESULTS
+from gflow.trajectory import Diagnostics, Kinks, Trajectory, named_parameters
 
 
 @dataclass

@@ -13,51 +13,10 @@ from jaxtyping import Array, Float, Int, PyTree
 from gflow.arguments import is_concrete
 from gflow.gradients import squared_norm
 from gflow.networks import ShallowNet
+from gflow.results import GOOD, RESULT_NAMES, RESULTS
 
 if TYPE_CHECKING:
     import xarray
-
-
-class RESULTS(eqx.Enumeration):
-    """How a run ended. The message says what happened and, after trouble, what to try."""
-
-    successful = "reached its end"
-    reached_grad_norm = "stopped early: the gradient norm fell to the value asked for"
-    reached_risk = "stopped early: the risk fell to the value asked for"
-    reached_param_norm = "stopped early: the parameter norm grew to the value asked for"
-    max_steps_reached = (
-        "the step budget `max_steps` ran out before t1. Raise it, loosen `rtol` and `atol`, or "
-        "shorten t1. Kinks of ReLU and stiffness both make the steps small"
-    )
-    max_kinks_reached = (
-        "the budget of kinks `max_kinks` ran out before t1. Raise it; kinks that pile up at one "
-        "time point at a degenerate place, which other initial values avoid"
-    )
-    step_size_underflow = (
-        "the step size shrank to nothing: the field jumps, or becomes infinite or NaN just ahead. "
-        "Look at the last saved network, loosen `rtol` and `atol`, or use float64"
-    )
-    nonfinite = (
-        "the risk or its gradient is infinite or NaN. Look at the last saved network: a loss that "
-        "overflows, or weights that diverge; `stop=Stop(param_norm=...)` ends such a run in time"
-    )
-    diverged = (
-        "the descent diverged: the risk or its gradient became infinite or NaN. Use a smaller step "
-        "size; plain gradient descent needs less than 2/sharpness"
-    )
-    interrupted = "interrupted from the keyboard"
-
-
-_GOOD = ("successful", "reached_grad_norm", "reached_risk", "reached_param_norm")
-_TROUBLE = (
-    "max_steps_reached",
-    "max_kinks_reached",
-    "step_size_underflow",
-    "nonfinite",
-    "diverged",
-    "interrupted",
-)
-RESULT_NAMES = _GOOD + _TROUBLE
 
 
 class TrajectoryError(RuntimeError):
@@ -87,6 +46,7 @@ class Diagnostics(eqx.Module):
     balance: Float[Array, "times width"] | None
 
 
+KINKS_IGNORED = ", kinks ignored"
 KINK_KINDS = (
     "cross to active",
     "cross to inactive",
@@ -183,7 +143,7 @@ class Trajectory(eqx.Module):
     @property
     def succeeded(self) -> bool:
         """True if the run reached its end or a stop that was asked for."""
-        return self.result_name in _GOOD
+        return self.result_name in GOOD
 
     def __len__(self) -> int:
         return self.ts.shape[0]
@@ -191,6 +151,19 @@ class Trajectory(eqx.Module):
     def __getitem__(self, index: int) -> PyTree:
         """The network at the saved time of that index."""
         return jax.tree.map(lambda a: a[index] if eqx.is_array(a) else a, self.params)
+
+    def advice(self) -> str | None:
+        """What to do about kinks that were ignored, if the step size collapsed on them."""
+        if not self.method.endswith(KINKS_IGNORED) or not _single(self):
+            return None
+        steps, rejected = (int(self.stats[f"num_{kind}"]) for kind in ("steps", "rejected_steps"))
+        # An explicit solver at its bound of stability rejects up to a fifth of smooth steps.
+        if steps < 500 or rejected < 0.25 * steps:
+            return None
+        return (
+            f"kinks were ignored, and the step size collapsed on them: {rejected:,} of {steps:,} "
+            'steps were rejected; kinks="locate" follows each kink, at the full order of the solver'
+        )
 
     def summary(self) -> dict[str, str]:
         """The main facts in words, by name."""
@@ -211,6 +184,8 @@ class Trajectory(eqx.Module):
             slides = counts["slide begins"] + counts["unit degenerates"]
             on = len(self.kinks_at(float(ts[-1])))
             facts["kinks"] = f"{crossings:,} crossings, {slides:,} slides ({on:,} at the end)"
+        elif self.method.endswith(KINKS_IGNORED):
+            facts["kinks"] = self.advice() or "ignored"
         for name in ("step_size", "rtol", "atol"):
             if name in self.stats:
                 facts[name.replace("_", " ")] = f"{float(self.stats[name]):g}"
@@ -398,5 +373,5 @@ def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:
         if not trajectory.succeeded:
             raise TrajectoryError(trajectory)
         return trajectory
-    good = jnp.stack([trajectory.result == getattr(RESULTS, name) for name in _GOOD]).any()
+    good = jnp.stack([trajectory.result == getattr(RESULTS, name) for name in GOOD]).any()
     return trajectory.result.error_if(trajectory, ~good)

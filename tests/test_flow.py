@@ -12,7 +12,7 @@ import scipy.linalg
 
 import gflow
 from gflow.flow import plain
-from gflow.trajectory import RESULT_NAMES, RESULTS
+from gflow.results import RESULT_NAMES, RESULTS
 
 KEY = jax.random.key(0)
 

@@ -339,3 +339,29 @@ def test_the_log_survives_storage(tmp_path):
     assert kinks(again) == kinks(flow)
     np.testing.assert_array_equal(again.kinks.time, flow.kinks.time)
     assert "crossings" in repr(flow)
+
+
+def test_a_start_on_a_repelling_kink_is_said_to_be_one():
+    # z = 2 − 2x is 0 at x = 1, where N is below the target: an active unit would be pulled up. The
+    # datum at x = ½, where N is above, moves the kink away from the other side, too.
+    risk = gflow.EmpiricalRisk(jnp.array([[1.0], [0.5]]), jnp.array([3.0, -1.0]))
+    net = gflow.ShallowNet.from_arrays([[-2.0]], [2.0], [1.0], None)
+    flow = gflow.solve_flow(risk, net, t1=0.1, trainable=("w", "b"))
+    assert flow.succeeded and flow.result_name == "repelled_start"
+    assert "inactive side" in flow.message
+    assert float(flow.final.preactivations(risk.x[0])[0]) < 0
+    raised = eqx.tree_at(lambda n: n.b, net, net.b + 1e-9)
+    other = gflow.solve_flow(risk, raised, t1=0.1, trainable=("w", "b"))
+    assert other.result_name == "successful"
+    assert float(other.final.preactivations(risk.x[0])[0]) > 0
+
+
+def test_ignored_kinks_say_how_many_steps_were_rejected():
+    x = jnp.linspace(-1.0, 1.0, 40)
+    risk = gflow.EmpiricalRisk(x[:, None], jnp.sin(3 * x))
+    net = gflow.ShallowNet(1, 30, key=jax.random.key(0))
+    with pytest.warns(UserWarning, match=r"of .* steps were rejected; kinks=\"locate\""):
+        flow = gflow.solve_flow(risk, net, t1=20.0, rtol=1e-7, kinks="ignore")
+    assert f"{int(flow.stats['num_rejected_steps']):,} of" in flow.summary()["kinks"]
+    located = gflow.solve_flow(risk, net, t1=20.0, rtol=1e-7)
+    assert located.advice() is None and "crossings" in located.summary()["kinks"]

@@ -176,6 +176,14 @@ class SwitchedRisk(eqx.Module):
             degenerate=jnp.zeros(width, bool),
         )
 
+    def repels(self, theta: Array, pattern: Pattern) -> Bool[Array, ""]:
+        """Whether θ, where the pattern started, is on a kink from which both sides point away."""
+        parts = self.parts(theta, pattern)
+        here = self.velocity(pattern, parts) @ self.normals.T
+        square = jnp.sum(self.normals**2, axis=1)
+        beyond = here - (1 - self.slope) * parts.q * square[None, :]
+        return jnp.any((parts.z == 0) & (here < 0) & (beyond > 0))
+
     def kink_margins(self, z: Array, pattern: Pattern) -> Float[Array, "width rows"]:
         """The distance of z from 0 on the side of the pattern, by the size of the normal."""
         side = jnp.where(pattern.active, z, -z) / self.sizes[None, :]

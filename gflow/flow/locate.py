@@ -8,7 +8,8 @@ from gflow.flow.loop import Loop, Settings, State, advance, begin
 from gflow.flow.problem import PIECE_STEPS, Piece, Problem
 from gflow.flow.solvers import accurate_share, evaluations_of_a_step
 from gflow.progress import progress_bar
-from gflow.trajectory import RESULTS, Kinks
+from gflow.results import RESULTS
+from gflow.trajectory import Kinks
 
 
 @eqx.filter_jit
@@ -70,7 +71,9 @@ def _unfinished(state: State, t1, max_steps: int) -> bool:
 
 @eqx.filter_jit
 def _piece(loop: Loop, state: State) -> Piece:
-    spent = (state.result == RESULTS.successful) & (state.t < loop.t1)
+    well = state.result == RESULTS.successful
+    result = RESULTS.where(well & state.repelled, RESULTS.repelled_start, state.result)
+    result = RESULTS.where(well & (state.t < loop.t1), RESULTS.max_steps_reached, result)
     log = state.log
     return Piece(
         ts=jnp.where(jnp.arange(len(loop.ts)) < state.saved, loop.ts, jnp.inf),
@@ -79,7 +82,7 @@ def _piece(loop: Loop, state: State) -> Piece:
         end=(state.t, state.y),
         steps=state.steps,
         rejected=state.rejected,
-        result=RESULTS.where(spent, RESULTS.max_steps_reached, state.result),
+        result=result,
         evaluations=None if loop.stages is None else state.evaluations,
         speeds=(state.speeds, loop.speed(state.y, state.pattern)),
         kinks=Kinks(log.time, log.unit, loop.risk.first[log.row], log.kind),

@@ -12,7 +12,7 @@ from gflow.flow.events import SLIDE_SCALE, Aim, Step, kink_margins
 from gflow.flow.kinks import Pattern, SwitchedRisk
 from gflow.flow.problem import first_step
 from gflow.flow.stop import Stop, stop_result
-from gflow.trajectory import RESULTS
+from gflow.results import RESULTS
 
 
 class Settings(eqx.Module):
@@ -55,6 +55,7 @@ class State(NamedTuple):
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
     evaluations: Int[Array, ""]
+    repelled: Bool[Array, ""]
     result: RESULTS
 
 
@@ -255,6 +256,7 @@ def begin(loop: Loop, theta: Float[Array, " size"], t0: Float[Array, ""]) -> Sta
         steps=zero,
         rejected=zero,
         evaluations=jnp.asarray(1),
+        repelled=risk.repels(theta, pattern),
         result=RESULTS.successful,
     )
 

@@ -12,7 +12,7 @@ from gflow.flow.problem import PIECE_STEPS, PIECE_TIMES, Piece, Problem, first_s
 from gflow.flow.solvers import controller, num_field_evaluations
 from gflow.flow.stop import stop_result
 from gflow.progress import progress_bar
-from gflow.trajectory import RESULTS
+from gflow.results import RESULTS
 
 
 @eqx.filter_jit

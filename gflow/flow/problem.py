@@ -11,7 +11,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from gflow.flow.stop import Stop
-from gflow.trajectory import RESULTS, Kinks
+from gflow.results import RESULTS
+from gflow.trajectory import Kinks
 
 # At most so many saved times, and steps, between pauses for the progress bar and Ctrl-C.
 PIECE_TIMES = 16

@@ -28,7 +28,7 @@ from gflow.flow.problem import Piece, Problem
 from gflow.flow.solvers import as_solver
 from gflow.flow.stop import Stop, as_stop
 from gflow.networks import split_trainable
-from gflow.trajectory import Trajectory, finish, keep_first, record, recorded
+from gflow.trajectory import KINKS_IGNORED, Trajectory, finish, keep_first, record, recorded
 
 
 def solve_flow(
@@ -72,7 +72,8 @@ def solve_flow(
       crossed, or slid along if the field points at it from both sides; what is followed is
       dθ/dt = −(the minimal-norm element of the Clarke subdifferential), at the full order of the
       solver. "ignore": adaptive integration with ReLU'(0) = 0, as if the field were smooth; the
-      steps become small at kinks, and a loose `rtol` (1e-4 to 1e-6) is then the better choice.
+      steps become small at kinks, and a loose `rtol` (1e-4 to 1e-6) is then the better choice. If
+      the steps collapsed, a warning says so afterwards.
       Other networks and risks are always integrated as smooth.
     - `stop`: a `Stop` that ends the flow early.
     - `max_steps`: the budget of steps, accepted and rejected; with `progress` and kinks ignored,
@@ -106,18 +107,21 @@ def solve_flow(
     tolerances = _tolerances(rtol, atol, theta0.dtype)
     problem = Problem(risk, trained, frozen, solver, stop, *tolerances, h)
 
-    known = switched(risk, trained, frozen) if kinks == "locate" else None
-    if known is not None:
+    known = switched(risk, trained, frozen)
+    ignored = known is not None and kinks == "ignore"
+    if known is not None and not ignored:
         budgets = {"max_steps": max_steps, "max_kinks": max_kinks, "progress": progress}
         piece = locate.solve(problem, known, theta0, start, end, times, **budgets)
     elif progress:
         piece = plain.solve_in_pieces(problem, theta0, start, end, times, max_steps)
     else:
         piece = plain.solve_whole(problem, theta0, start, end, times, max_steps)
-    method = f"gradient flow, {type(solver).__name__}"
+    method = f"gradient flow, {type(solver).__name__}" + (KINKS_IGNORED if ignored else "")
     trajectory = recorded(lambda: _record(problem, piece, method))
     if is_concrete(trajectory.ts):
         trajectory = keep_first(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
+    if advice := trajectory.advice():
+        warnings.warn(advice, stacklevel=2)
     return finish(trajectory, throw=throw)
 
 

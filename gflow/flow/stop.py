@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gflow.arguments import ArgumentError, positive
-from gflow.trajectory import RESULTS
+from gflow.results import RESULTS
 
 
 class Stop(eqx.Module):
