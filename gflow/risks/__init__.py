@@ -1,4 +1,5 @@
 """Risks: what a gradient flow descends. Each maps a network to a scalar."""
 
 from gflow.risks.base import Risk as Risk
+from gflow.risks.box import BoxRisk as BoxRisk
 from gflow.risks.empirical import EmpiricalRisk as EmpiricalRisk
