@@ -365,3 +365,17 @@ def test_ignored_kinks_say_how_many_steps_were_rejected():
     assert f"{int(flow.stats['num_rejected_steps']):,} of" in flow.summary()["kinks"]
     located = gflow.solve_flow(risk, net, t1=20.0, rtol=1e-7)
     assert located.advice() is None and "crossings" in located.summary()["kinks"]
+
+
+def test_small_starts_are_followed_to_the_relative_tolerance():
+    # Units of size 1e-8 that grow to 1: kinks are located by the units' own sizes, and errors of
+    # the start grow with the units.
+    x = jnp.linspace(-1.0, 1.0, 40)
+    risk = gflow.EmpiricalRisk(x[:, None], jnp.sin(3 * x))
+    options = {"init": "standard_normal", "scale": 1e-8}
+    net = gflow.ShallowNet(1, 20, key=jax.random.key(1), **options)
+    flow = gflow.solve_flow(risk, net, t1=60.0)
+    other = gflow.solve_flow(risk, net, t1=60.0, rtol=1e-10)
+    assert flow.kinks.counts() == other.kinks.counts()
+    # Atol is the rounding of the field, 2e-16, so 2e-8 of the start, and half the units matter.
+    assert gflow.compare(flow, other).largest < 3e-6

@@ -28,18 +28,18 @@ class Aim(NamedTuple):
 
 class Found(NamedTuple):
     """The first event of a step: at which share of it (inf if none), which it is, and whether the
-    flow `arrives` there or a shorter step is to be aimed at it; the state and the margins of the
-    kinks where it arrives, otherwise those at the step's end."""
+    flow `arrives` there or a shorter step is to be aimed at it; the state where it arrives,
+    otherwise that at the step's end."""
 
     share: Float[Array, ""]
     which: Int[Array, ""]
     arrives: Bool[Array, ""]
     y: Float[Array, " size"]
-    margins: Float[Array, "width rows"]
 
 
 class Step(eqx.Module):
-    """One step of a solver, from a pattern and its margins, with `at` the dense output by share.
+    """One step of a solver within a pattern, with `at` the dense output by share, and `units` the
+    units' sizes at the start.
 
     `which` is the event that the step was aimed at, if `aimed`. The dense
     output is taken to be as accurate as the step within the share `near` of the step from its ends.
@@ -48,7 +48,8 @@ class Step(eqx.Module):
     risk: SwitchedRisk
     pattern: Pattern
     at: Callable[[Any], Array]
-    margins: Float[Array, "width rows"]
+    units: Float[Array, " width"]
+    y_start: Float[Array, " size"]
     y_end: Float[Array, " size"]
     aimed: Bool[Array, ""]
     which: Int[Array, ""]
@@ -56,7 +57,7 @@ class Step(eqx.Module):
     near: float = eqx.field(static=True)
 
     def kink_margins(self, y) -> Float[Array, "width rows"]:
-        return kink_margins(self.risk, y, self.pattern)
+        return kink_margins(self.risk, y, self.pattern, self.units)
 
     def slide_margin(self, y) -> Float[Array, ""]:
         return slide_margin(self.risk, y, self.pattern)
@@ -65,7 +66,7 @@ class Step(eqx.Module):
         """1.5 eps more than the margin of an event."""
 
         def of_pair(y):
-            return self.risk.kink_margin(y[:-1], self.pattern, *self._pair(which))
+            return self.risk.kink_margin(y[:-1], self.pattern, self.units, *self._pair(which))
 
         of_slides = lambda y: self.slide_margin(y)
         return 1.5 * self.eps + jax.lax.cond(which == SLIDES, of_slides, of_pair, self.at(share))
@@ -76,21 +77,21 @@ class Step(eqx.Module):
 
     def first_event(self, wanted: Bool[Array, ""]) -> Found:
         """The first event, looked for where `wanted`."""
-        end = self.kink_margins(self.y_end)
+        start, end = self.kink_margins(self.y_start), self.kink_margins(self.y_end)
         half = self.kink_margins(self.at(jnp.asarray(0.5, end.dtype)))
         # The parabola through the three shows most pairs that cross and come back within the step.
-        curve = 2 * (self.margins - 2 * half + end)
-        slope = end - self.margins - curve
+        curve = 2 * (start - 2 * half + end)
+        slope = end - start - curve
         dips = (curve > 0) & (slope < 0) & (slope > -2 * curve)
-        dips &= slope**2 >= 4 * curve * (self.margins + self.eps)
+        dips &= slope**2 >= 4 * curve * (start + self.eps)
         kinks = (end <= -self.eps) | (half <= -self.eps) | dips
         slides = self.slide_margin(self.y_end) <= -self.eps
         wanted = wanted & (jnp.any(kinks) | slides | self.aimed)
 
         def look():
             # The first root of each parabola, to try the pairs in this order.
-            root = -slope + jnp.sqrt(jnp.maximum(slope**2 - 4 * curve * self.margins, 0.0))
-            share = 2 * self.margins / jnp.where(root > 0, root, jnp.inf)
+            root = -slope + jnp.sqrt(jnp.maximum(slope**2 - 4 * curve * start, 0.0))
+            share = 2 * start / jnp.where(root > 0, root, jnp.inf)
             share = jnp.where(root > 0, jnp.clip(share, 0.0, 1.0), 1.0)
             queue = jnp.where(kinks, share, jnp.inf)
             # What was aimed at may lie just past the end.
@@ -105,15 +106,15 @@ class Step(eqx.Module):
                 return jnp.where(which == SLIDES, jnp.where(slides, 1.0, 1.1), high)
 
             slides_due = slides | (self.aimed & ~late)
-            return self._earliest(wanted, queue, slides_due, bracket, end)
+            return self._earliest(wanted, queue, slides_due, bracket)
 
-        return jax.lax.cond(wanted, look, lambda: self._nothing(end))
+        return jax.lax.cond(wanted, look, lambda: self._nothing())
 
-    def _nothing(self, end) -> Found:
-        inf, no = jnp.full_like(end[0, 0], jnp.inf), jnp.asarray(False)
-        return Found(inf, self.which, no, self.y_end, end)
+    def _nothing(self) -> Found:
+        inf, no = jnp.full_like(self.y_end[0], jnp.inf), jnp.asarray(False)
+        return Found(inf, self.which, no, self.y_end)
 
-    def _earliest(self, wanted, queue, slides_due, bracket, end) -> Found:
+    def _earliest(self, wanted, queue, slides_due, bracket) -> Found:
         """The first event among those in the queue, which has the shares expected of the kinks that
         are due, and the slides if they are due, with the ends of their brackets."""
 
@@ -136,11 +137,11 @@ class Step(eqx.Module):
                 margins, slide = self.kink_margins(y), self.slide_margin(y)
                 worst = jnp.where(slide < jnp.min(margins), SLIDES, _least(margins))
                 deep = jnp.minimum(jnp.min(margins), slide) <= -3 * self.eps
-                return y, margins, deep & (worst != which), worst
+                return y, deep & (worst != which), worst
 
-            aside = lambda: (self.y_end, end, jnp.asarray(False), which)
-            y, margins, earlier, worst = jax.lax.cond(arrives, check, aside)
-            found = Found(share, which, arrives, y, margins)
+            aside = lambda: (self.y_end, jnp.asarray(False), which)
+            y, earlier, worst = jax.lax.cond(arrives, check, aside)
+            found = Found(share, which, arrives, y)
             # A dip that proves to stay above 0 is no event, and the next in the queue is tried.
             none = share == jnp.inf
             pair = self._pair(which)
@@ -152,7 +153,7 @@ class Step(eqx.Module):
             return found, which, high, queue, slides_due, earlier | (none & any_left), count + 1
 
         which, some = following(queue, slides_due)
-        nothing = self._nothing(end)
+        nothing = self._nothing()
         start = (nothing, which, bracket(which), queue, slides_due, wanted & some, 0)
         return jax.lax.while_loop(unfinished, one, start)[0]
 
@@ -208,9 +209,9 @@ def _least(margins: Float[Array, "width rows"]) -> Int[Array, ""]:
     return unit * margins.shape[1] + row
 
 
-def kink_margins(risk: SwitchedRisk, y, pattern: Pattern) -> Float[Array, "width rows"]:
+def kink_margins(risk: SwitchedRisk, y, pattern: Pattern, units) -> Float[Array, "width rows"]:
     """What is positive until the pairs of unit and row reach their kinks."""
-    return risk.kink_margins(risk.preactivations(risk.net(y[:-1])), pattern)
+    return risk.kink_margins(risk.preactivations(risk.net(y[:-1])), pattern, units)
 
 
 def slide_margin(risk: SwitchedRisk, y, pattern: Pattern) -> Float[Array, ""]:

@@ -71,8 +71,8 @@ class SwitchedRisk(eqx.Module):
 
     Rows that are equal have one kink: `rows` are the distinct ones, `group` says to which each
     datum belongs, `first` which datum stands for each. `normals` are the rows' normals in the
-    trained ones of (w_i, b_i), `sizes` what |z| is measured by: the normals' norms times the
-    largest unit's norm at the start.
+    trained ones of (w_i, b_i). Preactivations are measured by the norms of their unit, at the start
+    of a step, and of their row, in `sizes`.
     """
 
     trained: PyTree
@@ -184,17 +184,28 @@ class SwitchedRisk(eqx.Module):
         beyond = here - (1 - self.slope) * parts.q * square[None, :]
         return jnp.any((parts.z == 0) & (here < 0) & (beyond > 0))
 
-    def kink_margins(self, z: Array, pattern: Pattern) -> Float[Array, "width rows"]:
-        """The distance of z from 0 on the side of the pattern, by the size of the normal."""
-        side = jnp.where(pattern.active, z, -z) / self.sizes[None, :]
+    def unit_sizes(self, theta: Array) -> Float[Array, " width"]:
+        """‖(w_i, b_i)‖, for units at 0 some small number."""
+        net = self.net(theta)
+        square = jnp.sum(net.w**2, axis=1) + (0.0 if net.b is None else net.b**2)
+        norms = jnp.sqrt(square)
+        least = 1e-9 * jnp.max(norms)
+        return jnp.maximum(norms, jnp.where(least > 0, least, 1.0))
+
+    def kink_margins(
+        self, z: Array, pattern: Pattern, units: Float[Array, " width"]
+    ) -> Float[Array, "width rows"]:
+        """The distance of z from 0 on the side of the pattern, for units and rows of size 1."""
+        # Reciprocals of vectors: a division for each pair would cost as much as the field.
+        side = jnp.where(pattern.active, z, -z) * (1 / units)[:, None] * (1 / self.sizes)[None, :]
         return jnp.where(pattern.sliding, jnp.inf, side)
 
-    def kink_margin(self, theta: Array, pattern: Pattern, unit, row) -> Float[Array, ""]:
+    def kink_margin(self, theta: Array, pattern: Pattern, units, unit, row) -> Float[Array, ""]:
         """The margin of one pair."""
         net = self.net(theta)
         z = net.w[unit] @ self.rows[row]
         z = z if net.b is None else z + net.b[unit]
-        return jnp.where(pattern.active[unit, row], z, -z) / self.sizes[row]
+        return jnp.where(pattern.active[unit, row], z, -z) / (units[unit] * self.sizes[row])
 
     def slide_margins(self, parts: Parts, pattern: Pattern) -> Float[Array, "width slots"]:
         """min(λ, 1 − λ) of the sliding pairs, negative where λ has left [0, 1]."""
@@ -228,13 +239,13 @@ class SwitchedRisk(eqx.Module):
         )
         return pattern, Event(unit, row, jnp.where(to_active, 3, 4))
 
-    def arrive(self, pattern: Pattern, parts: Parts, eps: float) -> tuple[Pattern, Event]:
+    def arrive(self, pattern: Pattern, parts: Parts, units, eps: float) -> tuple[Pattern, Event]:
         """What happens at the kink that is farthest past: a crossing, or a slide begins.
 
         Of several at once in one unit, those that are crossed go first, since each changes the
         field at the others.
         """
-        margins = self.kink_margins(parts.z, pattern)
+        margins = self.kink_margins(parts.z, pattern, units)
         unit, first = least_pair(margins)
         u, active = self.velocity(pattern, parts)[unit], pattern.active[unit]
         here = self.normals @ u
@@ -266,12 +277,12 @@ class SwitchedRisk(eqx.Module):
         kind = jnp.where(slides, jnp.where(stuck, 5, 2), jnp.where(was_active, 1, 0))
         return changed, Event(unit, row, kind)
 
-    def event(self, theta: Array, pattern: Pattern, parts: Parts, eps: float):
+    def event(self, theta: Array, pattern: Pattern, parts: Parts, units, eps: float):
         """θ, the pattern and the event after the kink or the end of a slide that is due."""
         # A slide that rests on the boundary of [0, 1] is not held there, and ends, too.
         over = jnp.min(self.slide_margins(parts, pattern)) <= eps
         exit = lambda: self.exit(pattern, parts)
-        pattern, event = jax.lax.cond(over, exit, lambda: self.arrive(pattern, parts, eps))
+        pattern, event = jax.lax.cond(over, exit, lambda: self.arrive(pattern, parts, units, eps))
 
         def settle(theta, pattern):
             """The unit put back onto z = 0 for all it slides on."""
@@ -325,11 +336,12 @@ def switched(risk: Any, trained: PyTree, frozen: PyTree) -> SwitchedRisk | None:
     if trained.w is None and trained.b is None:
         return None
     rows, first, group = _distinct(risk.x)
-    ones = jnp.ones((rows.shape[0], 1), rows.dtype)
-    parts = ([rows] if trained.w is not None else []) + ([ones] if trained.b is not None else [])
-    normals = jnp.concatenate(parts, axis=1)
-    units = jnp.sqrt(jnp.max(jnp.sum(net.w**2, axis=1) + (0.0 if net.b is None else net.b**2)))
-    sizes = jnp.linalg.norm(normals, axis=1) * jnp.where(units > 0, units, 1.0)
+    # Done by NumPy if it can be: eager operations of JAX would take as long as a short flow.
+    like = np if is_concrete(rows) else jnp
+    x = like.asarray(rows)
+    ones = like.ones((x.shape[0], 1), x.dtype)
+    parts = ([x] if trained.w is not None else []) + ([ones] if trained.b is not None else [])
+    sizes = like.linalg.norm(x if net.b is None else like.concatenate([x, ones], 1), axis=1)
     n = risk.num_data
     return SwitchedRisk(
         trained=trained,
@@ -338,10 +350,10 @@ def switched(risk: Any, trained: PyTree, frozen: PyTree) -> SwitchedRisk | None:
         group=group,
         first=first,
         y=risk.y,
-        weights=jnp.full(n, 1 / n, rows.dtype) if risk.weights is None else risk.weights,
-        normals=normals,
+        weights=jnp.asarray(like.full(n, 1 / n, x.dtype)) if risk.weights is None else risk.weights,
+        normals=jnp.asarray(like.concatenate(parts, axis=1)),
         # A row at the origin of a net without biases has no kink: its z is always 0.
-        sizes=jnp.where(sizes > 0, sizes, 1.0),
+        sizes=jnp.asarray(like.where(sizes > 0, sizes, 1.0), x.dtype),
         loss=risk.loss,
         slope=activation.negative_slope,
     )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gflow.flow.events import SLIDE_SCALE, Aim, Step, kink_margins
+from gflow.flow.events import SLIDE_SCALE, Aim, Step
 from gflow.flow.kinks import Pattern, SwitchedRisk
 from gflow.flow.problem import first_step
 from gflow.flow.stop import Stop, stop_result
@@ -47,7 +47,6 @@ class State(NamedTuple):
     solver_state: Any
     made_jump: Bool[Array, ""]
     pattern: Pattern
-    margins: Float[Array, "width rows"]
     saved: Int[Array, ""]
     ys: Float[Array, "times size"]
     speeds: Float[Array, " times"]
@@ -88,9 +87,9 @@ class Loop(eqx.Module):
         # From 0, as the share of a small step at a late time would be lost to rounding.
         inside = self.settings.solver.interpolation_cls(t0=jnp.zeros_like(dt), t1=dt, **dense)
         at = lambda share: inside.evaluate(share * dt)
-        step = Step(
-            self.risk, s.pattern, at, s.margins, y_next, aimed, s.aim.which, self.eps, self.near
-        )
+        units = self.risk.unit_sizes(s.y[:-1])
+        fixed = (self.eps, self.near)
+        step = Step(self.risk, s.pattern, at, units, s.y, y_next, aimed, s.aim.which, *fixed)
         found = step.first_event(good)
         arrives = found.arrives
         cut = (found.share < jnp.inf) & ~arrives
@@ -99,10 +98,9 @@ class Loop(eqx.Module):
         y = jnp.where(keep, jnp.where(arrives, found.y, y_next), s.y)
         t = jnp.where(keep, t, s.t)
         aim = Aim(jnp.where(cut, s.t + found.share * dt, jnp.inf), found.which)
-        margins = jnp.where(keep, found.margins, s.margins)
 
         s = self._save(s, t, inside)
-        y, pattern, margins, log = self._resolve(t, y, s.pattern, margins, s.log, arrives)
+        y, pattern, log = self._resolve(t, y, s.pattern, units, s.log, arrives)
         fresh = lambda new, old: jnp.where(keep, new, old)
         events = log.met - s.log.met
         s = s._replace(
@@ -114,7 +112,6 @@ class Loop(eqx.Module):
             solver_state=jax.tree.map(fresh, solver_state, s.solver_state),
             made_jump=jnp.where(keep, arrives, s.made_jump),
             pattern=pattern,
-            margins=margins,
             log=log,
             steps=s.steps + ~cut,
             rejected=s.rejected + ~good,
@@ -166,7 +163,7 @@ class Loop(eqx.Module):
 
     # ---- events -----------------------------------------------------------------------------
 
-    def _resolve(self, t, y, pattern, margins, log: Log, happens):
+    def _resolve(self, t, y, pattern, units, log: Log, happens):
         """Deals with all kinks and slides that are due, one after the other."""
 
         def unfinished(c):
@@ -174,22 +171,22 @@ class Loop(eqx.Module):
             return pending & (log.met < self.settings.max_kinks)
 
         def one(c):
-            y, pattern, _, log, _ = c
+            y, pattern, log, _ = c
             parts = self.risk.parts(y[:-1], pattern)
-            margins = self.risk.kink_margins(parts.z, pattern)
+            margins = self.risk.kink_margins(parts.z, pattern, units)
             slide = SLIDE_SCALE * jnp.min(self.risk.slide_margins(parts, pattern))
             due = jnp.minimum(jnp.min(margins), slide) <= -self.eps
 
             def resolve(y, pattern, log):
-                theta, pattern, event = self.risk.event(y[:-1], pattern, parts, self.eps)
+                theta, pattern, event = self.risk.event(y[:-1], pattern, parts, units, self.eps)
                 return y.at[:-1].set(theta), pattern, _logged(log, t, event)
 
             same = lambda y, pattern, log: (y, pattern, log)
             y, pattern, log = jax.lax.cond(due, resolve, same, y, pattern, log)
-            return y, pattern, margins, log, due
+            return y, pattern, log, due
 
-        start = (y, pattern, margins, log, happens)
-        return jax.lax.while_loop(unfinished, one, start)[:4]
+        start = (y, pattern, log, happens)
+        return jax.lax.while_loop(unfinished, one, start)[:3]
 
     # ---- saving -----------------------------------------------------------------------------
 
@@ -244,7 +241,6 @@ def begin(loop: Loop, theta: Float[Array, " size"], t0: Float[Array, ""]) -> Sta
         solver_state=settings.solver.init(loop.terms, t0, loop.t1, y, pattern),
         made_jump=jnp.asarray(False),
         pattern=pattern,
-        margins=kink_margins(risk, y, pattern),
         saved=at_start,
         ys=jnp.where((jnp.arange(times) < at_start)[:, None], y[None, :], jnp.nan),
         speeds=jnp.where(jnp.arange(times) < at_start, speed, jnp.nan),

@@ -64,8 +64,9 @@ def solve_flow(
     - `t1`, `t0`: the flow runs from t0 to t1. One gradient-descent step of size h is flow time h.
     - `ts`: times to save at, increasing, within [t0, t1]; by default 200, logarithmic, both ends
       in.
-    - `rtol`, `atol`: tolerances of the error of a step, relative and absolute; by default 1e-8 for
-      float64 parameters, 1e-4 for float32, and a hundredth of `rtol`.
+    - `rtol`, `atol`: tolerances of the error of a step, relative and absolute. By default 1e-8 for
+      float64 parameters, 1e-4 for float32; and a hundredth of `rtol`, times the root mean square
+      of the trained parameters at the start where that is below 1.
     - `solver`: any adaptive diffrax solver; None for `diffrax.Tsit5()`.
     - `kinks`: what to do where a ReLU or leaky ReLU preactivation of a `ShallowNet` passes zero on
       a row of an `EmpiricalRisk`, where the gradient jumps. "locate": every kink is located, and
@@ -104,7 +105,7 @@ def solve_flow(
     h = step_size
     if h is not None:
         h = jnp.asarray(positive("step_size", h) if is_concrete(h) else h, theta0.dtype)
-    tolerances = _tolerances(rtol, atol, theta0.dtype)
+    tolerances = _tolerances(rtol, atol, theta0)
     problem = Problem(risk, trained, frozen, solver, stop, *tolerances, h)
 
     known = switched(risk, trained, frozen)
@@ -204,13 +205,18 @@ def _given_times(ts, t0, t1) -> np.ndarray:
     return times
 
 
-def _tolerances(rtol, atol, dtype) -> tuple[Array, Array]:
+def _tolerances(rtol, atol, theta0: Array) -> tuple[Array, Array]:
+    dtype = theta0.dtype
     if rtol is None:
         rtol = 1e-8 if dtype == jnp.float64 else 1e-4
     elif is_concrete(rtol):
         rtol = positive("rtol", rtol)
     if atol is None:
-        atol = 1e-2 * rtol
+        # From a small start the flow grows exponentially, and its errors with it. The rounding of
+        # the field, whose residuals are not small, bounds what can be asked for.
+        size = jnp.sqrt(jnp.mean(theta0**2))
+        atol = 1e-2 * rtol * jnp.where(size > 0, jnp.minimum(size, 1.0), 1.0)
+        atol = jnp.maximum(atol, jnp.finfo(dtype).eps)
     elif is_concrete(atol):
         atol = positive("atol", atol)
     return jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype)
