@@ -28,7 +28,7 @@ def logistic_loss(prediction: Float[Array, ""], target: Float[Array, ""]) -> Arr
 
 
 # Sorted rows are faster from these numbers of rows, and of pairs of a row and a unit, on.
-_MANY_ROWS, _MANY_PAIRS = 512, 20_000
+_MANY_ROWS, _MANY_PAIRS = 500, 30_000
 
 LOSSES = {"squared": squared_loss, "logistic": logistic_loss}
 

@@ -27,7 +27,7 @@ from gflow.risks.line import Cells, Knots, Measure, Units
 # Rows summed at once: they and their products stay in a processor's cache.
 _ROWS = 8192
 # Places compared in each round of the search.
-_FAN = 16
+_FAN = 4
 
 
 class SortedData(Measure):
@@ -102,7 +102,7 @@ class SortedData(Measure):
 
 def sorted_data(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> SortedData:
     """From x of shape (n,), y (n,) or (n, out) and weights (n,), equal if None; all float64."""
-    order = np.argsort(x, kind="stable")
+    order = np.argsort(x)
     x, y = x[order], y.reshape(len(x), -1)[order]
     omega = np.ones_like(x) if weights is None else weights[order]
     centre = x[0] / 2 + x[-1] / 2
