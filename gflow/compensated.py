@@ -1,10 +1,10 @@
 r"""Sums and products with twice the digits of the floating type, in JAX and in NumPy.
 
 A `Pair` is the unevaluated sum hi + lo, |lo| at most half a unit in the last place of hi, so that
-float64 has about 32 digits (Dekker, Numer. Math. 18, 1971). Compilers may join a product and a sum
-into one rounding (FMA), differently wherever they compute it anew, which breaks the textbook
-product. Here every product that enters a sum is either exact, so that joining changes nothing, or
-has passed through integers, where no joining can reach.
+float64 has about 32 digits (Dekker, Numer. Math. 18, 1971), as long as nothing underflows.
+Compilers may join a product and a sum into one rounding (FMA), differently wherever they compute it
+anew, which breaks the textbook product. Here every product that enters a sum is either exact, so
+that joining changes nothing, or has passed through integers, where no joining can reach.
 
 Derivatives do not pass: what uses pairs has derivative rules of its own.
 """
@@ -108,7 +108,7 @@ def exact_levels(a: Pair, count: int | None = None) -> tuple[Any, Any, Any]:
 
     The entries of the first two, along the last axis, are multiples of a power of two so large that
     all sums of up to `count` of them, in any order, are floats. The rest is smaller by the factor
-    32 count² 2^-106 for float64. (Extraction: Rump, Ogita and Oishi, SIAM J. Sci. Comput. 31, 2008.)
+    32 count² 2^-106 for float64. (Rump, Ogita and Oishi, SIAM J. Sci. Comput. 31, 2008.)
     """
     xp = np if isinstance(a.hi, np.ndarray) else jnp
     digits = np.finfo(a.hi.dtype).nmant + 1

@@ -82,7 +82,8 @@ class PiecewisePolynomial(eqx.Module):
             got = Described(f"piecewise polynomials on {self.interval} and {other.interval}")
             raise ArgumentError("other", got, "both on one interval")
         s = np.union1d(self.breakpoints, other.breakpoints)
-        return s, *(np.asarray(f.refined(s).coefficients) for f in (self, other))
+        a, b = (np.asarray(f.refined(s).coefficients) for f in (self, other))
+        return s, a, b
 
     def __add__(self, other: "PiecewisePolynomial | RealScalar") -> "PiecewisePolynomial":
         if not isinstance(other, PiecewisePolynomial):

@@ -94,8 +94,8 @@ class EmpiricalRisk(Risk):
         return self._losses(net, self.x, self.y)
 
     def __call__(self, net: Callable[[Any], Array]) -> Float[Array, ""]:
-        if self.rows_in_order is not None and self._is_faster_sorted(net):
-            return line_risk(self.rows_in_order, net)
+        if isinstance(net, ShallowNet) and (rows := self._sorted_for(net)) is not None:
+            return line_risk(rows, net)
         losses = self.losses(net)
         return jnp.mean(losses) if self.weights is None else self.weights @ losses
 
@@ -116,14 +116,12 @@ class EmpiricalRisk(Risk):
         weights = None if self.weights is None else np.asarray(self.weights)
         return sorted_data(np.asarray(self.x)[:, 0], np.asarray(self.y), weights)
 
-    def _is_faster_sorted(self, net: Any) -> bool:
-        if not (isinstance(net, ShallowNet) and isinstance(net.activation, PiecewiseLinear)):
-            return False
-        if net.in_size != 1 or (net.out_size == "scalar") != (self.y.ndim == 1):
-            return False
-        if net.out_size not in ("scalar", self.y.shape[-1]) or net.w.dtype != jnp.float64:
-            return False
-        return self.num_data * net.width >= _MANY_PAIRS
+    def _sorted_for(self, net: ShallowNet) -> SortedData | None:
+        """The sorted rows, where they fit the network and are faster."""
+        fits = net.in_size == 1 and net.v.shape[1:] == self.y.shape[1:]
+        exact = isinstance(net.activation, PiecewiseLinear) and net.w.dtype == jnp.float64
+        many = self.num_data * net.width >= _MANY_PAIRS
+        return self.rows_in_order if fits and exact and many else None
 
     def _losses(self, net, x, y):
         if getattr(net, "in_size", x.shape[1]) not in (x.shape[1], "scalar"):

@@ -178,7 +178,8 @@ def _tangent(tangents: tuple[Any, Any], units: Units) -> Units:
 
 
 def _dot(a: Units, b: Units) -> Float[Array, ""]:
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    parts = [jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))]
+    return jnp.sum(jnp.stack(parts))
 
 
 @eqx.filter_custom_jvp

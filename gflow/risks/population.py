@@ -86,10 +86,9 @@ class PopulationRisk(Risk):
         self.pieces = _measure(targets, density)
 
     def __call__(self, net: Callable[[Any], Array]) -> Float[Array, ""]:
-        scalar = isinstance(self.target, PiecewisePolynomial)
         if not isinstance(net, ShallowNet) or net.in_size != 1:
             raise ArgumentError("net", net, "a ShallowNet with one input")
-        wanted = "scalar" if scalar else len(self.target)
+        wanted = "scalar" if isinstance(self.target, PiecewisePolynomial) else len(self.target)
         if net.out_size != wanted:
             got = Described(f"a network with out_size={net.out_size!r}")
             raise ArgumentError("net", got, f"out_size={wanted!r}, as the target")

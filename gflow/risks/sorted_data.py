@@ -122,14 +122,13 @@ def sorted_data(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> Sor
 
 def _terms(x: np.ndarray, y: np.ndarray, omega: np.ndarray, centre: float) -> Pair:
     """ω, ωx, ωx², ωy², and ωy and ωxy for each output, one below the other."""
-    x = two_sum(x, -centre)
-    omega = Pair(omega, np.zeros_like(omega))
-    omega_x = multiply(x, omega)
-    squares = Pair(np.zeros_like(omega.hi), np.zeros_like(omega.hi))
-    of_outputs = []
+    from_centre, nothing = two_sum(x, -centre), np.zeros_like(x)
+    omega_x = multiply(from_centre, omega)
+    squares, of_outputs = Pair(nothing, nothing), []
     for one in y:
-        omega_y = two_product(one, omega.hi)
+        omega_y = two_product(one, omega)
         squares = add(squares, multiply(omega_y, one))
         of_outputs += [omega_y, multiply(omega_x, one)]
-    terms = [omega, omega_x, multiply(omega_x, x), squares, *of_outputs]
+    omega_xx = multiply(omega_x, from_centre)
+    terms = [Pair(omega, nothing), omega_x, omega_xx, squares, *of_outputs]
     return Pair(*(np.stack(parts) for parts in zip(*terms)))
