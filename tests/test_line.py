@@ -112,6 +112,7 @@ def test_only_what_is_faster_goes_by_sorted_rows():
         gflow.EmpiricalRisk(np.hstack([x, x]), y),
         gflow.EmpiricalRisk(x, np.sign(y), loss="logistic"),
         gflow.EmpiricalRisk(x, y, loss=lambda p, t: jnp.abs(p - t)),
+        gflow.EmpiricalRisk(np.where(x == x[0], 1e6, x), y),
         gflow.EmpiricalRisk(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)),
     ]
     assert all(risk.rows_in_order is None for risk in others)

@@ -26,6 +26,8 @@ from gflow.risks.line import Cells, Knots, Measure, Units
 
 # Rows summed at once: they and their products stay in a processor's cache.
 _ROWS = 8192
+# Range over distance of the quartiles from which on rows far away cost the others digits.
+_WIDEST = 1e5
 # Places compared in each round of the search.
 _FAN = 4
 
@@ -100,10 +102,15 @@ class SortedData(Measure):
         return jax.tree.map(lambda a: a / n, cells) if self.equal else cells
 
 
-def sorted_data(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> SortedData:
-    """From x of shape (n,), y (n,) or (n, out) and weights (n,), equal if None; all float64."""
+def sorted_data(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> SortedData | None:
+    """From x of shape (n,), y (n,) or (n, out) and weights (n,), equal if None; all float64.
+
+    None for rows so far away from most others that their squares would drown them.
+    """
     order = np.argsort(x)
     x, y = x[order], y.reshape(len(x), -1)[order]
+    if x[-1] - x[0] > _WIDEST * (x[3 * len(x) // 4] - x[len(x) // 4]):
+        return None
     omega = np.ones_like(x) if weights is None else weights[order]
     centre = x[0] / 2 + x[-1] / 2
     n, sums = len(x), 4 + 2 * y.shape[1]
