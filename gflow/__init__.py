@@ -19,7 +19,12 @@ from gflow.gradients import generalized_gradient as generalized_gradient
 from gflow.networks import ShallowNet as ShallowNet
 from gflow.rates import Rate as Rate, fit_rate as fit_rate
 from gflow.results import RESULTS as RESULTS
-from gflow.risks import BoxRisk as BoxRisk, EmpiricalRisk as EmpiricalRisk, Risk as Risk
+from gflow.risks import (
+    BoxRisk as BoxRisk,
+    EmpiricalRisk as EmpiricalRisk,
+    PopulationRisk as PopulationRisk,
+    Risk as Risk,
+)
 from gflow.sharpness import sharpness as sharpness
 from gflow.smoothings import (
     EventuallyExact as EventuallyExact,

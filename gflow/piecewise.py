@@ -1,14 +1,16 @@
-"""Piecewise polynomials of one variable."""
+"""Piecewise polynomials of one variable: targets, and densities of inputs."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy import interpolate
 
-from gflow.arguments import ArgumentError, Described, finite_entries, one_of
+from gflow.arguments import ArgumentError, Described, RealScalar, finite, finite_entries, one_of
 
 
 class PiecewisePolynomial(eqx.Module):
@@ -21,6 +23,10 @@ class PiecewisePolynomial(eqx.Module):
 
     Outside of the breakpoints the first and the last piece go on. At an inner breakpoint the piece
     to the right counts.
+
+    `f + g`, `f - g` and `f * g`, with a number or a piecewise polynomial on the same interval, are
+    piecewise polynomials on all breakpoints of both. These, and all methods but the call itself,
+    run on the host: not under `jax.jit`.
     """
 
     breakpoints: Float[Array, " breakpoints"]
@@ -42,6 +48,11 @@ class PiecewisePolynomial(eqx.Module):
         """The first and the last breakpoint."""
         return float(self.breakpoints[0]), float(self.breakpoints[-1])
 
+    @property
+    def degree(self) -> int:
+        """The largest degree of a piece, by the shape of the coefficients."""
+        return self.coefficients.shape[1] - 1
+
     def __call__(self, x: Any) -> Float[Array, "..."]:
         """The value at each x, a number or an array."""
         x = jnp.asarray(x, self.breakpoints.dtype)
@@ -51,6 +62,160 @@ class PiecewisePolynomial(eqx.Module):
         for m in reversed(range(a.shape[-1])):
             value = value * x + a[..., m]
         return value
+
+    def refined(self, breakpoints: Any) -> "PiecewisePolynomial":
+        """The same function on these breakpoints, which hold its own ones between them.
+
+        They may also begin or end elsewhere, where the first and the last piece go on or stop.
+        """
+        s, own = np.asarray(breakpoints, float), np.asarray(self.breakpoints)
+        missing = [x for x in own[1:-1] if s[0] < x < s[-1] and x not in s]
+        if missing:
+            got = Described(f"none at {missing[0]:g}")
+            raise ArgumentError("breakpoints", got, "also those of the function")
+        pieces = np.searchsorted(own[1:-1], s[:-1], side="right")
+        return PiecewisePolynomial(s, np.asarray(self.coefficients)[pieces])
+
+    def _joined(self, other: "PiecewisePolynomial") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All breakpoints of both, and the coefficients of each between them."""
+        if self.interval != other.interval:
+            got = Described(f"piecewise polynomials on {self.interval} and {other.interval}")
+            raise ArgumentError("other", got, "both on one interval")
+        s = np.union1d(self.breakpoints, other.breakpoints)
+        a, b = (np.asarray(f.refined(s).coefficients) for f in (self, other))
+        return s, a, b
+
+    def __add__(self, other: "PiecewisePolynomial | RealScalar") -> "PiecewisePolynomial":
+        if not isinstance(other, PiecewisePolynomial):
+            other = constant(other, *self.interval)
+        s, a, b = self._joined(other)
+        terms = max(a.shape[1], b.shape[1])
+        a, b = (np.pad(c, ((0, 0), (0, terms - c.shape[1]))) for c in (a, b))
+        return PiecewisePolynomial(s, a + b)
+
+    def __mul__(self, other: "PiecewisePolynomial | RealScalar") -> "PiecewisePolynomial":
+        if not isinstance(other, PiecewisePolynomial):
+            factor = finite("other", other)
+            return PiecewisePolynomial(self.breakpoints, factor * np.asarray(self.coefficients))
+        s, a, b = self._joined(other)
+        return PiecewisePolynomial(s, [np.convolve(f, g) for f, g in zip(a, b)])
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __neg__(self) -> "PiecewisePolynomial":
+        return self * -1.0
+
+    def __sub__(self, other: "PiecewisePolynomial | RealScalar") -> "PiecewisePolynomial":
+        return self + (-other)
+
+    def __rsub__(self, other: RealScalar) -> "PiecewisePolynomial":
+        return (-self) + other
+
+    def derivative(self) -> "PiecewisePolynomial":
+        """The derivative piece by piece; jumps of the function do not show."""
+        a = np.asarray(self.coefficients)
+        slopes = a[:, 1:] * np.arange(1, a.shape[1])
+        return PiecewisePolynomial(self.breakpoints, slopes if a.shape[1] > 1 else 0 * a)
+
+    def antiderivative(self) -> "PiecewisePolynomial":
+        """The continuous F with F' = f and F = 0 at the first breakpoint."""
+        s = [Fraction(float(x)) for x in self.breakpoints]
+        rows, reached = [], Fraction(0)
+        for left, right, row in zip(s, s[1:], _fractions(self)):
+            rises = [a / (m + 1) for m, a in enumerate(row)]
+            rise_at = lambda x, rises=rises: sum(a * x ** (m + 1) for m, a in enumerate(rises))
+            rows.append([reached - rise_at(left), *rises])
+            reached += rise_at(right) - rise_at(left)
+        return PiecewisePolynomial(self.breakpoints, np.array(rows, dtype=float))
+
+    def moment(self, m: int = 0) -> float:
+        """∫ x^m f(x) dx over the interval, correctly rounded."""
+        return float(_moment(self, m))
+
+    def integral(self) -> float:
+        """∫ f(x) dx over the interval, correctly rounded."""
+        return self.moment(0)
+
+    def ppoly(self) -> interpolate.PPoly:
+        """The same function as SciPy's `PPoly`, whose coefficients are local to each piece."""
+        s = [Fraction(float(x)) for x in self.breakpoints]
+        rows = [_shifted(row, left) for row, left in zip(_fractions(self), s)]
+        local = np.array(rows, dtype=float)
+        return interpolate.PPoly(local.T[::-1], np.asarray(self.breakpoints))
+
+
+def _fractions(f: PiecewisePolynomial) -> list[list[Fraction]]:
+    return [[Fraction(float(a)) for a in row] for row in np.asarray(f.coefficients)]
+
+
+def _shifted(row: Sequence[Fraction], by: Fraction) -> list[Fraction]:
+    """The coefficients of x ↦ f(x + by), exactly."""
+    row = list(row)
+    for start in range(len(row) - 1):
+        for m in reversed(range(start, len(row) - 1)):
+            row[m] += by * row[m + 1]
+    return row
+
+
+def _moment(f: PiecewisePolynomial, power: int, absolute: bool = False) -> Fraction:
+    """∫ x^power f, exactly; or of the sum of the terms' sizes, with the rounding of f in scale."""
+    s = [Fraction(float(x)) for x in f.breakpoints]
+    total = Fraction(0)
+    for left, right, row in zip(s, s[1:], _fractions(f)):
+        for m, a in enumerate(row):
+            if absolute:
+                size = max(abs(left), abs(right)) ** (m + power)
+                total += abs(a) * size * (right - left)
+            else:
+                n = m + power + 1
+                total += a * (right**n - left**n) / n
+    return total
+
+
+def from_ppoly(ppoly: interpolate.PPoly) -> PiecewisePolynomial:
+    """The piecewise polynomial of a SciPy `PPoly`, such as a spline, between its breakpoints.
+
+    The coefficients, which SciPy keeps local to the pieces, are shifted exactly and rounded once.
+    Breakpoints that repeat are left out.
+    """
+    if not isinstance(ppoly, interpolate.PPoly) or ppoly.c.ndim != 2:
+        raise ArgumentError("ppoly", Described(type(ppoly).__name__), "a PPoly of one output")
+    kept = np.diff(ppoly.x) > 0
+    if not kept.any() or np.any(np.diff(ppoly.x) < 0):
+        raise ArgumentError("ppoly", Described(f"breakpoints {ppoly.x}"), "increasing ones")
+    rows = [
+        _shifted([Fraction(float(a)) for a in local[::-1]], -Fraction(float(left)))
+        for local, left in zip(ppoly.c.T[kept], ppoly.x[:-1][kept])
+    ]
+    s = np.append(ppoly.x[:-1][kept], ppoly.x[-1])
+    return PiecewisePolynomial(s, np.array(rows, dtype=float))
+
+
+def through(
+    x: Any, y: Any, kind: Literal["linear", "cubic", "monotone"] = "cubic"
+) -> PiecewisePolynomial:
+    """The interpolation of points with increasing x, both of shape (n,).
+
+    "linear"; "cubic", the spline with continuous second derivative; "monotone", cubic without
+    overshoot (`PchipInterpolator` of SciPy).
+    """
+    one_of("kind", kind, ("linear", "cubic", "monotone"))
+    x, y = (np.asarray(a, dtype=float) for a in (x, y))
+    if x.ndim != 1 or len(x) < 2 or not (np.diff(x) > 0).all():
+        raise ArgumentError("x", Described(f"{x}"), "at least two increasing numbers")
+    if y.shape != x.shape:
+        raise ArgumentError("y", Described(f"shape {y.shape}"), f"shape {x.shape}, as x")
+    finite_entries("y", y)
+    if kind == "linear":
+        local = np.stack([np.diff(y) / np.diff(x), y[:-1]])
+        return from_ppoly(interpolate.PPoly(local, x))
+    spline = interpolate.CubicSpline if kind == "cubic" else interpolate.PchipInterpolator
+    return from_ppoly(spline(x, y))
+
+
+def constant(value: RealScalar, a: RealScalar = -1.0, b: RealScalar = 1.0) -> PiecewisePolynomial:
+    """The constant on [a, b]."""
+    return PiecewisePolynomial([a, b], [[finite("value", value)]])
 
 
 def tent() -> PiecewisePolynomial:
@@ -96,3 +261,89 @@ NAMED: dict[str, Callable[[], PiecewisePolynomial]] = {
 def named(name: str) -> PiecewisePolynomial:
     """The piecewise polynomial of that name: one of `NAMED`."""
     return NAMED[one_of("name", name, NAMED)]()
+
+
+def uniform(a: RealScalar = -1.0, b: RealScalar = 1.0) -> PiecewisePolynomial:
+    """The density 1/(b − a) on [a, b]."""
+    a, b = _interval(a, b)
+    return PiecewisePolynomial([a, b], [[1 / (b - a)]])
+
+
+def triangular(
+    a: RealScalar = -1.0, b: RealScalar = 1.0, mode: RealScalar | None = None
+) -> PiecewisePolynomial:
+    """The density on [a, b] that rises from 0 at a to the mode and falls to 0 at b.
+
+    Both parts are affine; the mode is the middle if None, and may be a or b.
+    """
+    a, b = _interval(a, b)
+    mode = (a + b) / 2 if mode is None else finite("mode", mode)
+    if not a <= mode <= b:
+        raise ArgumentError("mode", mode, f"a number from {a:g} to {b:g}")
+    rows = []
+    for foot, there in ((a, a < mode), (b, mode < b)):
+        if there:
+            left, right, peak = (Fraction(x) for x in (a, b, mode))
+            slope = 2 / ((right - left) * (peak - Fraction(foot)))
+            rows.append([float(-slope * Fraction(foot)), float(slope)])
+    return PiecewisePolynomial(sorted({a, mode, b}), rows)
+
+
+def parabolic(a: RealScalar = -1.0, b: RealScalar = 1.0) -> PiecewisePolynomial:
+    """The density 6 (x − a)(b − x)/(b − a)³ on [a, b] (Epanechnikov's)."""
+    a, b = _interval(a, b)
+    left, right = Fraction(a), Fraction(b)
+    scale = 6 / (right - left) ** 3
+    row = [float(scale * m) for m in (-left * right, left + right, Fraction(-1))]
+    return PiecewisePolynomial([a, b], [row])
+
+
+def histogram(breakpoints: Any, masses: Any) -> PiecewisePolynomial:
+    """The density that is constant on each piece, with these masses, scaled to sum one."""
+    s, masses = np.asarray(breakpoints, float), np.asarray(masses, float)
+    if masses.ndim != 1 or not np.isfinite(masses).all() or np.any(masses < 0) or not masses.any():
+        raise ArgumentError("masses", Described(f"{masses}"), "numbers ≥ 0, not all of them 0")
+    if s.shape != (len(masses) + 1,):
+        wanted = f"shape ({len(masses) + 1},), the ends of the pieces"
+        raise ArgumentError("breakpoints", Described(f"shape {s.shape}"), wanted)
+    return PiecewisePolynomial(s, (masses / masses.sum() / np.diff(s))[:, None])
+
+
+DENSITIES: dict[str, Callable[..., PiecewisePolynomial]] = {
+    f.__name__: f for f in (uniform, triangular, parabolic)
+}
+
+
+def named_density(name: str, a: RealScalar = -1.0, b: RealScalar = 1.0) -> PiecewisePolynomial:
+    """The density of that name, one of `DENSITIES`, on [a, b]."""
+    return DENSITIES[one_of("density", name, DENSITIES)](a, b)
+
+
+def check_density(density: PiecewisePolynomial) -> None:
+    r"""Raises `ArgumentError` unless p ≥ 0 and ∫p = 1, and says by how much it is not so.
+
+    Both are computed from the coefficients without rounding, and held to 4096 units of rounding
+    (9e-13 for float64) of the terms: of $\sum_m |a_m x^m|$, and of its integral.
+    """
+    tolerance = 4096 * Fraction(float(np.finfo(density.coefficients.dtype).eps))
+    off, size = _moment(density, 0) - 1, _moment(density, 0, absolute=True)
+    if abs(off) > tolerance * size:
+        got = Described(f"a function with integral {float(1 + off):.15g}, off by {float(off):.2e}")
+        wanted = f"integral one, to {float(tolerance * size):.1e}; f * (1 / f.integral()) has it"
+        raise ArgumentError("density", got, wanted)
+    s = np.asarray(density.breakpoints, float)
+    for left, right, row in zip(s, s[1:], _fractions(density)):
+        slopes = [float(m * a) for m, a in enumerate(row)][1:]
+        turns = np.roots(slopes[::-1]).real
+        for x in (left, right, *turns[(turns > left) & (turns < right)]):
+            terms = [a * Fraction(float(x)) ** m for m, a in enumerate(row)]
+            if sum(terms) < -tolerance * sum(map(abs, terms)):
+                got = Described(f"{float(sum(terms)):.3g} at x = {x:.6g}")
+                raise ArgumentError("density", got, "a function that is nowhere negative")
+
+
+def _interval(a: RealScalar, b: RealScalar) -> tuple[float, float]:
+    a, b = finite("a", a), finite("b", b)
+    if a >= b:
+        raise ArgumentError("b", b, f"more than a = {a:g}")
+    return a, b

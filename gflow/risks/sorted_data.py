@@ -1,0 +1,141 @@
+r"""One-dimensional data of any size: sums of squares over sorted rows from tables of running sums.
+
+With the rows sorted, residuals over neighbouring rows on which N is affine need only the sums of
+1, x, x², y, xy and y² up to each row. Their differences cancel, so the sums are kept as pairs:
+then the risk is as accurate as the plain sum, and its floor is about 1e-30.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gflow.compensated import (
+    Pair,
+    add,
+    exact_levels,
+    joined,
+    multiply,
+    subtract,
+    two_product,
+    two_sum,
+    value,
+)
+from gflow.risks.line import Cells, Knots, Measure, Units
+
+# Rows summed at once: they and their products stay in a processor's cache.
+_ROWS = 8192
+# Range over distance of the quartiles from which on rows far away cost the others digits.
+_WIDEST = 1e5
+# Places compared in each round of the search.
+_FAN = 4
+
+
+class SortedData(Measure):
+    """Rows in order of x, and the running sums over them; weights ω of 1/n if `equal`.
+
+    Each row of the table holds the sums over the rows before: of ω, ωx, ωx², ωy², then ωy and ωxy
+    for each output, with x from the centre; first the leading parts of all, then the rests. With
+    equal weights ω stands for 1.
+    """
+
+    x: Float[Array, " n"]
+    centre: Float[Array, ""]
+    table: Float[Array, "n+1 sums"]
+    equal: bool = eqx.field(static=True)
+
+    def knots(self, units: Units) -> Knots:
+        n = self.x.shape[0]
+        keys = jnp.append(jnp.array([0, n]), self._rows_left_of_kinks(units))
+        first, last = self.x[0], self.x[-1]
+        x = jnp.append(jnp.stack([first, last]), units.kinks(first, last))
+        return Knots(keys, x[None])
+
+    def _rows_left_of_kinks(self, units: Units) -> Int[Array, " width"]:
+        """How many rows stand on the left side of each unit's kink.
+
+        By the sign of the preactivation in floats, which is monotone in x, not by comparing x with
+        −b/w: rows on a kink are inactive exactly where the plain evaluation has z = 0.
+        """
+        n = self.x.shape[0]
+        found = jnp.zeros(units.w.shape, int)
+        stride = _FAN ** max(0, (n - 1).bit_length() // (_FAN - 1).bit_length())
+        steps = jnp.arange(1, _FAN)[:, None]
+        while stride:
+            ahead = found + stride * steps
+            active = units.w * self.x[jnp.minimum(ahead, n) - 1] + units.b > 0
+            left = (ahead <= n) & (active != units.rightward)
+            found = found + stride * jnp.sum(left, axis=0, keepdims=True)
+            stride //= _FAN
+        return found[0]
+
+    def cells(self, order: Array, knots: Knots, slopes: Pair, intercepts: Pair) -> Cells:
+        rows = self.table[knots.keys].T
+        steps = Pair(*jnp.split(jnp.append(rows[:, 1:], rows[:, -1:], axis=1), 2))
+        sums = subtract(steps, Pair(*jnp.split(rows, 2)))
+        m0, m1, m2, yy = (sums.part(slice(i, i + 1)) for i in range(4))
+        y, xy = (sums.part(slice(i, None, 2)) for i in (4, 5))
+        outputs = y.hi.shape
+        wide = lambda a: Pair(*(jnp.broadcast_to(part, outputs) for part in a))
+        # N from the centre; then residuals summed with 1 and x, and squared.
+        intercepts = add(intercepts, multiply(slopes, jnp.broadcast_to(self.centre, outputs)))
+        r0 = subtract(add(multiply(slopes, wide(m1)), multiply(intercepts, wide(m0))), y)
+        r1 = subtract(add(multiply(slopes, wide(m2)), multiply(intercepts, wide(m1))), xy)
+        fitted = add(multiply(slopes, subtract(r1, xy)), multiply(intercepts, subtract(r0, y)))
+        squares = yy
+        for k in range(outputs[0]):
+            squares = add(squares, fitted.part(slice(k, k + 1)))
+        to_left = two_sum(knots.x, -jnp.broadcast_to(self.centre, knots.x.shape))
+        m1_left = subtract(m1, multiply(to_left, m0))
+        m2_left = subtract(m2, multiply(to_left, add(m1, m1_left)))
+        cells = Cells(
+            squares=jnp.maximum(value(squares)[0], 0.0),
+            r0=value(r0),
+            r1=value(subtract(r1, multiply(wide(to_left), r0))),
+            m0=value(m0),
+            m1=value(m1_left),
+            m2=value(m2_left),
+            edge=jnp.zeros(outputs, knots.x.dtype),
+        )
+        n = self.x.shape[0]
+        return jax.tree.map(lambda a: a / n, cells) if self.equal else cells
+
+
+def sorted_data(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> SortedData | None:
+    """From x of shape (n,), y (n,) or (n, out) and weights (n,), equal if None; all float64.
+
+    None for rows so far away from most others that their squares would drown them.
+    """
+    order = np.argsort(x)
+    x, y = x[order], y.reshape(len(x), -1)[order]
+    if x[-1] - x[0] > _WIDEST * (x[3 * len(x) // 4] - x[len(x) // 4]):
+        return None
+    omega = np.ones_like(x) if weights is None else weights[order]
+    centre = x[0] / 2 + x[-1] / 2
+    n, sums = len(x), 4 + 2 * y.shape[1]
+    table = np.zeros((n + 1, 2 * sums))
+    reached = Pair(np.zeros((sums, 1)), np.zeros((sums, 1)))
+    for first in range(0, n, _ROWS):
+        rows = slice(first, min(first + _ROWS, n))
+        terms = _terms(x[rows], y[rows].T, omega[rows], centre)
+        running = joined(*(np.cumsum(level, axis=1) for level in exact_levels(terms)))
+        running = add(running, reached)
+        table[1 + rows.start : 1 + rows.stop] = np.concatenate(running).T
+        reached = running.part(np.s_[:, -1:])
+    arrays = (jnp.asarray(a) for a in (x, centre, table))
+    return SortedData(*arrays, equal=weights is None)
+
+
+def _terms(x: np.ndarray, y: np.ndarray, omega: np.ndarray, centre: float) -> Pair:
+    """ω, ωx, ωx², ωy², and ωy and ωxy for each output, one below the other."""
+    from_centre, nothing = two_sum(x, -centre), np.zeros_like(x)
+    omega_x = multiply(from_centre, omega)
+    squares, of_outputs = Pair(nothing, nothing), []
+    for one in y:
+        omega_y = two_product(one, omega)
+        squares = add(squares, multiply(omega_y, one))
+        of_outputs += [omega_y, multiply(omega_x, one)]
+    omega_xx = multiply(omega_x, from_centre)
+    terms = [Pair(omega, nothing), omega_x, omega_xx, squares, *of_outputs]
+    return Pair(*(np.stack(parts) for parts in zip(*terms)))
