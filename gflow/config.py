@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gflow import piecewise
 from gflow.activations import as_activation
 from gflow.arguments import (
     ArgumentError,
@@ -37,6 +38,11 @@ class Config:
     dimension on [-1, 1]: tent, absolute_value, step, affine, parabola, zigzag, wave."""
     target: str | None = None
     """The column of the file to predict."""
+    risk: Literal["empirical", "population"] = "empirical"
+    """The risk: "empirical", the mean over the data, or "population", for a target in one dimension
+    the exact integral over the interval."""
+    density: str = "uniform"
+    """The density of the population risk: uniform, triangular, parabolic."""
     standardise: bool = True
     """Give features and target mean 0 and standard deviation 1."""
     num_points: int = 100
@@ -62,7 +68,8 @@ class Config:
     """Relative tolerance of the flow; by default 1e-8, or 1e-6 where ReLU kinks are ignored, and
     1e-4 in float32."""
     atol: float | None = None
-    """Absolute tolerance of the flow; by default a hundredth of the relative one."""
+    """Absolute tolerance of the flow; by default a hundredth of the relative one, less for small
+    initial parameters."""
     solver: str = "tsit5"
     """Solver of the flow: tsit5, dopri5, dopri8, bosh3, heun, kvaerno3, kvaerno5."""
     kinks: Literal["locate", "ignore"] = "locate"
@@ -99,6 +106,11 @@ class Config:
         named_initialisation(self.init, 1, 1)
         one_of("solver", self.solver, SOLVERS)
         one_of("kinks", self.kinks, ["locate", "ignore"])
+        one_of("density", self.density, piecewise.DENSITIES)
+        one_of("risk", self.risk, ["empirical", "population"])
+        if self.risk == "population" and self.data not in piecewise.NAMED:
+            known = ", ".join(piecewise.NAMED)
+            raise ArgumentError("data", self.data, f"for the population risk one of {known}")
         one_of("precision", self.precision, ["float64", "float32"])
         seed = positive_int("seed", self.seed, least=0)
         if seed >= 2**32:

@@ -41,12 +41,14 @@ def load_table(data: str, target: str | None, *, standardise: bool, num_points: 
     than two rows, entries that are missing or infinite, text with too many values, or a constant
     target.
     """
+    if data in ("diabetes", *piecewise.NAMED) and target is not None:
+        raise ArgumentError("target", target, "no target: it goes with a file in `data`")
     if data in piecewise.NAMED:
         x = np.linspace(-1.0, 1.0, num_points)
         y = np.asarray(piecewise.named(data)(x))
         return Table(x[:, None], y, ("x",), data, data)
     if data == "diabetes":
-        table = _diabetes(target)
+        table = _diabetes()
     elif data.lower().endswith((".csv", ".parquet")):
         table = _read(Path(data), target)
     else:
@@ -58,11 +60,9 @@ def load_table(data: str, target: str | None, *, standardise: bool, num_points: 
     return _standardised(table) if standardise else table
 
 
-def _diabetes(target: str | None) -> Table:
+def _diabetes() -> Table:
     from sklearn.datasets import load_diabetes
 
-    if target is not None:
-        raise ArgumentError("target", target, "no target: it goes with a file in `data`")
     bunch: Any = load_diabetes(scaled=False)
     name = "diabetes (scikit-learn)"
     return Table(

@@ -9,17 +9,18 @@ import diffrax
 import jax
 import numpy as np
 
+from gflow import piecewise
 from gflow.activations import as_activation
 from gflow.analysis import blown_up
 from gflow.arguments import ArgumentError, Described
 from gflow.config import SOLVERS, Config
-from gflow.data import load_table
+from gflow.data import Table, load_table
 from gflow.descent import descend
 from gflow.flow import solve_flow
 from gflow.networks import ShallowNet
 from gflow.provenance import provenance
 from gflow.report import write_report
-from gflow.risks import EmpiricalRisk
+from gflow.risks import EmpiricalRisk, PopulationRisk, Risk
 from gflow.sharpness import sharpness
 from gflow.store import Descent, Run, new_directory, save_run
 
@@ -87,10 +88,9 @@ def _fresh_directory() -> Path:
 def _compute(run: Run, say: Callable[[str], None]) -> None:
     """Fills in the trajectories, one after the other, so that an interrupt leaves those done."""
     config = run.config
-    x, y = (np.asarray(a, config.precision) for a in (run.table.x, run.table.y))
-    risk = EmpiricalRisk(x, y)
+    risk = _risk(config, run.table)
     net = ShallowNet(
-        x.shape[1],
+        run.table.x.shape[1],
         config.width,
         key=jax.random.key(config.seed),
         activation=config.activation,
@@ -139,6 +139,14 @@ def _compute(run: Run, say: Callable[[str], None]) -> None:
             )
         run.descents.append(descent)
         _report_trouble(run, f"Gradient descent with {descent.label}", descent.trajectory, say)
+
+
+def _risk(config: Config, table: Table) -> Risk:
+    if config.risk == "population":
+        target = piecewise.named(config.data)
+        return PopulationRisk(target, piecewise.named_density(config.density, *target.interval))
+    x, y = (np.asarray(a, config.precision) for a in (table.x, table.y))
+    return EmpiricalRisk(x, y)
 
 
 class _timed:

@@ -1,5 +1,6 @@
 """Figures. Each function draws into `ax` (a new one if None) and returns it."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.ticker import NullLocator
 from gflow.arguments import ArgumentError, Described
 from gflow.compare import Gap, Order
 from gflow.networks import ShallowNet
+from gflow.piecewise import PiecewisePolynomial
 from gflow.trajectory import Trajectory
 
 FLOW = "black"
@@ -191,16 +193,22 @@ def learned_function(
     x: Any = None,
     y: Any = None,
     *,
+    target: PiecewisePolynomial | None = None,
+    density: PiecewisePolynomial | None = None,
     num_curves: int = 12,
     ax: Axes | None = None,
 ) -> Axes:
-    """N(x) of a network with one input at logarithmic times, coloured by time; data as dots.
+    """N(x) of a network with one input at logarithmic times, coloured by time.
 
-    **Arguments:** `x`, shape (n,) or (n, 1), and `y`, shape (n,): the data, optional.
+    **Arguments:**
+
+    - `x`, shape (n,) or (n, 1), and `y`, shape (n,): the data, drawn as dots.
+    - `target`: drawn as a line; `density`: drawn at the foot.
     """
     ax = _axes(ax)
     x = None if x is None else np.ravel(np.asarray(x))
-    low, high = (-1.0, 1.0) if x is None else (x.min(), x.max())
+    low, high = (-1.0, 1.0) if target is None else target.interval
+    low, high = (low, high) if x is None else (x.min(), x.max())
     margin = 0.04 * (high - low)
     grid = np.linspace(low - margin, high + margin, 601).astype(np.asarray(trajectory.risk).dtype)
     ts = np.asarray(trajectory.ts)
@@ -222,10 +230,32 @@ def learned_function(
             ax.plot(grid, curve, color="0.75", lw=1.2, ls=":", label="start")
         else:
             ax.plot(grid, curve, color=colours(norm(ts[index])), lw=1.3)
+    for function, draw in ((target, _draw_target), (density, _draw_density)):
+        if function is not None:
+            draw(function, ax)
     ax.set(xlabel="x", ylabel="N(x)")
     ax.legend(frameon=False, fontsize="small")
     _figure(ax).colorbar(ScalarMappable(norm, colours), ax=ax, label="flow time t")
     return ax
+
+
+def _draw_target(target: PiecewisePolynomial, ax: Axes) -> None:
+    ends = np.asarray(target.breakpoints)
+    for k, (left, right) in enumerate(itertools.pairwise(ends)):
+        # A piece ends short of its right end, where a jump shows the next one.
+        piece = np.linspace(left, np.nextafter(right, left), 101)
+        label = "target" if k == 0 else None
+        ax.plot(piece, np.asarray(target(piece)), color="0.1", lw=1.6, ls=(0, (4, 2)), label=label)
+
+
+def _draw_density(density: PiecewisePolynomial, ax: Axes) -> None:
+    grid = np.linspace(*density.interval, 401)
+    height = np.asarray(density(grid))
+    foot, top = ax.get_ylim()
+    foot -= 0.15 * (top - foot)
+    shape = foot + 0.13 * (top - foot) * height / height.max()
+    ax.fill_between(grid, foot, shape, color="0.85", label="density")
+    ax.set_ylim(foot, top)
 
 
 def unit_directions(trajectory: Trajectory, features: Any = (), *, ax: Axes | None = None) -> Axes:

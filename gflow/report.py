@@ -9,6 +9,8 @@ from typing import Any
 
 import matplotlib
 
+from gflow import piecewise
+from gflow.activations import as_activation
 from gflow.analysis import COLUMNS, Analysis, analyse, facts, rows
 from gflow.store import Run, load_run
 
@@ -93,10 +95,16 @@ def _title(run: Run) -> str:
 
 def _lead(run: Run) -> str:
     c, (n, d) = run.config, run.table.x.shape
-    features = f"{n} rows, {d} feature{'s' * (d > 1)}"
+    if c.risk == "population":
+        low, high = piecewise.named(c.data).interval
+        risk = f"target {c.data}; mean of squares under the {c.density} density on "
+        risk += f"[{low:g}, {high:g}], integrated exactly"
+    else:
+        features = f"{n} rows, {d} feature{'s' * (d > 1)}"
+        risk = f"{features}, target {run.table.target}; mean of squares"
     return (
         f"One hidden layer of {c.width} {c.activation} units, initialisation {c.init}, seed "
-        f"{c.seed}; {features}, target {run.table.target}; mean of squares; flow time 0 to "
+        f"{c.seed}; {risk}; flow time 0 to "
         f"{c.t1:g}; sharpness λ = {run.sharpness:.4g}. {' '.join(run.table.notes)}"
     )
 
@@ -177,7 +185,16 @@ def _figures(run: Run, analysis: Analysis) -> list[tuple[Callable[[Any], Any], s
         caption = "Largest distance against the step size: the order of descent as an integrator."
         drawn.append((lambda ax: plots.order(observed, others, ax=ax), caption))
     flow, x = run.flow, run.table.x
-    if x.shape[1] == 1:
+    if run.config.risk == "population":
+        target = piecewise.named(run.config.data)
+        density = piecewise.named_density(run.config.density, *target.interval)
+        caption = "The function along the flow, the target, and the density at the foot."
+        learned = lambda ax: plots.learned_function(flow, target=target, density=density, ax=ax)
+        drawn.append((learned, caption))
+        if run.config.bias and as_activation(run.config.activation).kinked:
+            caption = "The places of the kinks; lines where a piece of the target ends."
+            drawn.append((lambda ax: plots.breakpoints(flow, target.breakpoints, ax=ax), caption))
+    elif x.shape[1] == 1:
         y = run.table.y
         caption = "The function along the flow."
         drawn.append((lambda ax: plots.learned_function(flow, x, y, ax=ax), caption))

@@ -75,6 +75,20 @@ def test_an_existing_directory_is_not_overwritten_silently(done):
     assert ended.returncode == 2 and "`out`: got r, which exists" in ended.stderr
 
 
+def test_the_main_job_on_a_population_risk(tmp_path):
+    ended = gflow(
+        *("run", "--data", "tent", "--risk", "population", "--density", "triangular"),
+        *("--width", 6, "--t1", 5, "--out", "r"),
+        cwd=tmp_path,
+    )
+    assert ended.returncode == 0, ended.stderr
+    text = ended.stdout[ended.stdout.index("with order") :].split()
+    assert float(text[2]) == pytest.approx(1.0, abs=0.05)
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "triangular density on [-1, 1], integrated exactly" in page
+    assert page.count("<svg") == 5
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_only_runs_are_replaced(overwrite, tmp_path):
     (tmp_path / "precious").mkdir()
@@ -184,6 +198,9 @@ TABLES = {
         ("--config bad.toml", "unknown key 'wdth' in bad.toml, wanted a known field; the nearest"),
         ("--config no.toml", "`config`: got no.toml, which is not TOML"),
         ("--config type.toml", "`width`: got 'a', wanted a whole number"),
+        ("--data wave --target y", "`target`: got 'y', wanted no target"),
+        ("--risk population", "`data`: got 'diabetes', wanted for the population risk one of"),
+        ("--data tent --risk population --density flat", "`density`: got 'flat'"),
         ("--wdth 3", "Unrecognized options"),
         ("--width three", "invalid literal for int()"),
     ],
