@@ -60,6 +60,7 @@ def flow(
         t1=given.t1,
         ts=[given.t1],
         rtol=rtol,
+        atol=1e-2 * rtol,
         solver=solver,
         kinks=kinks,
         max_steps=max_steps,

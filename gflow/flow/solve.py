@@ -73,8 +73,9 @@ def solve_flow(
       crossed, or slid along if the field points at it from both sides; what is followed is
       dθ/dt = −(the minimal-norm element of the Clarke subdifferential), at the full order of the
       solver. "ignore": adaptive integration with ReLU'(0) = 0, as if the field were smooth; the
-      steps become small at kinks, and a loose `rtol` (1e-4 to 1e-6) is then the better choice. If
-      the steps collapsed, a warning says so afterwards.
+      steps become small at kinks, and a loose `rtol` (1e-4 to 1e-6) is then the better choice:
+      `diffrax.Bosh3()` at 1e-4 reached four digits 12 times faster than located kinks for 64 units
+      on 442 rows (`python -m benchmarks.kinks`). If the steps collapsed, a warning says so.
       Other networks and risks are always integrated as smooth.
     - `stop`: a `Stop` that ends the flow early.
     - `max_steps`: the budget of steps, accepted and rejected; with `progress` and kinks ignored,
