@@ -57,11 +57,14 @@ def draw(rows: Sequence[Row], width: int, file: Path) -> None:
     axes[1].set(xlabel="rows n", title=f"on data, W = {width}")
     _errors(axes[2], there)
     axes[2].set(xlabel="nodes", ylabel="relative error", title=f"quadrature, W = {width}")
-    for ax in axes:
+    # The share of the height that the legends take.
+    for ax, room in zip(axes, (0.3, 0.15, 0.3)):
         ax.set(xscale="log", yscale="log")
         ax.grid(alpha=0.3, lw=0.6)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, fontsize=8)
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high * (high / low) ** room)
+        ax.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
     figure.savefig(file, dpi=200)
     plt.close(figure)
 
