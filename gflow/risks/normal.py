@@ -1,0 +1,98 @@
+"""The standard normal law in one and two variables."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtr
+from jaxtyping import Array, Float
+
+# The half of a 28-point Gauss rule: the integrand of Owen's T is even, its poles are at ±i. What is
+# left out of T(h, a) is below 1e-18 for all h and |a| <= 1.
+_NODES, _WEIGHTS = (half[14:] for half in np.polynomial.legendre.leggauss(28))
+
+
+def density(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The standard normal density."""
+    return jnp.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def bivariate_normal_cdf(h: Any, k: Any, rho: Any) -> Float[Array, "..."]:
+    """P(X ≤ h, Y ≤ k) for standard normal X and Y of correlation ρ in [−1, 1], elementwise.
+
+    By Owen's T function (Owen, Ann. Math. Statist. 27, 1956). In float64 the error is a few 1e-16,
+    for every ρ; h and k are finite.
+    """
+    h, k, rho = jnp.broadcast_arrays(jnp.asarray(h), jnp.asarray(k), jnp.asarray(rho))
+    return orthant(h, k, 1 - rho, 1 + rho)
+
+
+@jax.custom_jvp
+def orthant(h: Array, k: Array, minus: Array, plus: Array) -> Array:
+    """Φ₂(h, k; ρ) from 1 − ρ and 1 + ρ, which carry what ρ loses near 1 and −1.
+
+    The four have one rank and broadcast.
+    """
+    q = jnp.sqrt(minus * plus)
+    # The corner of the quadrant seen from the origin: only directions here, so that tiny h and k
+    # do no harm. With h = k = 0 it is seen halfway between the two sides.
+    size = jnp.maximum(jnp.abs(h), jnp.abs(k))
+    scale = jnp.where(size > 0, size, 1.0)
+    h1, k1 = (jnp.where(size > 0, a / scale, 1.0) for a in (h, k))
+    sectors = _owens_t(h, h1 * q, above(h1, k1, minus, plus), size, q) + _owens_t(
+        k, k1 * q, above(k1, h1, minus, plus), size, q
+    )
+    tails = [jnp.where(a < 0, 0.5, -0.5) * ndtr(-jnp.abs(a)) for a in (h, k)]
+    both = jnp.where((h >= 0) & (k >= 0), 1.0, 0.0)
+    return both + (tails[0] + tails[1]) - sectors
+
+
+@orthant.defjvp
+def _orthant_jvp(primals, tangents):
+    h, k, minus, plus = primals
+    dh, dk, dminus, dplus = tangents
+    r_k, r_h = conditional(h, k, minus, plus), conditional(k, h, minus, plus)
+    q = jnp.maximum(jnp.sqrt(minus * plus), jnp.finfo(minus.dtype).tiny)
+    tangent = (
+        density(h) * ndtr(r_k) * dh
+        + density(k) * ndtr(r_h) * dk
+        + density(h) * density(r_k) / q * (dplus - dminus) / 2
+    )
+    return orthant(h, k, minus, plus), tangent
+
+
+def above(h: Array, k: Array, minus: Array, plus: Array) -> Array:
+    """k − ρh, without loss where it is small."""
+    return jnp.where(minus <= plus, (k - h) + minus * h, (k + h) - plus * h)
+
+
+def conditional(h: Array, k: Array, minus: Array, plus: Array) -> Array:
+    """(k − ρh)/√(1 − ρ²): P(Y ≤ k | X = h) is Φ of it. ±inf or, on the line, 0 for ρ = ±1."""
+    q = jnp.sqrt(minus * plus)
+    return above(h, k, minus, plus) / jnp.maximum(q, jnp.finfo(q.dtype).tiny)
+
+
+def _owens_t(h: Array, x: Array, y: Array, size: Array, q: Array) -> Array:
+    """Owen's T(h, y/x), where size · (x, y)/q is (h, the corner's other coordinate)."""
+    y = jnp.where(h < 0, -y, y)
+    near, far = jnp.abs(x), jnp.abs(y)
+    steep = far > near
+    tiny = jnp.finfo(q.dtype).tiny
+    slope = jnp.minimum(near, far) / jnp.maximum(jnp.maximum(near, far), tiny)
+    # T(h, a) for a > 1 from T(ah, 1/a), so that the slope is at most 1.
+    other = size * far / jnp.maximum(q, tiny)
+    h = jnp.abs(h)
+    flat = _owens_t_integral(jnp.where(steep, other, h), slope)
+    halves = (ndtr(h) * ndtr(-other) + ndtr(-h) * ndtr(other)) / 2
+    return jnp.sign(y) * jnp.where(steep, halves - flat, flat)
+
+
+def _owens_t_integral(h: Array, a: Array) -> Array:
+    """(1/2π) ∫₀ᵃ exp(−h²(1 + t²)/2)/(1 + t²) dt for 0 ≤ a ≤ 1."""
+    total = jnp.zeros_like(a)
+    for node, weight in zip(_NODES, _WEIGHTS):
+        square = 1 + (node * a) ** 2
+        total = total + weight * jnp.exp(-(h**2) / 2 * square) / square
+    return a * total / (2 * math.pi)
