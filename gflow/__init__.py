@@ -18,7 +18,11 @@ from gflow.flow import Stop as Stop, solve_flow as solve_flow
 from gflow.gradients import generalized_gradient as generalized_gradient
 from gflow.networks import ShallowNet as ShallowNet
 from gflow.rates import Rate as Rate, fit_rate as fit_rate
-from gflow.risks import EmpiricalRisk as EmpiricalRisk, Risk as Risk
+from gflow.risks import (
+    EmpiricalRisk as EmpiricalRisk,
+    GaussianRisk as GaussianRisk,
+    Risk as Risk,
+)
 from gflow.sharpness import sharpness as sharpness
 from gflow.smoothings import (
     EventuallyExact as EventuallyExact,

@@ -2,3 +2,4 @@
 
 from gflow.risks.base import Risk as Risk
 from gflow.risks.empirical import EmpiricalRisk as EmpiricalRisk
+from gflow.risks.gaussian import GaussianRisk as GaussianRisk

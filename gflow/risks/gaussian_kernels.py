@@ -1,0 +1,300 @@
+"""Moments of pairs of hidden units under X ~ N(0, I), with derivatives that are closed forms.
+
+A unit is z = ⟨u, X⟩ + b of size σ = ‖u‖, direction û = u/σ and offset h = b/σ; of a second one,
+z' = ⟨v, X⟩ + b', they are τ, v̂, k. ρ = ⟨û, v̂⟩ and q = √(1 − ρ²).
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtr
+from jaxtyping import Array, Float
+
+from gflow.risks.normal import conditional, density, orthant
+
+# An offset so far out that the unit is always active or never: Φ is 1 or 0 there, φ is 0.
+_FAR = 100.0
+
+
+class Units(NamedTuple):
+    """Hidden units by direction, size and offset; a direction is 0 where the size is."""
+
+    size: Float[Array, " units"]
+    direction: Float[Array, "units in"]
+    offset: Float[Array, " units"]
+
+
+def units(w: Float[Array, "units in"], b: Float[Array, " units"] | None) -> Units:
+    # Scaled first, so that the squares of tiny and huge weights do not leave the range of floats.
+    top = jax.lax.stop_gradient(jnp.max(jnp.abs(w), axis=1))
+    top = jnp.where(top > 0, top, 1.0)
+    scaled = w / top[:, None]
+    squares = jnp.sum(scaled**2, axis=1)
+    moving = squares > 0
+    norm = jnp.sqrt(jnp.where(moving, squares, 1.0))
+    size = jnp.where(moving, top * norm, 0.0)
+    # Of a unit without weights z = b: it is active if b > 0, and with b = 0 it is not.
+    bias = jnp.zeros_like(top) if b is None else b
+    offset = jnp.where(
+        moving, bias / jnp.where(moving, size, 1.0), jnp.where(bias > 0, 1, -1) * _FAR
+    )
+    return Units(size, scaled / norm[:, None], jnp.clip(offset, -_FAR, _FAR))
+
+
+def relu_means(
+    w: Float[Array, "units in"], b: Float[Array, " units"] | None
+) -> tuple[Float[Array, " units"], Float[Array, "units in"]]:
+    """E relu(z) = bΦ(h) + σφ(h) and E[relu(z) X] = Φ(h) u."""
+    unit = units(w, b)
+    active = ndtr(unit.offset)
+    mean = unit.size * density(unit.offset)
+    return mean if b is None else mean + b * active, active[:, None] * w
+
+
+def erf_means(
+    w: Float[Array, "units in"], b: Float[Array, " units"] | None
+) -> Float[Array, " units"]:
+    """E erf(z) = erf(b/√(1 + 2σ²))."""
+    if b is None:
+        return jnp.zeros_like(w[:, 0])
+    return jax.scipy.special.erf(b / jnp.sqrt(1 + 2 * jnp.sum(w**2, axis=1)))
+
+
+def erf_pairs(
+    u: Float[Array, "first in"],
+    b: Float[Array, " first"] | None,
+    v: Float[Array, "second in"],
+    b2: Float[Array, " second"] | None,
+) -> Float[Array, "first second"]:
+    """E[erf(z) erf(z')] for all pairs: (2/π) arcsin of ρ = 2⟨u, v⟩/√((1 + 2σ²)(1 + 2τ²)) without
+    biases (Williams, Neural Computation 10, 1998), 4Φ₂ − 2Φ − 2Φ + 1 at (h, k; ρ) with them,
+    where h = √2 b/√(1 + 2σ²).
+
+    It is that of sign(z + ξ/√2), ξ ~ N(0, 1) independent: noise keeps |ρ| below 1.
+    """
+    (d1, noise1), (d2, noise2) = (_noisy(w) for w in (u, v))
+    noise = (noise1[:, None] + noise2[None, :]) / 2
+    minus, plus = _apart(d1, d2, -1) + noise, _apart(d1, d2, 1) + noise
+    if b is None or b2 is None:
+        return 1 - 4 / math.pi * jnp.arctan2(jnp.sqrt(minus), jnp.sqrt(plus))
+    h, k = jnp.sqrt(2 * noise1) * b, jnp.sqrt(2 * noise2) * b2
+    margins = 2 * ndtr(h)[:, None] + 2 * ndtr(k)[None, :]
+    return 4 * orthant(h[:, None], k[None, :], minus, plus) - margins + 1
+
+
+def _noisy(w: Float[Array, "units in"]) -> tuple[Float[Array, "units in"], Float[Array, " units"]]:
+    noise = 1 / (1 + 2 * jnp.sum(w**2, axis=1))
+    return w * jnp.sqrt(2 * noise)[:, None], noise
+
+
+def _apart(d1: Array, d2: Array, sign: int) -> Float[Array, "first second"]:
+    """½‖d1 + sign·d2‖² of all pairs: 1 ± ρ for unit vectors, right also where it is tiny."""
+    return jnp.sum((d1[:, None, :] + sign * d2[None, :, :]) ** 2, axis=2) / 2
+
+
+class Slopes(NamedTuple):
+    """What the derivatives of K = E[relu(z) relu(z')] are made of, for all pairs.
+
+    ∂K/∂u = near·u + both·v and ∂K/∂b = lift, and ∂K/∂v = near2·v + both·u and ∂K/∂b' = lift2, with
+
+    - both: P(z > 0, z' > 0) = Φ₂(h, k; ρ),
+    - near: E[δ(z) relu(z')], and near2 with the units exchanged,
+    - lift: E[1{z > 0} relu(z')], and lift2; None without biases.
+    """
+
+    both: Float[Array, "first second"]
+    near: Float[Array, "first second"]
+    near2: Float[Array, "first second"]
+    lift: Float[Array, "first second"] | None
+    lift2: Float[Array, "first second"] | None
+
+
+class _Pairs(NamedTuple):
+    """All pairs, seen from the first unit; what belongs to one unit is (first, 1) or (1, second).
+
+    `inverse` is 1/σ, or 0 if z does not change sign; `density` is φ(h). On the line z = 0, z' has
+    mean μ = b' − ρτh and deviation τq: `side` is Φ and `edge` φ of μ/(τq), `mean` E relu(z').
+    """
+
+    size: tuple[Array, Array]
+    inverse: tuple[Array, Array]
+    bias: tuple[Array, Array]
+    offset: tuple[Array, Array]
+    density: tuple[Array, Array]
+    side: tuple[Array, Array]
+    edge: tuple[Array, Array]
+    mean: tuple[Array, Array]
+    both: Array
+    rho: Array
+    q: Array
+
+    def exchanged(self) -> "_Pairs":
+        """The same, seen from the second unit."""
+        return _Pairs(*(a[::-1] for a in self[:-3]), *self[-3:])
+
+
+def _pairs(one: Units, two: Units, b: Array | None, b2: Array | None) -> _Pairs:
+    minus, plus = _apart(one.direction, two.direction, -1), _apart(one.direction, two.direction, 1)
+    rho, q = (plus - minus) / 2, jnp.sqrt(minus * plus)
+    h, k = offset = one.offset[:, None], two.offset[None, :]
+    size = one.size[:, None], two.size[None, :]
+    if b is None or b2 is None:
+        bias = jnp.zeros_like(h), jnp.zeros_like(k)
+        # The line z = 0 runs through the origin, as z' = 0 does.
+        angle = 2 * jnp.arctan2(jnp.sqrt(minus), jnp.sqrt(plus))
+        both = jnp.where((h >= 0) & (k >= 0), 0.5 - angle / (2 * math.pi), 0.0)
+        reach = jnp.zeros_like(q), jnp.zeros_like(q)
+    else:
+        bias = b[:, None], b2[None, :]
+        both = orthant(h, k, minus, plus)
+        reach = conditional(h, k, minus, plus), conditional(k, h, minus, plus)
+    side, edge = tuple(map(ndtr, reach)), tuple(map(density, reach))
+    return _Pairs(
+        size=size,
+        inverse=tuple(
+            jnp.where(jnp.abs(a) < _FAR, 1 / jnp.where(s > 0, s, 1.0), 0.0)
+            for a, s in zip(offset, size)
+        ),
+        bias=bias,
+        offset=offset,
+        density=(density(h), density(k)),
+        side=side,
+        edge=edge,
+        mean=(
+            (bias[1] - rho * size[1] * h) * side[0] + size[1] * q * edge[0],
+            (bias[0] - rho * size[0] * k) * side[1] + size[0] * q * edge[1],
+        ),
+        both=both,
+        rho=rho,
+        q=q,
+    )
+
+
+@jax.custom_jvp
+def relu_pairs(
+    u: Float[Array, "first in"],
+    b: Float[Array, " first"] | None,
+    v: Float[Array, "second in"],
+    b2: Float[Array, " second"] | None,
+) -> Float[Array, "first second"]:
+    """K = E[relu(z) relu(z')] for all pairs; b and b2 are both None, or neither.
+
+    Its first and second derivatives are closed forms, finite also at aligned, opposite and zero
+    weights. relu'(0) = 0: a unit with u = 0 and b = 0 (or None) has no derivative.
+    """
+    return _value(relu_slopes(u, b, v, b2), u, b, v)
+
+
+def _value(slopes: Slopes, u: Array, b: Array | None, v: Array) -> Array:
+    # Euler's identity: K is positively homogeneous in (u, b).
+    value = slopes.near * jnp.sum(u**2, axis=1)[:, None] + slopes.both * (u @ v.T)
+    return value if b is None else value + slopes.lift * b[:, None]
+
+
+@relu_pairs.defjvp
+def _relu_pairs_jvp(primals, tangents):
+    u, b, v, b2 = primals
+    du, db, dv, db2 = tangents
+    slopes = relu_slopes(u, b, v, b2)
+    tangent = (
+        slopes.near * jnp.sum(u * du, axis=1)[:, None]
+        + slopes.near2 * jnp.sum(v * dv, axis=1)[None, :]
+        + slopes.both * (du @ v.T + u @ dv.T)
+    )
+    if b is not None:
+        tangent = tangent + slopes.lift * db[:, None] + slopes.lift2 * db2[None, :]
+    return _value(slopes, u, b, v), tangent
+
+
+@jax.custom_jvp
+def relu_slopes(u: Array, b: Array | None, v: Array, b2: Array | None) -> Slopes:
+    """The first derivatives of `relu_pairs`."""
+    return _slopes(_pairs(units(u, b), units(v, b2), b, b2), b is not None)
+
+
+def _slopes(p: _Pairs, biased: bool) -> Slopes:
+    p2 = p.exchanged()
+    lifts = (_lift(p), _lift(p2)) if biased else (None, None)
+    return Slopes(p.both, _near(p), _near(p2), *lifts)
+
+
+def _near(p: _Pairs) -> Array:
+    return p.density[0] * p.mean[0] * p.inverse[0]
+
+
+def _lift(p: _Pairs) -> Array:
+    return p.bias[1] * p.both + p.size[1] * _lift_per_size(p)
+
+
+def _lift_per_size(p: _Pairs) -> Array:
+    return p.density[1] * p.side[1] + p.rho * p.density[0] * p.side[0]
+
+
+class _Moves(NamedTuple):
+    """Tangents of sizes, biases, offsets, ρ and q, and minus that of the angle."""
+
+    size: tuple[Array, Array]
+    bias: tuple[Array, Array]
+    offset: tuple[Array, Array]
+    turn: Array
+    rho: Array
+    q: Array
+
+    def exchanged(self) -> "_Moves":
+        return _Moves(*(a[::-1] for a in self[:-3]), *self[-3:])
+
+
+def _moves(p: _Pairs, one: Units, two: Units, du, db, dv, db2) -> _Moves:
+    size = (
+        jnp.sum(one.direction * du, axis=1)[:, None],
+        jnp.sum(two.direction * dv, axis=1)[None, :],
+    )
+    if db is None:
+        bias = offset = tuple(map(jnp.zeros_like, size))
+    else:
+        bias = db[:, None], db2[None, :]
+        offset = tuple((bias[i] - p.offset[i] * size[i]) * p.inverse[i] for i in (0, 1))
+    # Each direction turns towards the other one. The rounding of a difference this small is
+    # multiplied by q again where slopes are put together; for aligned units any turn will do.
+    towards = (du @ two.direction.T - p.rho * size[0]) * p.inverse[0] + (
+        one.direction @ dv.T - p.rho * size[1]
+    ) * p.inverse[1]
+    lines = (p.inverse[0] > 0) & (p.inverse[1] > 0) & (p.q > 0)
+    turn = jnp.where(lines, towards / jnp.where(p.q > 0, p.q, 1.0), 0.0)
+    return _Moves(size, bias, offset, turn, rho=p.q * turn, q=-p.rho * turn)
+
+
+@relu_slopes.defjvp
+def _relu_slopes_jvp(primals, tangents):
+    u, b, v, b2 = primals
+    one, two = units(u, b), units(v, b2)
+    p = _pairs(one, two, b, b2)
+    d = _moves(p, one, two, *tangents)
+    p2, d2 = p.exchanged(), d.exchanged()
+    both = p.density[0] * p.edge[0] * d.turn
+    if b is None:
+        lifts = None, None
+    else:
+        both = both + sum(_edge_move(a, t) for a, t in ((p, d), (p2, d2)))
+        lifts = _lift_move(p, d), _lift_move(p2, d2)
+    moved = Slopes(both, _near_move(p, d), _near_move(p2, d2), *lifts)
+    return _slopes(p, b is not None), moved
+
+
+def _edge_move(p: _Pairs, d: _Moves) -> Array:
+    return p.density[0] * p.side[0] * d.offset[0]
+
+
+def _near_move(p: _Pairs, d: _Moves) -> Array:
+    h = p.offset[0]
+    mu = d.bias[1] - h * (p.rho * d.size[1] + p.size[1] * d.rho) - p.size[1] * p.rho * d.offset[0]
+    mean = p.side[0] * mu + p.edge[0] * (p.q * d.size[1] + p.size[1] * d.q)
+    law = h * d.offset[0] + d.size[0] * p.inverse[0]
+    return p.density[0] * p.inverse[0] * (mean - p.mean[0] * law)
+
+
+def _lift_move(p: _Pairs, d: _Moves) -> Array:
+    line = p.mean[0] * d.offset[0] + p.size[1] * p.side[0] * d.rho
+    return p.both * d.bias[1] + _lift_per_size(p) * d.size[1] + p.density[0] * line
