@@ -9,10 +9,108 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 
-from gflow.risks.normal import conditional, density, orthant
+from gflow.risks.normal import conditional, density, distribution, orthant
+
+
+class Slopes(NamedTuple):
+    """What the derivatives of K = E[f(z) f(z')] are made of, for all pairs:
+
+    ∂K/∂u = near·u + both·v and ∂K/∂b = lift, ∂K/∂v = near2·v + both·u and ∂K/∂b' = lift2, with
+    both = E[f'(z) f'(z')], near = E[f''(z) f(z')] and lift = E[f'(z) f(z')] (Stein's lemma).
+    The lifts are None without biases.
+    """
+
+    both: Float[Array, "first second"]
+    near: Float[Array, "first second"]
+    near2: Float[Array, "first second"]
+    lift: Float[Array, "first second"] | None
+    lift2: Float[Array, "first second"] | None
+
+    def along(self, primals, tangents) -> Float[Array, "first second"]:
+        """The derivative of K along tangents of (u, b, v, b')."""
+        (u, b, v, _), (du, db, dv, db2) = primals, tangents
+        moved = (
+            self.near * jnp.sum(u * du, axis=1)[:, None]
+            + self.near2 * jnp.sum(v * dv, axis=1)[None, :]
+            + self.both * (du @ v.T + u @ dv.T)
+        )
+        return moved if b is None else moved + self.lift * db[:, None] + self.lift2 * db2[None, :]
+
+
+def _cosines(d1: Array, d2: Array, noise: Array | None = None) -> tuple[Array, Array]:
+    """1 − ρ and 1 + ρ for ρ = ⟨d1, d2⟩ of all pairs of rows, also right where they are tiny.
+
+    A row's ‖d‖² and noise are together 1.
+    """
+    sign = jnp.where(d1 @ d2.T < 0, -1.0, 1.0)
+    # ½‖d1 ∓ d2‖², one feature at a time: all at once can take d times the memory of the result.
+    add = lambda total, ends: (total + (ends[0][:, None] - sign * ends[1][None, :]) ** 2, None)
+    small = jax.lax.scan(add, jnp.zeros_like(sign), (d1.T, d2.T))[0] / 2
+    small = small if noise is None else small + noise
+    return jnp.where(sign < 0, 2 - small, small), jnp.where(sign < 0, small, 2 - small)
+
+
+def erf_means(
+    w: Float[Array, "units in"], b: Float[Array, " units"] | None
+) -> Float[Array, " units"]:
+    """E erf(z) = erf(b/√(1 + 2σ²))."""
+    if b is None:
+        return jnp.zeros_like(w[:, 0])
+    return jax.scipy.special.erf(b / jnp.sqrt(1 + 2 * jnp.sum(w**2, axis=1)))
+
+
+@jax.custom_jvp
+def erf_pairs(
+    u: Float[Array, "first in"],
+    b: Float[Array, " first"] | None,
+    v: Float[Array, "second in"],
+    b2: Float[Array, " second"] | None,
+) -> Float[Array, "first second"]:
+    """E[erf(z) erf(z')] for all pairs; b and b2 are both None, or neither.
+
+    It is (2/π) arcsin ρ without biases (Williams, Neural Computation 10, 1998), and with them
+    4Φ₂(h, k; ρ) − 2Φ(h) − 2Φ(k) + 1, where for erf ρ = 2⟨u, v⟩/√((1 + 2σ²)(1 + 2τ²)) and
+    h = √2 b/√(1 + 2σ²): erf is the mean of sign(z + ξ/√2) over independent noise ξ ~ N(0, 1).
+    """
+    (h, k), _, minus, plus = _erf_geometry(u, b, v, b2)
+    if b is None:
+        return 1 - 4 / math.pi * jnp.arctan2(jnp.sqrt(minus), jnp.sqrt(plus))
+    return 4 * orthant(h, k, minus, plus) - 2 * (distribution(h) + distribution(k)) + 1
+
+
+@erf_pairs.defjvp
+def _erf_pairs_jvp(primals, tangents):
+    return erf_pairs(*primals), _erf_slopes(*primals).along(primals, tangents)
+
+
+def _erf_slopes(u, b, v, b2) -> Slopes:
+    (h, k), (noise, noise2), minus, plus = _erf_geometry(u, b, v, b2)
+    r, r2 = conditional(h, k, minus, plus), conditional(k, h, minus, plus)
+    across = 4 * density(h) * density(r) / jnp.sqrt(minus * plus)
+    aside = 4 * density(h) * (2 * distribution(r) - 1)
+    aside2 = 4 * density(k) * (2 * distribution(r2) - 1)
+    rho = (plus - minus) / 2
+    return Slopes(
+        both=2 * jnp.sqrt(noise * noise2) * across,
+        near=-noise * (h * aside + 2 * rho * across),
+        near2=-noise2 * (k * aside2 + 2 * rho * across),
+        lift=None if b is None else jnp.sqrt(noise / 2) * aside,
+        lift2=None if b is None else jnp.sqrt(noise2 / 2) * aside2,
+    )
+
+
+def _erf_geometry(u, b, v, b2):
+    """Offsets, noises 1/(1 + 2σ²), and 1 ∓ ρ, which the noise keeps above 0."""
+    noise, noise2 = (1 / (1 + 2 * jnp.sum(w**2, axis=1)) for w in (u, v))
+    d1, d2 = u * jnp.sqrt(2 * noise)[:, None], v * jnp.sqrt(2 * noise2)[:, None]
+    h = jnp.zeros_like(noise) if b is None else b * jnp.sqrt(2 * noise)
+    k = jnp.zeros_like(noise2) if b2 is None else b2 * jnp.sqrt(2 * noise2)
+    noise, noise2 = noise[:, None], noise2[None, :]
+    minus, plus = _cosines(d1, d2, (noise + noise2) / 2)
+    return (h[:, None], k[None, :]), (noise, noise2), minus, plus
+
 
 # An offset so far out that the unit is always active or never: Φ is 1 or 0 there, φ is 0.
 _FAR = 100.0
@@ -48,67 +146,9 @@ def relu_means(
 ) -> tuple[Float[Array, " units"], Float[Array, "units in"]]:
     """E relu(z) = bΦ(h) + σφ(h) and E[relu(z) X] = Φ(h) u."""
     unit = units(w, b)
-    active = ndtr(unit.offset)
+    active = distribution(unit.offset)
     mean = unit.size * density(unit.offset)
     return mean if b is None else mean + b * active, active[:, None] * w
-
-
-def erf_means(
-    w: Float[Array, "units in"], b: Float[Array, " units"] | None
-) -> Float[Array, " units"]:
-    """E erf(z) = erf(b/√(1 + 2σ²))."""
-    if b is None:
-        return jnp.zeros_like(w[:, 0])
-    return jax.scipy.special.erf(b / jnp.sqrt(1 + 2 * jnp.sum(w**2, axis=1)))
-
-
-def erf_pairs(
-    u: Float[Array, "first in"],
-    b: Float[Array, " first"] | None,
-    v: Float[Array, "second in"],
-    b2: Float[Array, " second"] | None,
-) -> Float[Array, "first second"]:
-    """E[erf(z) erf(z')] for all pairs: (2/π) arcsin of ρ = 2⟨u, v⟩/√((1 + 2σ²)(1 + 2τ²)) without
-    biases (Williams, Neural Computation 10, 1998), 4Φ₂ − 2Φ − 2Φ + 1 at (h, k; ρ) with them,
-    where h = √2 b/√(1 + 2σ²).
-
-    It is that of sign(z + ξ/√2), ξ ~ N(0, 1) independent: noise keeps |ρ| below 1.
-    """
-    (d1, noise1), (d2, noise2) = (_noisy(w) for w in (u, v))
-    noise = (noise1[:, None] + noise2[None, :]) / 2
-    minus, plus = _apart(d1, d2, -1) + noise, _apart(d1, d2, 1) + noise
-    if b is None or b2 is None:
-        return 1 - 4 / math.pi * jnp.arctan2(jnp.sqrt(minus), jnp.sqrt(plus))
-    h, k = jnp.sqrt(2 * noise1) * b, jnp.sqrt(2 * noise2) * b2
-    margins = 2 * ndtr(h)[:, None] + 2 * ndtr(k)[None, :]
-    return 4 * orthant(h[:, None], k[None, :], minus, plus) - margins + 1
-
-
-def _noisy(w: Float[Array, "units in"]) -> tuple[Float[Array, "units in"], Float[Array, " units"]]:
-    noise = 1 / (1 + 2 * jnp.sum(w**2, axis=1))
-    return w * jnp.sqrt(2 * noise)[:, None], noise
-
-
-def _apart(d1: Array, d2: Array, sign: int) -> Float[Array, "first second"]:
-    """½‖d1 + sign·d2‖² of all pairs: 1 ± ρ for unit vectors, right also where it is tiny."""
-    return jnp.sum((d1[:, None, :] + sign * d2[None, :, :]) ** 2, axis=2) / 2
-
-
-class Slopes(NamedTuple):
-    """What the derivatives of K = E[relu(z) relu(z')] are made of, for all pairs.
-
-    ∂K/∂u = near·u + both·v and ∂K/∂b = lift, and ∂K/∂v = near2·v + both·u and ∂K/∂b' = lift2, with
-
-    - both: P(z > 0, z' > 0) = Φ₂(h, k; ρ),
-    - near: E[δ(z) relu(z')], and near2 with the units exchanged,
-    - lift: E[1{z > 0} relu(z')], and lift2; None without biases.
-    """
-
-    both: Float[Array, "first second"]
-    near: Float[Array, "first second"]
-    near2: Float[Array, "first second"]
-    lift: Float[Array, "first second"] | None
-    lift2: Float[Array, "first second"] | None
 
 
 class _Pairs(NamedTuple):
@@ -136,7 +176,7 @@ class _Pairs(NamedTuple):
 
 
 def _pairs(one: Units, two: Units, b: Array | None, b2: Array | None) -> _Pairs:
-    minus, plus = _apart(one.direction, two.direction, -1), _apart(one.direction, two.direction, 1)
+    minus, plus = _cosines(one.direction, two.direction)
     rho, q = (plus - minus) / 2, jnp.sqrt(minus * plus)
     h, k = offset = one.offset[:, None], two.offset[None, :]
     size = one.size[:, None], two.size[None, :]
@@ -150,7 +190,7 @@ def _pairs(one: Units, two: Units, b: Array | None, b2: Array | None) -> _Pairs:
         bias = b[:, None], b2[None, :]
         both = orthant(h, k, minus, plus)
         reach = conditional(h, k, minus, plus), conditional(k, h, minus, plus)
-    side, edge = tuple(map(ndtr, reach)), tuple(map(density, reach))
+    side, edge = tuple(map(distribution, reach)), tuple(map(density, reach))
     return _Pairs(
         size=size,
         inverse=tuple(
@@ -196,21 +236,13 @@ def _value(slopes: Slopes, u: Array, b: Array | None, v: Array) -> Array:
 @relu_pairs.defjvp
 def _relu_pairs_jvp(primals, tangents):
     u, b, v, b2 = primals
-    du, db, dv, db2 = tangents
     slopes = relu_slopes(u, b, v, b2)
-    tangent = (
-        slopes.near * jnp.sum(u * du, axis=1)[:, None]
-        + slopes.near2 * jnp.sum(v * dv, axis=1)[None, :]
-        + slopes.both * (du @ v.T + u @ dv.T)
-    )
-    if b is not None:
-        tangent = tangent + slopes.lift * db[:, None] + slopes.lift2 * db2[None, :]
-    return _value(slopes, u, b, v), tangent
+    return _value(slopes, u, b, v), slopes.along(primals, tangents)
 
 
 @jax.custom_jvp
 def relu_slopes(u: Array, b: Array | None, v: Array, b2: Array | None) -> Slopes:
-    """The first derivatives of `relu_pairs`."""
+    """Of `relu_pairs`: both = P(z > 0, z' > 0) = Φ₂(h, k; ρ), near = E[δ(z) relu(z')]."""
     return _slopes(_pairs(units(u, b), units(v, b2), b, b2), b is not None)
 
 

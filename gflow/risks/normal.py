@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 
 # The half of a 28-point Gauss rule: the integrand of Owen's T is even, its poles are at ±i. What is
@@ -17,6 +16,11 @@ _NODES, _WEIGHTS = (half[14:] for half in np.polynomial.legendre.leggauss(28))
 def density(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The standard normal density."""
     return jnp.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def distribution(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The standard normal distribution function."""
+    return jax.scipy.special.erfc(-x / math.sqrt(2)) / 2
 
 
 def bivariate_normal_cdf(h: Any, k: Any, rho: Any) -> Float[Array, "..."]:
@@ -35,18 +39,19 @@ def orthant(h: Array, k: Array, minus: Array, plus: Array) -> Array:
 
     The four have one rank and broadcast.
     """
-    q = jnp.sqrt(minus * plus)
     # The corner of the quadrant seen from the origin: only directions here, so that tiny h and k
     # do no harm. With h = k = 0 it is seen halfway between the two sides.
     size = jnp.maximum(jnp.abs(h), jnp.abs(k))
     scale = jnp.where(size > 0, size, 1.0)
     h1, k1 = (jnp.where(size > 0, a / scale, 1.0) for a in (h, k))
-    sectors = _owens_t(h, h1 * q, above(h1, k1, minus, plus), size, q) + _owens_t(
-        k, k1 * q, above(k1, h1, minus, plus), size, q
+    q = jnp.sqrt(minus * plus)
+    tail_h, tail_k = distribution(-jnp.abs(h)), distribution(-jnp.abs(k))
+    sectors = _sector(h, tail_h, conditional(h, k, minus, plus), h1 * q, above(h1, k1, minus, plus))
+    sectors += _sector(
+        k, tail_k, conditional(k, h, minus, plus), k1 * q, above(k1, h1, minus, plus)
     )
-    tails = [jnp.where(a < 0, 0.5, -0.5) * ndtr(-jnp.abs(a)) for a in (h, k)]
-    both = jnp.where((h >= 0) & (k >= 0), 1.0, 0.0)
-    return both + (tails[0] + tails[1]) - sectors
+    margins = jnp.where(h < 0, tail_h, -tail_h) + jnp.where(k < 0, tail_k, -tail_k)
+    return jnp.where((h >= 0) & (k >= 0), 1.0, 0.0) + margins / 2 - sectors
 
 
 @orthant.defjvp
@@ -56,8 +61,8 @@ def _orthant_jvp(primals, tangents):
     r_k, r_h = conditional(h, k, minus, plus), conditional(k, h, minus, plus)
     q = jnp.maximum(jnp.sqrt(minus * plus), jnp.finfo(minus.dtype).tiny)
     tangent = (
-        density(h) * ndtr(r_k) * dh
-        + density(k) * ndtr(r_h) * dk
+        density(h) * distribution(r_k) * dh
+        + density(k) * distribution(r_h) * dk
         + density(h) * density(r_k) / q * (dplus - dminus) / 2
     )
     return orthant(h, k, minus, plus), tangent
@@ -74,22 +79,20 @@ def conditional(h: Array, k: Array, minus: Array, plus: Array) -> Array:
     return above(h, k, minus, plus) / jnp.maximum(q, jnp.finfo(q.dtype).tiny)
 
 
-def _owens_t(h: Array, x: Array, y: Array, size: Array, q: Array) -> Array:
-    """Owen's T(h, y/x), where size · (x, y)/q is (h, the corner's other coordinate)."""
-    y = jnp.where(h < 0, -y, y)
+def _sector(h: Array, tail: Array, reach: Array, x: Array, y: Array) -> Array:
+    """Owen's T(h, reach/h) with reach/h = y/x, for tail = Φ(−|h|)."""
     near, far = jnp.abs(x), jnp.abs(y)
     steep = far > near
-    tiny = jnp.finfo(q.dtype).tiny
-    slope = jnp.minimum(near, far) / jnp.maximum(jnp.maximum(near, far), tiny)
-    # T(h, a) for a > 1 from T(ah, 1/a), so that the slope is at most 1.
-    other = size * far / jnp.maximum(q, tiny)
-    h = jnp.abs(h)
-    flat = _owens_t_integral(jnp.where(steep, other, h), slope)
-    halves = (ndtr(h) * ndtr(-other) + ndtr(-h) * ndtr(other)) / 2
-    return jnp.sign(y) * jnp.where(steep, halves - flat, flat)
+    largest = jnp.maximum(jnp.maximum(near, far), jnp.finfo(x.dtype).tiny)
+    slope = jnp.minimum(near, far) / largest
+    # T(h, a) = (p + p')/2 − pp' − T(ah, 1/a) for the tails p, p' of h and ah, with h, a > 0.
+    other = distribution(-jnp.abs(reach))
+    total = jnp.where(steep, (tail + other) / 2 - tail * other, 0.0)
+    part = _owens_t(jnp.where(steep, reach, h), slope)
+    return jnp.where(h < 0, -1.0, 1.0) * jnp.sign(y) * jnp.where(steep, total - part, part)
 
 
-def _owens_t_integral(h: Array, a: Array) -> Array:
+def _owens_t(h: Array, a: Array) -> Array:
     """(1/2π) ∫₀ᵃ exp(−h²(1 + t²)/2)/(1 + t²) dt for 0 ≤ a ≤ 1."""
     total = jnp.zeros_like(a)
     for node, weight in zip(_NODES, _WEIGHTS):
