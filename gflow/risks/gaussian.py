@@ -1,5 +1,6 @@
 """The exact population risk for Gaussian input and a teacher network."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +62,7 @@ class GaussianRisk(Risk):
 
     teacher: ShallowNet
 
-    def __init__(self, teacher: ShallowNet):
+    def __init__(self, teacher: Any):
         _check_network("teacher", teacher)
         self.teacher = teacher
 
@@ -120,17 +121,16 @@ def _erf_risk(student: _Layer, teacher: _Layer) -> Array:
     return _quadratic(erf_pairs, student, teacher) + jnp.sum(constant**2) + cross
 
 
-def _quadratic(pairs, student: _Layer, teacher: _Layer) -> Array:
+def _quadratic(pairs: Callable, student: _Layer, teacher: _Layer) -> Array:
     """E ‖Σ a_i σ(z_i) − Σ a*_k σ(z*_k)‖²."""
-    own, cross, fixed = (
-        pairs(one.w, one.b, two.w, two.b)
-        for one, two in ((student, student), (student, teacher), (teacher, teacher))
-    )
-    # E[σ(z) (N − f)] for the units of either network: small near the teacher, so that the last
-    # sum does not cancel.
-    student_error = own @ student.a - cross @ teacher.a
-    teacher_error = cross.T @ student.a - fixed @ teacher.a
-    return jnp.sum(student.a * student_error) - jnp.sum(teacher.a * teacher_error)
+    join = lambda one, two: None if one is None else jnp.concatenate([one, two])
+    rows = pairs(student.w, student.b, join(student.w, teacher.w), join(student.b, teacher.b))
+    fixed = pairs(teacher.w, teacher.b, teacher.w, teacher.b)
+    # E[σ(z) (N − N_teacher)] for the units of either network: small near the teacher, so that
+    # the sums of the last line do not cancel there.
+    error = rows @ join(student.a, -teacher.a)
+    error2 = rows[:, student.w.shape[0] :].T @ student.a - fixed @ teacher.a
+    return jnp.sum(student.a * error) - jnp.sum(teacher.a * error2)
 
 
 def _check_network(name: str, net: Any) -> None:

@@ -28,15 +28,17 @@ class Slopes(NamedTuple):
     lift: Float[Array, "first second"] | None
     lift2: Float[Array, "first second"] | None
 
-    def along(self, primals, tangents) -> Float[Array, "first second"]:
+    def along(self, primals: tuple, tangents: tuple) -> Float[Array, "first second"]:
         """The derivative of K along tangents of (u, b, v, b')."""
-        (u, b, v, _), (du, db, dv, db2) = primals, tangents
+        (u, _, v, _), (du, db, dv, db2) = primals, tangents
         moved = (
             self.near * jnp.sum(u * du, axis=1)[:, None]
             + self.near2 * jnp.sum(v * dv, axis=1)[None, :]
             + self.both * (du @ v.T + u @ dv.T)
         )
-        return moved if b is None else moved + self.lift * db[:, None] + self.lift2 * db2[None, :]
+        if self.lift is None or self.lift2 is None:
+            return moved
+        return moved + self.lift * db[:, None] + self.lift2 * db2[None, :]
 
 
 def _cosines(d1: Array, d2: Array, noise: Array | None = None) -> tuple[Array, Array]:
@@ -151,65 +153,59 @@ def relu_means(
     return mean if b is None else mean + b * active, active[:, None] * w
 
 
-class _Pairs(NamedTuple):
-    """All pairs, seen from the first unit; what belongs to one unit is (first, 1) or (1, second).
+class _Side(NamedTuple):
+    """One unit of each pair: (first, 1) or (1, second), but for what is on its line z = 0.
 
     `inverse` is 1/σ, or 0 if z does not change sign; `density` is φ(h). On the line z = 0, z' has
-    mean μ = b' − ρτh and deviation τq: `side` is Φ and `edge` φ of μ/(τq), `mean` E relu(z').
+    mean μ = b' − ρτh and deviation τq: `share` is Φ and `edge` φ of μ/(τq), `mean` E relu(z').
     """
 
-    size: tuple[Array, Array]
-    inverse: tuple[Array, Array]
-    bias: tuple[Array, Array]
-    offset: tuple[Array, Array]
-    density: tuple[Array, Array]
-    side: tuple[Array, Array]
-    edge: tuple[Array, Array]
-    mean: tuple[Array, Array]
+    size: Array
+    inverse: Array
+    bias: Array
+    offset: Array
+    density: Array
+    share: Array
+    edge: Array
+    mean: Array
+
+
+class _Pairs(NamedTuple):
+    here: _Side
+    there: _Side
     both: Array
     rho: Array
     q: Array
 
     def exchanged(self) -> "_Pairs":
-        """The same, seen from the second unit."""
-        return _Pairs(*(a[::-1] for a in self[:-3]), *self[-3:])
+        return self._replace(here=self.there, there=self.here)
 
 
 def _pairs(one: Units, two: Units, b: Array | None, b2: Array | None) -> _Pairs:
     minus, plus = _cosines(one.direction, two.direction)
     rho, q = (plus - minus) / 2, jnp.sqrt(minus * plus)
-    h, k = offset = one.offset[:, None], two.offset[None, :]
-    size = one.size[:, None], two.size[None, :]
+    h, k = one.offset[:, None], two.offset[None, :]
+    sigma, tau = one.size[:, None], two.size[None, :]
     if b is None or b2 is None:
-        bias = jnp.zeros_like(h), jnp.zeros_like(k)
-        # The line z = 0 runs through the origin, as z' = 0 does.
+        bias, bias2 = jnp.zeros_like(h), jnp.zeros_like(k)
+        # The lines z = 0 and z' = 0 meet at the origin.
         angle = 2 * jnp.arctan2(jnp.sqrt(minus), jnp.sqrt(plus))
         both = jnp.where((h >= 0) & (k >= 0), 0.5 - angle / (2 * math.pi), 0.0)
-        reach = jnp.zeros_like(q), jnp.zeros_like(q)
+        reach = reach2 = jnp.zeros_like(q)
     else:
-        bias = b[:, None], b2[None, :]
+        bias, bias2 = b[:, None], b2[None, :]
         both = orthant(h, k, minus, plus)
-        reach = conditional(h, k, minus, plus), conditional(k, h, minus, plus)
-    side, edge = tuple(map(distribution, reach)), tuple(map(density, reach))
-    return _Pairs(
-        size=size,
-        inverse=tuple(
-            jnp.where(jnp.abs(a) < _FAR, 1 / jnp.where(s > 0, s, 1.0), 0.0)
-            for a, s in zip(offset, size)
-        ),
-        bias=bias,
-        offset=offset,
-        density=(density(h), density(k)),
-        side=side,
-        edge=edge,
-        mean=(
-            (bias[1] - rho * size[1] * h) * side[0] + size[1] * q * edge[0],
-            (bias[0] - rho * size[0] * k) * side[1] + size[0] * q * edge[1],
-        ),
-        both=both,
-        rho=rho,
-        q=q,
-    )
+        reach, reach2 = conditional(h, k, minus, plus), conditional(k, h, minus, plus)
+    here = _side(sigma, bias, h, reach, bias2 - rho * tau * h, q * tau)
+    there = _side(tau, bias2, k, reach2, bias - rho * sigma * k, q * sigma)
+    return _Pairs(here, there, both, rho, q)
+
+
+def _side(size, bias, offset, reach, mu, deviation) -> _Side:
+    share, edge = distribution(reach), density(reach)
+    inverse = jnp.where(jnp.abs(offset) < _FAR, 1 / jnp.where(size > 0, size, 1.0), 0.0)
+    mean = mu * share + deviation * edge
+    return _Side(size, inverse, bias, offset, density(offset), share, edge, mean)
 
 
 @jax.custom_jvp
@@ -230,7 +226,7 @@ def relu_pairs(
 def _value(slopes: Slopes, u: Array, b: Array | None, v: Array) -> Array:
     # Euler's identity: K is positively homogeneous in (u, b).
     value = slopes.near * jnp.sum(u**2, axis=1)[:, None] + slopes.both * (u @ v.T)
-    return value if b is None else value + slopes.lift * b[:, None]
+    return value if b is None or slopes.lift is None else value + slopes.lift * b[:, None]
 
 
 @relu_pairs.defjvp
@@ -253,49 +249,53 @@ def _slopes(p: _Pairs, biased: bool) -> Slopes:
 
 
 def _near(p: _Pairs) -> Array:
-    return p.density[0] * p.mean[0] * p.inverse[0]
+    return p.here.density * p.here.mean * p.here.inverse
 
 
 def _lift(p: _Pairs) -> Array:
-    return p.bias[1] * p.both + p.size[1] * _lift_per_size(p)
+    lines = p.there.density * p.there.share + p.rho * p.here.density * p.here.share
+    return p.there.bias * p.both + p.there.size * lines
 
 
-def _lift_per_size(p: _Pairs) -> Array:
-    return p.density[1] * p.side[1] + p.rho * p.density[0] * p.side[0]
+class _Move(NamedTuple):
+    """Tangents of one unit of each pair; `product` is that of ⟨û, v⟩, û the direction of it."""
+
+    size: Array
+    bias: Array
+    offset: Array
+    product: Array
 
 
 class _Moves(NamedTuple):
-    """Tangents of sizes, biases, offsets, ρ and q, and minus that of the angle."""
-
-    size: tuple[Array, Array]
-    bias: tuple[Array, Array]
-    offset: tuple[Array, Array]
+    here: _Move
+    there: _Move
+    # Minus the tangent of the angle.
     turn: Array
-    rho: Array
-    q: Array
 
     def exchanged(self) -> "_Moves":
-        return _Moves(*(a[::-1] for a in self[:-3]), *self[-3:])
+        return self._replace(here=self.there, there=self.here)
 
 
 def _moves(p: _Pairs, one: Units, two: Units, du, db, dv, db2) -> _Moves:
-    size = (
-        jnp.sum(one.direction * du, axis=1)[:, None],
-        jnp.sum(two.direction * dv, axis=1)[None, :],
-    )
-    if db is None:
-        bias = offset = tuple(map(jnp.zeros_like, size))
-    else:
-        bias = db[:, None], db2[None, :]
-        offset = tuple((bias[i] - p.offset[i] * size[i]) * p.inverse[i] for i in (0, 1))
-    # Each direction turns towards the other one. The rounding of a difference this small is
-    # multiplied by q again where slopes are put together; for aligned units any turn will do.
-    towards = (du @ two.direction.T - p.rho * size[0]) * p.inverse[0] + (
-        one.direction @ dv.T - p.rho * size[1]
-    ) * p.inverse[1]
-    lines = (p.inverse[0] > 0) & (p.inverse[1] > 0) & (p.q > 0)
-    turn = jnp.where(lines, towards / jnp.where(p.q > 0, p.q, 1.0), 0.0)
-    return _Moves(size, bias, offset, turn, rho=p.q * turn, q=-p.rho * turn)
+    size = jnp.sum(one.direction * du, axis=1)[:, None]
+    size2 = jnp.sum(two.direction * dv, axis=1)[None, :]
+    ahead, ahead2 = du @ two.direction.T, one.direction @ dv.T
+    towards = (ahead - p.rho * size) * p.here.inverse
+    towards2 = (ahead2 - p.rho * size2) * p.there.inverse
+    # Near aligned units this divides a rounding error by q, but where slopes are put together to a
+    # derivative it is multiplied by q again; for aligned ones any turn will do.
+    lines = (p.here.inverse > 0) & (p.there.inverse > 0) & (p.q > 0)
+    turn = jnp.where(lines, (towards + towards2) / jnp.where(p.q > 0, p.q, 1.0), 0.0)
+    here = _move(p.here, size, db, 1, ahead2 + p.there.size * towards)
+    there = _move(p.there, size2, db2, 0, ahead + p.here.size * towards2)
+    return _Moves(here, there, turn)
+
+
+def _move(side: _Side, size: Array, bias: Array | None, axis: int, product: Array) -> _Move:
+    if bias is None:
+        return _Move(size, jnp.zeros_like(size), jnp.zeros_like(size), product)
+    bias = jnp.expand_dims(bias, axis)
+    return _Move(size, bias, (bias - side.offset * size) * side.inverse, product)
 
 
 @relu_slopes.defjvp
@@ -305,28 +305,30 @@ def _relu_slopes_jvp(primals, tangents):
     p = _pairs(one, two, b, b2)
     d = _moves(p, one, two, *tangents)
     p2, d2 = p.exchanged(), d.exchanged()
-    both = p.density[0] * p.edge[0] * d.turn
+    both = p.here.density * p.here.edge * d.turn
     if b is None:
         lifts = None, None
     else:
-        both = both + sum(_edge_move(a, t) for a, t in ((p, d), (p2, d2)))
+        both = both + _both_move(p.here, d.here) + _both_move(p.there, d.there)
         lifts = _lift_move(p, d), _lift_move(p2, d2)
     moved = Slopes(both, _near_move(p, d), _near_move(p2, d2), *lifts)
     return _slopes(p, b is not None), moved
 
 
-def _edge_move(p: _Pairs, d: _Moves) -> Array:
-    return p.density[0] * p.side[0] * d.offset[0]
+def _both_move(side: _Side, move: _Move) -> Array:
+    return side.density * side.share * move.offset
 
 
 def _near_move(p: _Pairs, d: _Moves) -> Array:
-    h = p.offset[0]
-    mu = d.bias[1] - h * (p.rho * d.size[1] + p.size[1] * d.rho) - p.size[1] * p.rho * d.offset[0]
-    mean = p.side[0] * mu + p.edge[0] * (p.q * d.size[1] + p.size[1] * d.q)
-    law = h * d.offset[0] + d.size[0] * p.inverse[0]
-    return p.density[0] * p.inverse[0] * (mean - p.mean[0] * law)
+    here, move, rho_tau = p.here, d.here, p.rho * p.there.size
+    mu = d.there.bias - here.offset * move.product - rho_tau * move.offset
+    mean = here.share * mu + here.edge * (p.q * d.there.size - rho_tau * d.turn)
+    law = here.offset * move.offset + move.size * here.inverse
+    return here.density * here.inverse * (mean - here.mean * law)
 
 
 def _lift_move(p: _Pairs, d: _Moves) -> Array:
-    line = p.mean[0] * d.offset[0] + p.size[1] * p.side[0] * d.rho
-    return p.both * d.bias[1] + _lift_per_size(p) * d.size[1] + p.density[0] * line
+    here, there = p.here, p.there
+    line = here.mean * d.here.offset + here.share * d.here.product
+    lines = there.density * there.share * d.there.size + here.density * line
+    return p.both * d.there.bias + lines

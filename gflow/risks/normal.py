@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 # The half of a 28-point Gauss rule: the integrand of Owen's T is even, its poles are at ±i. What is
 # left out of T(h, a) is below 1e-18 for all h and |a| <= 1.
-_NODES, _WEIGHTS = (half[14:] for half in np.polynomial.legendre.leggauss(28))
+_NODES, _WEIGHTS = (half[14:].tolist() for half in np.polynomial.legendre.leggauss(28))
 
 
 def density(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -39,11 +39,12 @@ def orthant(h: Array, k: Array, minus: Array, plus: Array) -> Array:
 
     The four have one rank and broadcast.
     """
-    # The corner of the quadrant seen from the origin: only directions here, so that tiny h and k
-    # do no harm. With h = k = 0 it is seen halfway between the two sides.
+    # Both 0 if they are tiny, which costs no more than their size. The corner of the quadrant is
+    # then seen halfway between its sides, as from h = k = 1.
     size = jnp.maximum(jnp.abs(h), jnp.abs(k))
-    scale = jnp.where(size > 0, size, 1.0)
-    h1, k1 = (jnp.where(size > 0, a / scale, 1.0) for a in (h, k))
+    central = size < jnp.sqrt(jnp.finfo(size.dtype).tiny)
+    h, k = (jnp.where(central, 0.0, a) for a in (h, k))
+    h1, k1 = (jnp.where(central, 1.0, a) for a in (h, k))
     q = jnp.sqrt(minus * plus)
     tail_h, tail_k = distribution(-jnp.abs(h)), distribution(-jnp.abs(k))
     sectors = _sector(h, tail_h, conditional(h, k, minus, plus), h1 * q, above(h1, k1, minus, plus))
