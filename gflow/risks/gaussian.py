@@ -20,7 +20,7 @@ class GaussianRisk(Risk):
 
     $$L(\theta) = E\,\|N_\theta(X) - N_{\text{teacher}}(X)\|^2, \qquad X \sim N(0, I_d),$$
 
-    in closed form, without sampling or quadrature: for `ShallowNet`s of any width and input size,
+    in closed form, without sampling: for `ShallowNet`s of any width and input size,
     with and without biases, scalar or vector output. The activations of both are piecewise linear
     (ReLU, leaky ReLU, identity, of any slopes), or both are erf.
 
@@ -30,9 +30,9 @@ class GaussianRisk(Risk):
     $$E[\mathrm{relu}(z)\,\mathrm{relu}(z')] = \frac{\|u\|\|v\|}{2\pi}
       \bigl(\sin\varphi + (\pi - \varphi)\cos\varphi\bigr);$$
 
-    biases bring in the bivariate normal distribution, and erf the arcsine of Saad and Solla
-    (Phys. Rev. E 52, 1995). Time is O(W² d) and memory O(W²) for W units of student and teacher
-    together.
+    biases bring in the bivariate normal distribution (to an error of 2e-16), and erf the arcsine of
+    Saad and Solla (Phys. Rev. E 52, 1995). Time is O(W² d) and memory O(W²) for W units of student
+    and teacher together.
 
     Gradient and Hessian-vector products by JAX are closed forms as well, also at aligned, opposite
     and zero weights and at the teacher itself. ReLU'(0) = 0: a unit with w = 0 and b = 0 (or None)
@@ -41,8 +41,8 @@ class GaussianRisk(Risk):
 
     The risk is a sum of terms that cancel near the teacher: its error is some 1e-16 of
     $\sum_{ij} |a_i a_j| E|\sigma(z_i)\sigma(z_j)|$ over all units of student and teacher, so that
-    values below that are rounding, and can be negative. The gradient has an error of that size,
-    too, so that it is right down to risks of about 1e-31.
+    values below that are rounding, and can be negative. At the teacher the gradient is zero up to
+    rounding of the same relative size.
 
     **Arguments:**
 
