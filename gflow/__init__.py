@@ -22,6 +22,7 @@ from gflow.results import RESULTS as RESULTS
 from gflow.risks import (
     BoxRisk as BoxRisk,
     EmpiricalRisk as EmpiricalRisk,
+    GaussianRisk as GaussianRisk,
     PopulationRisk as PopulationRisk,
     Risk as Risk,
 )

@@ -19,6 +19,13 @@ with install_import_hook("gflow", "beartype.beartype"):
     import gflow.store
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_module_only():
+    """Each compiled program keeps pages mapped, and Linux allows a process some 65,000."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def wave() -> gflow.EmpiricalRisk:
     """Forty points of a piecewise quadratic wave on [-1, 1]."""

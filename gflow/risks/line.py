@@ -196,6 +196,11 @@ def _state(measure: Measure, units: Units) -> State:
     return State(cells, x, order, rank, t, offset)
 
 
+@_state.def_jvp
+def _state_jvp(primals, tangents):
+    raise NotImplementedError("third derivatives of an exact risk are not available")
+
+
 def _cells(measure: Measure, *of_net: Any) -> Cells:
     """The measure's cells, NaN for a network that is not finite.
 
@@ -207,11 +212,6 @@ def _cells(measure: Measure, *of_net: Any) -> Cells:
     shapes = jax.eval_shape(cells, *of_net)
     unknown = lambda *_: jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), shapes)
     return jax.lax.cond(jnp.isfinite(intercepts.hi[0, 0]), cells, unknown, *of_net)
-
-
-@_state.def_jvp
-def _state_jvp(primals, tangents):
-    raise NotImplementedError("third derivatives of an exact risk are not available")
 
 
 def sorting_order(keys: Array) -> Int[Array, " n"]:
