@@ -57,14 +57,14 @@ def draw(rows: Sequence[Row], width: int, file: Path) -> None:
     axes[1].set(xlabel="rows n", title=f"on data, W = {width}")
     _errors(axes[2], there)
     axes[2].set(xlabel="nodes", ylabel="relative error", title=f"quadrature, W = {width}")
-    # The share of the height that the legends take.
-    for ax, room in zip(axes, (0.3, 0.15, 0.3)):
+    # The share of the height that a legend takes above the curves.
+    for ax, room, place in zip(axes, (0.3, 0.15, 0.0), ("upper left", "upper left", "center")):
         ax.set(xscale="log", yscale="log")
         ax.grid(alpha=0.3, lw=0.6)
         ax.spines[["top", "right"]].set_visible(False)
         low, high = ax.get_ylim()
         ax.set_ylim(low, high * (high / low) ** room)
-        ax.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
+        ax.legend(frameon=False, fontsize=8, loc=place, ncols=2)
     figure.savefig(file, dpi=200)
     plt.close(figure)
 
@@ -82,9 +82,9 @@ def _slopes(ax: Any) -> None:
     """Short lines of slope one and two at the foot."""
     ax.set(xscale="log", yscale="log")
     low, high = ax.get_ylim()
-    foot = low / 4
+    foot = low / 8
     ax.set_ylim(foot / 1.5, high)
-    for power, first, last in ((1, 400, 8_000), (2, 12, 55)):
+    for power, first, last in ((1, 400, 8_000), (2, 12, 50)):
         w = np.array([first, last])
         ax.plot(w, foot * (w / first) ** power, color="0.6", lw=1)
         ax.annotate(
