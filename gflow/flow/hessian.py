@@ -34,7 +34,7 @@ def _free_hessian(risk: SwitchedRisk, theta, pattern: Pattern) -> Float[Array, "
     slopes = jnp.where(pattern.active, 1.0, risk.slope).astype(z.dtype)
     a, scale, v = slopes * z, net.output_scale, net.v.reshape(len(net.v), -1)
     width, outs = v.shape
-    rows, dim = risk.normals.shape
+    rows = len(risk.normals)
     outputs = scale * (a.T @ v)
     if net.c is not None:
         outputs = outputs + jnp.broadcast_to(net.c, (rows, outs))
@@ -80,16 +80,16 @@ def _in_order(risk: SwitchedRisk, by_u: Array, by_v: Array, by_c: Array) -> Arra
 
 def _derivatives_of_loss(risk: SwitchedRisk, outputs: Array) -> tuple[Array, Array]:
     """∂L/∂N (rows, outs) and ∂²L/∂N² (rows, outs, outs) for each distinct row."""
-    by_data = outputs if risk.group is None else outputs[risk.group]
-    data, one = len(by_data), outputs.shape[1:]
+    group, one = risk.group, outputs.shape[1:]
+    by_data = outputs if group is None else outputs[group]
 
     def loss(n, y):
         return risk.loss(n.reshape(one), y)
 
-    flat = by_data.reshape(data, -1)
+    flat = by_data.reshape(len(by_data), -1)
     slope = risk.weights[:, None] * jax.vmap(jax.grad(loss))(flat, risk.y)
     curvature = risk.weights[:, None, None] * jax.vmap(jax.hessian(loss))(flat, risk.y)
-    if risk.group is None:
+    if group is None:
         return slope, curvature
-    total = lambda by_data: jax.ops.segment_sum(by_data, risk.group, risk.rows.shape[0])
+    total = lambda by_data: jax.ops.segment_sum(by_data, group, risk.rows.shape[0])
     return total(slope), total(curvature)

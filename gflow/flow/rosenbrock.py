@@ -95,16 +95,15 @@ class RodasInterpolation(diffrax.AbstractLocalInterpolation):
 class Rodas5P(diffrax.AbstractAdaptiveSolver):
     r"""Rodas5P of Steinebach (2023), for stiff problems of some ten to some hundred parameters.
 
-    With $W = \frac{1}{\gamma} - h J$, J the Jacobian of the field f at the start of a step of size h,
-    the eight stages
+    With $W = 1/\gamma - h J$, J the Jacobian of the field f at the start of a step of size h, the
+    eight stages
 
     $$W u_i = h f\Big(t + \alpha_i h,\; y + \sum_{j<i} a_{ij} u_j\Big)
     + \sum_{j<i} c_{ij} u_j + \gamma_i h^2 \partial_t f$$
 
-    give $y + \sum_i m_i u_i$ of order 5 with the error estimate $u_8$, the difference to order 4,
-    and dense output of order 4. L-stable and stiffly accurate. A step costs one Jacobian, one
-    factorisation and eight evaluations of the field. It is rejected like any other if the matrix
-    is singular.
+    give $y + \sum_i m_i u_i$ of order 5, with $u_8$, the difference to order 4, as the estimate of
+    the error, and dense output of order 4. L-stable and stiffly accurate. A step costs a Jacobian,
+    a factorisation and eight evaluations of the field.
 
     For `solve_flow(solver=...)`, and any `diffrax.diffeqsolve` with an `ODETerm`.
 
@@ -135,21 +134,22 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         y, unravel = ravel_pytree(y0)
-        h = t1 - t0
-        field = lambda t, y: ravel_pytree(terms.vf(t, unravel(y), args))[0]
+        control, h = terms.contr(t0, t1), t1 - t0
+        rise = lambda t, y: ravel_pytree(terms.vf_prod(t, unravel(y), args, control))[0]
         if self.jacobian is None:
-            jacobian = jax.jacfwd(lambda y: field(t0, y))(y)
+            jacobian = jax.jacfwd(lambda y: rise(t0, y))(y)
         else:
-            jacobian = self.jacobian(t0, y0, args)
-        _, drift = jax.jvp(lambda t: field(t, y), (t0,), (jnp.ones_like(t0),))
-        solve = _solver(jnp.eye(len(y), dtype=y.dtype) / GAMMA - h * jacobian)
+            # Backwards, diffrax steps forwards in −t.
+            jacobian = control * self.jacobian(jnp.where(control < 0, -t0, t0), y0, args)
+        solve = _solver(jnp.eye(len(y), dtype=y.dtype) / GAMMA - jacobian)
+        _, drift = jax.jvp(lambda t: rise(t, y), (t0,), (h,))
         stages, couplings, weights, dense, nodes, times = (
             jnp.asarray(of, y.dtype) for of in (STAGES, COUPLINGS, WEIGHTS, DENSE, NODES, TIMES)
         )
 
         def stage(i, us):
-            slope = field(t0 + nodes[i] * h, y + stages[i] @ us) + times[i] * h * drift
-            return us.at[i].set(solve(h * slope + couplings[i] @ us))
+            slope = rise(t0 + nodes[i] * h, y + stages[i] @ us) + times[i] * drift
+            return us.at[i].set(solve(slope + couplings[i] @ us))
 
         us = jax.lax.fori_loop(0, 8, stage, jnp.zeros((8, len(y)), y.dtype))
         y1 = unravel(y + weights @ us)
