@@ -20,6 +20,7 @@ lint: .venv/dev.stamp
 bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.descent --quick
 	$(BIN)/python -m benchmarks.kinks --quick
+	$(BIN)/python -m benchmarks.risks --quick
 
 clean:
 	rm -rf .venv .cache runs benchmarks/results
