@@ -84,7 +84,7 @@ def _slopes(ax: Any) -> None:
     low, high = ax.get_ylim()
     foot = low / 8
     ax.set_ylim(foot / 1.5, high)
-    for power, first, last in ((1, 400, 8_000), (2, 12, 50)):
+    for power, first, last in ((1, 400, 8_000), (2, 5, 20)):
         w = np.array([first, last])
         ax.plot(w, foot * (w / first) ** power, color="0.6", lw=1)
         ax.annotate(
