@@ -3,10 +3,11 @@
 import equinox as eqx
 import jax.numpy as jnp
 
+from gflow.flow.hessian import field_jacobian
 from gflow.flow.kinks import SwitchedRisk
 from gflow.flow.loop import Loop, Settings, State, advance, begin
 from gflow.flow.problem import PIECE_STEPS, Piece, Problem
-from gflow.flow.solvers import accurate_share, evaluations_of_a_step
+from gflow.flow.solvers import accurate_share, evaluations_of_a_step, with_jacobian
 from gflow.progress import progress_bar
 from gflow.results import RESULTS
 from gflow.trajectory import Kinks
@@ -40,8 +41,9 @@ def solve(
     progress: bool,
 ) -> Piece:
     """Solves in one compiled program, or with pauses to show where it is."""
+    solver = with_jacobian(problem.solver, eqx.Partial(field_jacobian, risk))
     settings = Settings(
-        problem.solver, problem.rtol, problem.atol, problem.step_size, problem.stop, max_kinks
+        solver, problem.rtol, problem.atol, problem.step_size, problem.stop, max_kinks
     )
     # Kinks are located to this distance, relative to the size of the preactivations.
     eps = 1e-12 if theta0.dtype == jnp.float64 else 1e-5

@@ -1,11 +1,14 @@
 """The choice of solver and step-size controller."""
 
+from collections.abc import Callable
+
 import diffrax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gflow.arguments import ArgumentError
 from gflow.flow.problem import Problem
+from gflow.flow.rosenbrock import Rodas5P
 
 
 def as_solver(solver: diffrax.AbstractSolver | None) -> diffrax.AbstractSolver:
@@ -15,6 +18,13 @@ def as_solver(solver: diffrax.AbstractSolver | None) -> diffrax.AbstractSolver:
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ArgumentError("solver", solver, "a diffrax solver with an error estimate, or None")
     return solver
+
+
+def with_jacobian(solver: diffrax.AbstractSolver, jacobian: Callable) -> diffrax.AbstractSolver:
+    """The solver with this Jacobian, if it takes one and has none."""
+    if not isinstance(solver, Rodas5P) or solver.jacobian is not None:
+        return solver
+    return Rodas5P(jacobian)
 
 
 def controller(problem: Problem, span) -> diffrax.AbstractStepSizeController:

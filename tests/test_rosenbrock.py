@@ -1,0 +1,339 @@
+"""Rodas5P: tableau, orders, stability, error estimate, and long flows with and without kinks."""
+
+import functools
+import itertools
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import gflow
+from gflow.flow.hessian import field_jacobian
+from gflow.flow.kinks import switched
+from gflow.flow.rosenbrock import (
+    COUPLINGS,
+    DENSE,
+    GAMMA,
+    NODES,
+    STAGES,
+    TIMES,
+    WEIGHTS,
+    RodasInterpolation,
+)
+from gflow.networks import split_trainable
+
+DATA = Path(__file__).parent / "data"
+ONE = np.ones(8)
+# The coefficients in the usual form: k_i = h f(y + Σ α_ij k_j) + h J Σ γ_ij k_j.
+GAMMAS = np.linalg.inv(np.eye(8) / GAMMA - COUPLINGS)
+ALPHAS, B = STAGES @ GAMMAS, WEIGHTS @ GAMMAS
+EMBEDDED = (WEIGHTS - np.eye(8)[7]) @ GAMMAS
+
+
+# ---- the tableau ----------------------------------------------------------------------------
+
+
+@functools.cache
+def trees(size: int) -> list[tuple]:
+    """The rooted trees of that many nodes, as tuples of subtrees."""
+
+    def forests(nodes: int, largest: int):
+        if nodes == 0:
+            yield ()
+        for k in range(min(nodes, largest), 0, -1):
+            for tree, rest in itertools.product(trees(k), forests(nodes - k, k)):
+                yield (tree, *rest)
+
+    return sorted({tuple(sorted(forest)) for forest in forests(size - 1, size - 1)})
+
+
+def order_of(tree) -> int:
+    return 1 + sum(map(order_of, tree))
+
+
+def density(tree) -> int:
+    return order_of(tree) * int(np.prod([density(t) for t in tree], dtype=int))
+
+
+def elementary(tree) -> Any:
+    if len(tree) == 1:
+        return (ALPHAS + GAMMAS) @ elementary(tree[0])
+    return np.prod([ALPHAS @ elementary(t) for t in tree] or [ONE], axis=0)
+
+
+def defect(weights: np.ndarray, size: int, share: float = 1.0) -> float:
+    """The largest violation of the order conditions of trees of that many nodes."""
+    return max(abs(weights @ elementary(t) - share**size / density(t)) for t in trees(size))
+
+
+def test_there_are_as_many_trees_as_known():
+    assert [len(trees(n)) for n in range(1, 7)] == [1, 1, 2, 4, 9, 20]
+
+
+@pytest.mark.parametrize(("weights", "order"), [(B, 5), (EMBEDDED, 4)], ids=["main", "embedded"])
+def test_order_conditions(weights, order):
+    # Coefficients of sixteen digits, up to 150.
+    assert max(defect(weights, size) for size in range(1, order + 1)) < 1e-13
+    assert defect(weights, order + 1) > 1e-2
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_order_conditions_of_dense_output(share):
+    bends = DENSE[0] + share * (DENSE[1] + share * DENSE[2])
+    weights = share * (WEIGHTS + (1 - share) * bends) @ GAMMAS
+    assert max(defect(weights, size, share) for size in range(1, 5)) < 1e-13
+    assert defect(weights, 5, share) > 1e-4
+
+
+def test_nodes_and_stiff_accuracy():
+    np.testing.assert_allclose(ALPHAS @ ONE, NODES, atol=1e-14)
+    np.testing.assert_allclose(GAMMAS @ ONE, TIMES, atol=1e-14)
+    # The result and the embedded one are the last two stages: both decay at infinity.
+    np.testing.assert_array_equal(STAGES[7] + np.eye(8)[7], WEIGHTS)
+    np.testing.assert_array_equal(STAGES[6] + np.eye(8)[6], STAGES[7])
+
+
+def growth(z: complex, weights=B):
+    """R(z), by which a step multiplies y where f = λy and z = hλ."""
+    return 1 + z * weights @ np.linalg.solve(np.eye(8) - z * (ALPHAS + GAMMAS), ONE)
+
+
+def test_a_and_l_stability():
+    axis = 1j * np.geomspace(1e-3, 1e6, 400)
+    # Its poles are at 1/γ, so the maximum principle makes the imaginary axis enough.
+    for weights in (B, EMBEDDED):
+        assert max(abs(growth(z, weights)) for z in axis) < 1 + 1e-10
+        assert abs(growth(-1e8, weights)) < 1e-6
+
+
+def test_steps_of_decay_at_every_stiffness():
+    rates = -jnp.geomspace(1e-2, 1e8, 41)
+    term = diffrax.ODETerm(lambda t, y, args: rates * y)
+    solver, zero, one = gflow.Rodas5P(), jnp.asarray(0.0), jnp.asarray(1.0)
+    y, error, *_ = solver.step(term, zero, one, jnp.ones(41), None, None, False)
+    exact = np.exp(rates)
+    assert np.abs(y).max() < 1 and np.abs(y[rates < -1e7]).max() < 1e-5
+    np.testing.assert_allclose(y, [growth(complex(r)).real for r in rates], atol=1e-9)
+    assert (np.abs(y - exact) <= 1.1 * np.abs(error) + 1e-13).all()
+
+
+# ---- orders ---------------------------------------------------------------------------------
+
+
+def pendulum(t, y, args):
+    """Nonlinear, driven, of a state that is a pytree."""
+    return {"angle": y["speed"], "speed": -jnp.sin(y["angle"]) + 0.5 * jnp.cos(2 * t)}
+
+
+START = {"angle": jnp.asarray(1.0), "speed": jnp.asarray(0.5)}
+
+
+@eqx.filter_jit
+def solve_pendulum(solver, t0, t1, y0, h, ts, controller=None) -> Any:
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(pendulum),
+        solver,
+        t0,
+        t1,
+        h,
+        y0,
+        saveat=diffrax.SaveAt(ts=ts),
+        stepsize_controller=diffrax.ConstantStepSize() if controller is None else controller,
+    ).ys
+
+
+@pytest.fixture(scope="module")
+def exact_pendulum():
+    tight = diffrax.PIDController(1e-13, 1e-14)
+    times = jnp.asarray([0.02, 0.04, 0.08, 4.0])
+    return solve_pendulum(diffrax.Dopri8(), 0.0, 4.0, START, 1e-3, times, tight)
+
+
+def test_order_with_fixed_steps(exact_pendulum):
+    sizes, end = 0.1 / 2.0 ** np.arange(4), jnp.asarray([4.0])
+    ends = [solve_pendulum(gflow.Rodas5P(), 0.0, 4.0, START, h, end) for h in sizes]
+    errors = [np.hypot(*(y[name][0] - exact_pendulum[name][3] for name in START)) for y in ends]
+    assert gflow.observed_order(sizes, errors).value == pytest.approx(5.0, abs=0.1)
+
+
+def test_order_of_the_dense_output_of_one_step(exact_pendulum):
+    # One order more in one step, at two fifths of it; and both ends are met.
+    sizes = 0.05 * 2.0 ** np.arange(3)
+    term, zero, errors = diffrax.ODETerm(pendulum), jnp.asarray(0.0), []
+    for k, h in enumerate(sizes):
+        solver = gflow.Rodas5P()
+        y1, _, dense, *_ = solver.step(term, zero, jnp.asarray(h), START, None, None, False)
+        inside = solver.interpolation_cls(t0=zero, t1=jnp.asarray(h), **dense)
+        assert isinstance(inside, RodasInterpolation)
+        y = inside.evaluate(0.4 * h)
+        errors.append(np.hypot(*(y[name] - exact_pendulum[name][k] for name in START)))
+        assert inside.evaluate(zero) == START and inside.evaluate(jnp.asarray(h)) == y1
+        gap = inside.evaluate(zero, jnp.asarray(h))["angle"]
+        np.testing.assert_allclose(gap, y1["angle"] - START["angle"], atol=1e-15)
+    assert gflow.observed_order(sizes, np.array(errors)).value == pytest.approx(5.0, abs=0.15)
+
+
+def test_backwards_and_with_a_jacobian_of_the_users_own():
+    def jacobian(t, y, args):
+        del t, args
+        return jnp.array([[0.0, 1.0], [-jnp.cos(y["angle"]), 0.0]])
+
+    there, back = jnp.asarray([2.0]), jnp.asarray([0.0])
+    ends = []
+    for solver in (gflow.Rodas5P(), gflow.Rodas5P(jacobian)):
+        end = jax.tree.map(lambda a: a[0], solve_pendulum(solver, 0.0, 2.0, START, 0.02, there))
+        again = solve_pendulum(solver, 2.0, 0.0, end, -0.02, back)
+        assert again["angle"][0] == pytest.approx(1.0, abs=1e-8)
+        ends.append(end)
+    np.testing.assert_allclose(ends[0]["angle"], ends[1]["angle"], rtol=1e-13)
+
+
+# ---- flows ----------------------------------------------------------------------------------
+
+
+def parameters(net) -> np.ndarray:
+    return np.asarray(ravel_pytree(split_trainable(net)[0])[0])
+
+
+@pytest.fixture(scope="module")
+def smooth_problem():
+    x = jnp.linspace(-1.0, 1.0, 40)
+    risk = gflow.EmpiricalRisk(x[:, None], gflow.piecewise.wave()(x))
+    return risk, gflow.ShallowNet(1, 8, key=jax.random.key(0), activation="tanh")
+
+
+def test_tanh_flow_against_an_explicit_solver_and_the_honesty_of_the_error(smooth_problem):
+    risk, net = smooth_problem
+    run = lambda **options: gflow.solve_flow(risk, net, t1=30.0, ts=[30.0], **options)
+    exact = parameters(run(solver=diffrax.Dopri8(), rtol=1e-13).final)
+    for rtol in (1e-5, 1e-6, 1e-7, 1e-8):
+        flow = run(solver=gflow.Rodas5P(), rtol=rtol)
+        apart = np.linalg.norm(parameters(flow.final) - exact) / np.linalg.norm(exact)
+        assert 0.01 < apart / rtol < 30
+        assert np.abs(flow.diagnostics.energy).max() < 30 * rtol
+
+
+REFERENCES = ("diabetes_w16_n60", "sine_d1_w20_n40", "sine_d1_w50_n100", "sine_d2_w30_n80")
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_references_with_kinks_and_slides(name):
+    r = np.load(DATA / f"{name}.npz")
+    net = gflow.ShallowNet.from_arrays(r["w0"], r["b0"], r["v0"], r["c0"])
+    risk = gflow.EmpiricalRisk(r["X"], r["y"])
+    t1 = float(r["t"][-1])
+    flow = gflow.solve_flow(risk, net, t1=t1, ts=r["t"], rtol=1e-8, solver=gflow.Rodas5P())
+    expected = np.concatenate([r[k].reshape(len(r["t"]), -1) for k in "wbvc"], axis=1)
+    got = np.concatenate(
+        [np.reshape(getattr(flow.params, k), (len(r["t"]), -1)) for k in "wbvc"], axis=1
+    )
+    apart = np.linalg.norm(got - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert apart.max() < 1e-8
+    assert np.abs(flow.diagnostics.energy).max() < 2e-8
+    kind = {"cross": "cross", "slide": "slide begins", "exit": "slide ends"}
+    events = list(zip(r["event_neuron"], r["event_datum"], [kind[k] for k in r["event_kind"]]))
+    log = flow.kinks
+    met = list(zip(np.asarray(log.unit), np.asarray(log.datum), log.names))
+    assert len(met) == len(events)
+    # Those within 1e-4 of each other come in any order.
+    ranks = np.searchsorted(r["event_t"], r["event_t"] - 1e-4)
+    ordered = lambda rows: sorted(zip(ranks, rows))
+    for (_, (unit, datum, name)), (_, (u, d, k)) in zip(ordered(met), ordered(events)):
+        assert (unit, datum) == (u, d) and name.startswith(k)
+    late = np.abs(np.sort(np.asarray(log.time)) - r["event_t"])
+    assert np.median(late) < 1e-7 and late.max() < 1e-4
+
+
+def test_a_flow_with_kinks_to_time_1e8():
+    r = np.load(DATA / "sine_d1_w20_n40.npz")
+    net = gflow.ShallowNet.from_arrays(r["w0"], r["b0"], r["v0"], r["c0"])
+    risk = gflow.EmpiricalRisk(r["X"], r["y"])
+    times = np.geomspace(1.0, 1e8, 50)
+    flow = gflow.solve_flow(risk, net, t1=1e8, ts=times, rtol=1e-8, solver=gflow.Rodas5P())
+    early = gflow.solve_flow(risk, net, t1=1e4, ts=times * 1e-4, rtol=1e-8, solver=gflow.Rodas5P())
+    assert np.abs(flow.diagnostics.energy).max() < 1e-7 * float(flow.risk[0])
+    assert (np.diff(flow.risk) < 1e-12).all() and flow.grad_norm[-1] < 1e-12
+    # Explicit steps to 1e8 would be 1e9: the sharpness is about 20.
+    assert int(early.stats["num_steps"]) < 2_000
+    assert int(flow.stats["num_steps"]) - int(early.stats["num_steps"]) < 400
+
+
+def test_vmap_gives_the_single_runs(smooth_problem):
+    risk, _ = smooth_problem
+    nets = [gflow.ShallowNet(1, 5, key=key) for key in jax.random.split(jax.random.key(3), 3)]
+    run = lambda net: gflow.solve_flow(risk, net, t1=20.0, max_kinks=200, solver=gflow.Rodas5P())
+    many = eqx.filter_jit(eqx.filter_vmap(run))(jax.tree.map(lambda *a: jnp.stack(a), *nets))
+    for k, net in enumerate(nets):
+        np.testing.assert_allclose(many.risk[k], run(net).risk, rtol=1e-7)
+
+
+# ---- the Jacobian ---------------------------------------------------------------------------
+
+KEY = jax.random.key(0)
+
+
+@eqx.filter_jit
+def jacobians(known, state, pattern):
+    """The closed form, and by automatic differentiation."""
+    exact = jax.jacfwd(lambda s: known.field(0.0, s, pattern))(state)
+    return field_jacobian(known, 0.0, state, pattern), exact
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"activation": "leaky_relu(0.2)"},
+        {"out_size": 2},
+        {"loss": "logistic"},
+        {"loss": lambda p, t: jnp.sum((p - t) ** 2 * p) + p[0] ** 2 * p[1], "out_size": 2},
+        {"trainable": ("w", "b")},
+        {"trainable": ("b", "v")},
+        {"trainable": ("w", "c"), "activation": "leaky_relu(0.2)"},
+        {"use_bias": False, "output_scale": 0.5},
+        {"repeat": True},
+    ],
+    ids=lambda case: "-".join(case) or "default",
+)
+def test_the_jacobian_is_that_of_the_field(case):
+    rng = np.random.default_rng(3)
+    defaults = {"out_size": "scalar", "loss": "squared", "trainable": None, "repeat": False}
+    case = defaults | case
+    out_size, loss, trainable, repeat = (case.pop(name) for name in defaults)
+    x = rng.normal(size=(8, 2))
+    y = rng.normal(size=(8,) if out_size == "scalar" else (8, 2))
+    x = x[[0, 1, 2, 3, 4, 5, 1, 0]] if repeat else x
+    risk = gflow.EmpiricalRisk(
+        x, np.sign(y) if loss == "logistic" else y, rng.uniform(0.5, 1, 8), loss
+    )
+    net = gflow.ShallowNet(2, 5, out_size, key=KEY, **case)
+    trained, frozen = split_trainable(net, trainable)
+    known = switched(risk, trained, frozen)
+    theta = ravel_pytree(trained)[0]
+    got, exact = jacobians(known, jnp.append(theta, 0.3), known.start(theta))
+    np.testing.assert_allclose(got, exact, atol=1e-14 * np.abs(exact).max())
+
+
+def test_the_jacobian_on_slides():
+    # O4 of the located kinks: both sides of w_1 = 0 point at it.
+    x = np.array([[1.0, 0], [-1, 0], [1, 1], [0, 1]])
+    risk = gflow.EmpiricalRisk(x, np.array([-1.0, -1, 3, 7]))
+    net = gflow.ShallowNet.from_arrays([[0.0, 2.5]], None, [1.0], None)
+    known = switched(risk, *split_trainable(net))
+    state, pattern = jnp.array([0.0, 2.5, 1.0, 0.0]), known.start(jnp.array([0.0, 2.5, 1.0]))
+    pattern = eqx.tree_at(
+        lambda p: (p.sliding, p.used, p.slots),
+        pattern,
+        (pattern.sliding.at[0, 0].set(True), pattern.used.at[0, 0].set(True), pattern.slots),
+    )
+    pattern = known._with_slots(pattern, 0)
+    got, exact = jacobians(known, state, pattern)
+    free = jnp.diag(jnp.array([0.0, 1.0, 1.0, 1.0]))
+    np.testing.assert_allclose(got, exact @ free, atol=1e-13)
+    assert np.abs(got).max() > 0.1
