@@ -143,3 +143,22 @@ def test_samples_approach_the_population():
     shifted = lambda n, shift: (np.arange(n) + shift) * 2 / n - 1
     equal = lambda n: np.mean([gap(shifted(n, shift)) for shift in np.linspace(0.05, 0.95, 10)])
     assert 10 < equal(few) / equal(many) < 24
+
+
+def test_flows_on_samples_approach_the_flow_on_the_population():
+    net = gflow.ShallowNet(1, 4, key=jax.random.key(5), init="standard_normal")
+    options = {"t1": 2.0, "ts": [2.0], "rtol": 1e-7, "kinks": "ignore"}
+    end = lambda risk: ravel_pytree(gflow.solve_flow(risk, net, **options).final)[0]
+    exact_end = end(TENT_RISK)
+
+    def gap(x) -> float:
+        empirical = gflow.EmpiricalRisk(x[:, None], piecewise.tent()(x))
+        return float(np.linalg.norm(end(empirical) - exact_end))
+
+    rng, few, many = np.random.default_rng(0), 64, 1024
+    at_random = lambda n: np.sqrt(np.mean([gap(rng.uniform(-1, 1, n)) ** 2 for _ in range(12)]))
+    # n^(-1/2) makes 4; root mean squares of 12 scatter by some 20 % each.
+    coarse, fine = at_random(few), at_random(many)
+    assert 4 / 1.8 < coarse / fine < 4 * 1.8
+    equal = [gap((np.arange(n) + 0.5) * 2 / n - 1) for n in (few, many)]
+    assert equal[0] / equal[1] > 12 and equal[1] < 0.1 * fine
