@@ -379,3 +379,25 @@ def test_small_starts_are_followed_to_the_relative_tolerance():
     assert flow.kinks.counts() == other.kinks.counts()
     # Atol is the rounding of the field, 2e-16, so 2e-8 of the start, and half the units matter.
     assert gflow.compare(flow, other).largest < 3e-6
+
+
+def test_slides_of_biases_alone_end():
+    # One row holds a unit whose bias alone is trained, and yet the unit is not degenerate.
+    rng = np.random.default_rng(13)
+    x, y = np.linspace(-1, 1, 6)[:, None], 2 * rng.normal(size=6)
+    net = gflow.ShallowNet.from_arrays(
+        rng.normal(size=(2, 1)), rng.normal(size=2), rng.normal(size=2), 0.0
+    )
+    risk, trainable = gflow.EmpiricalRisk(x, y), ("b",)
+    flow = gflow.solve_flow(risk, net, t1=20.0, trainable=trainable)
+    assert flow.kinks.counts()["slide ends to active"] == 1
+    clarke = gflow.clarke_gradient(risk, flow.final, trainable=trainable).b
+    assert float(flow.grad_norm[-1]) == pytest.approx(float(jnp.linalg.norm(clarke)), rel=1e-6)
+
+
+def test_fixed_steps_that_blow_up_say_so():
+    x = np.linspace(-1, 1, 20)[:, None]
+    risk = gflow.EmpiricalRisk(x, np.sin(3 * x[:, 0]))
+    net = gflow.ShallowNet(1, 4, key=jax.random.key(0))
+    flow = gflow.solve_flow(risk, net, t1=10.0, step_size=20.0, throw=False)
+    assert flow.result_name == "nonfinite"

@@ -87,6 +87,11 @@ class SwitchedRisk(eqx.Module):
     loss: Any = eqx.field(static=True)
     slope: float = eqx.field(static=True)
 
+    @property
+    def whole(self) -> bool:
+        """Whether w and b are trained, so that a unit held in all directions is zero."""
+        return self.trained.w is not None and self.frozen.b is None
+
     def net(self, theta: Float[Array, " size"]) -> ShallowNet:
         _, unravel = ravel_pytree(self.trained)
         return eqx.combine(unravel(theta), self.frozen)
@@ -273,7 +278,7 @@ class SwitchedRisk(eqx.Module):
                 pattern.slots.at[unit, slot].set(jnp.where(slides, row, pattern.slots[unit, slot])),
             ),
         )
-        stuck = jnp.sum(changed.used[unit]) == self.normals.shape[1]
+        stuck = self.whole & (jnp.sum(changed.used[unit]) == self.normals.shape[1])
         kind = jnp.where(slides, jnp.where(stuck, 5, 2), jnp.where(was_active, 1, 0))
         return changed, Event(unit, row, kind)
 
@@ -302,7 +307,7 @@ class SwitchedRisk(eqx.Module):
         gram = normals @ normals.T + jnp.diag(jnp.where(used, 0.0, 1.0))
         lift = jnp.linalg.inv(gram) @ normals
         dim = normals.shape[1]
-        stuck = jnp.sum(used) == dim
+        stuck = self.whole & (jnp.sum(used) == dim)
         projector = jnp.where(stuck, 0.0, jnp.eye(dim, dtype=normals.dtype) - normals.T @ lift)
         return eqx.tree_at(
             lambda p: (p.lift, p.projector, p.degenerate),

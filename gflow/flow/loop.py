@@ -153,6 +153,7 @@ class Loop(eqx.Module):
         stuck = s.dt < 4 * jnp.finfo(s.t.dtype).eps * jnp.abs(s.t)
         stuck = (stuck | (s.dt < 1e-3 * jnp.finfo(s.t.dtype).eps * self.t1)) & (s.t < self.t1)
         result = RESULTS.where(stuck, RESULTS.step_size_underflow, s.result)
+        result = RESULTS.where(jnp.isfinite(s.y).all(), result, RESULTS.nonfinite)
         full = s.log.met >= self.settings.max_kinks
         result = RESULTS.where(full, RESULTS.max_kinks_reached, result)
         values = lambda theta: (self.risk.value(theta), self.speed(s.y, s.pattern))
