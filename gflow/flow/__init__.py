@@ -1,4 +1,6 @@
 """Continuous-time gradient flow."""
 
+from gflow.flow.chebyshev import RKC2 as RKC2
+from gflow.flow.rock import ROCK4 as ROCK4
 from gflow.flow.solve import solve_flow as solve_flow
 from gflow.flow.stop import Stop as Stop
