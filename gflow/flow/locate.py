@@ -7,7 +7,12 @@ from gflow.flow.hessian import field_jacobian
 from gflow.flow.kinks import SwitchedRisk
 from gflow.flow.loop import Loop, Settings, State, advance, begin
 from gflow.flow.problem import PIECE_STEPS, Piece, Problem
-from gflow.flow.solvers import accurate_share, evaluations_of_a_step, with_jacobian
+from gflow.flow.solvers import (
+    accurate_share,
+    evaluations_of_a_step,
+    with_jacobian,
+    work_done,
+)
 from gflow.progress import progress_bar
 from gflow.results import RESULTS
 from gflow.trajectory import Kinks
@@ -76,7 +81,7 @@ def _piece(loop: Loop, state: State) -> Piece:
     well = state.result == RESULTS.successful
     result = RESULTS.where(well & state.repelled, RESULTS.repelled_start, state.result)
     result = RESULTS.where(well & (state.t < loop.t1), RESULTS.max_steps_reached, result)
-    log = state.log
+    log, counts_itself = state.log, work_done(state.solver_state) is not None
     return Piece(
         ts=jnp.where(jnp.arange(len(loop.ts)) < state.saved, loop.ts, jnp.inf),
         ys=state.ys,
@@ -85,7 +90,8 @@ def _piece(loop: Loop, state: State) -> Piece:
         steps=state.steps,
         rejected=state.rejected,
         result=result,
-        evaluations=None if loop.stages is None else state.evaluations,
+        evaluations=None if loop.stages is None and not counts_itself else state.evaluations,
+        products=state.products if counts_itself else None,
         speeds=(state.speeds, loop.speed(state.y, state.pattern)),
         kinks=Kinks(log.time, log.unit, loop.risk.first[log.row], log.kind),
     )

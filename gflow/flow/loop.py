@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gflow.flow.events import SLIDE_SCALE, Aim, Step
 from gflow.flow.kinks import Pattern, SwitchedRisk
 from gflow.flow.problem import first_step
+from gflow.flow.solvers import work_done
 from gflow.flow.stop import Stop, stop_result
 from gflow.results import RESULTS
 
@@ -54,6 +55,7 @@ class State(NamedTuple):
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
     evaluations: Int[Array, ""]
+    products: Int[Array, ""]
     repelled: Bool[Array, ""]
     result: RESULTS
 
@@ -103,6 +105,7 @@ class Loop(eqx.Module):
         y, pattern, log = self._resolve(t, y, s.pattern, units, s.log, arrives)
         fresh = lambda new, old: jnp.where(keep, new, old)
         events = log.met - s.log.met
+        evaluations, products = self._work(s, solver_state)
         s = s._replace(
             t=t,
             y=y,
@@ -115,9 +118,17 @@ class Loop(eqx.Module):
             log=log,
             steps=s.steps + ~cut,
             rejected=s.rejected + ~good,
-            evaluations=s.evaluations + (self.stages or 0) + s.made_jump + 2 * events,
+            evaluations=s.evaluations + evaluations + 2 * events,
+            products=s.products + products,
         )
         return s._replace(result=self._end(s, keep))
+
+    def _work(self, s: State, solver_state):
+        """Evaluations and Jacobian-vector products of a step, whether it is kept or not."""
+        before, after = work_done(s.solver_state), work_done(solver_state)
+        if before is None or after is None:
+            return (self.stages or 0) + s.made_jump, 0
+        return after.evaluations - before.evaluations, after.products - before.products
 
     def _judge(self, s: State, y_next, error):
         """Whether the error of a step is within the tolerances, the factor to the next step, and
@@ -253,6 +264,7 @@ def begin(loop: Loop, theta: Float[Array, " size"], t0: Float[Array, ""]) -> Sta
         steps=zero,
         rejected=zero,
         evaluations=jnp.asarray(1),
+        products=zero,
         repelled=risk.repels(theta, pattern),
         result=RESULTS.successful,
     )

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from gflow.flow.problem import PIECE_STEPS, PIECE_TIMES, Piece, Problem, first_step
-from gflow.flow.solvers import controller, num_field_evaluations
+from gflow.flow.solvers import controller, work_of_solve
 from gflow.flow.stop import stop_result
 from gflow.progress import progress_bar
 from gflow.results import RESULTS
@@ -29,7 +29,9 @@ def _integrate(problem: Problem, y0, t0, t1, dt0, ts, max_steps: int) -> Piece:
         t1,
         _first_step(problem, y0, dt0, t1 - t0),
         y0,
-        saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)]),
+        saveat=diffrax.SaveAt(
+            subs=[diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)], solver_state=True
+        ),
         stepsize_controller=controller(problem, t1 - t0),
         event=diffrax.Event(events) if events else None,
         max_steps=max_steps,
@@ -38,6 +40,7 @@ def _integrate(problem: Problem, y0, t0, t1, dt0, ts, max_steps: int) -> Piece:
     assert solution.ts is not None and solution.ys is not None
     (saved_ts, last_ts), (saved_ys, last_ys) = solution.ts, solution.ys
     y_end = last_ys[0]
+    evaluations, products = work_of_solve(problem.solver, solution)
     return Piece(
         ts=saved_ts,
         ys=saved_ys,
@@ -46,7 +49,8 @@ def _integrate(problem: Problem, y0, t0, t1, dt0, ts, max_steps: int) -> Piece:
         steps=solution.stats["num_steps"],
         rejected=solution.stats["num_rejected_steps"],
         result=_translate(solution.result, solution.event_mask or {}, problem, y_end),
-        evaluations=num_field_evaluations(problem.solver, solution.stats["num_steps"]),
+        evaluations=evaluations,
+        products=products,
     )
 
 
@@ -119,6 +123,7 @@ def _join(pieces: list[Piece], ts, end, result: RESULTS) -> Piece:
         rejected=jnp.asarray(sum(int(p.rejected) for p in pieces)),
         result=result,
         evaluations=_total([p.evaluations for p in pieces]),
+        products=_total([p.products for p in pieces]),
     )
 
 

@@ -60,6 +60,7 @@ class Piece(NamedTuple):
     rejected: Any
     result: RESULTS
     evaluations: Any
+    products: Any = None
     speeds: tuple[Array, Array] | None = None
     kinks: Kinks | None = None
 

@@ -139,6 +139,8 @@ def _record(problem: Problem, piece: Piece, method: str) -> Trajectory:
     }
     if piece.evaluations is not None:
         stats["num_field_evaluations"] = piece.evaluations
+    if piece.products is not None:
+        stats["num_hessian_products"] = piece.products
     if piece.kinks is not None:
         stats["num_kinks"] = jnp.sum(jnp.isfinite(piece.kinks.time))
         stats["num_segments"] = 1 + stats["num_kinks"]

@@ -1,6 +1,7 @@
 """The choice of solver and step-size controller."""
 
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float
 from gflow.arguments import ArgumentError
 from gflow.flow.problem import Problem
 from gflow.flow.rosenbrock import Rodas5P
+from gflow.flow.stabilised import Work
 
 
 def as_solver(solver: diffrax.AbstractSolver | None) -> diffrax.AbstractSolver:
@@ -67,6 +69,24 @@ def evaluations_of_a_step(solver: diffrax.AbstractSolver) -> int | None:
     tableau = solver.tableau
     assert isinstance(tableau, diffrax.ButcherTableau)
     return tableau.num_stages - int(tableau.fsal)
+
+
+def work_done(solver_state: Any) -> Work | None:
+    """What a solver that counts its own work has done, in the field `work` of its state."""
+    return getattr(solver_state, "work", None)
+
+
+def work_of_solve(solver: diffrax.AbstractSolver, solution: diffrax.Solution):
+    """Evaluations of the field and Jacobian-vector products of a solve, None where not known.
+
+    A solver that counts its own work forgets that of rejected steps, which are taken to have cost
+    as much as the others.
+    """
+    stats, work = solution.stats, work_done(solution.solver_state)
+    if work is None:
+        return num_field_evaluations(solver, stats["num_steps"]), None
+    kept = jnp.maximum(stats["num_accepted_steps"], 1)
+    return tuple(n + stats["num_rejected_steps"] * n // kept for n in work)
 
 
 def num_field_evaluations(solver: diffrax.AbstractSolver, num_steps):
