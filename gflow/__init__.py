@@ -14,7 +14,7 @@ from gflow.compare import (
     observed_order as observed_order,
 )
 from gflow.descent import descend as descend
-from gflow.flow import Rodas5P as Rodas5P, Stop as Stop, solve_flow as solve_flow
+from gflow.flow import BDF5 as BDF5, Rodas5P as Rodas5P, Stop as Stop, solve_flow as solve_flow
 from gflow.gradients import generalized_gradient as generalized_gradient
 from gflow.networks import ShallowNet as ShallowNet
 from gflow.rates import Rate as Rate, fit_rate as fit_rate

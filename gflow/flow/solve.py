@@ -66,7 +66,9 @@ def solve_flow(
       in.
     - `rtol`, `atol`: tolerances of the error of a step, relative and absolute; by default 1e-8 for
       float64 parameters, 1e-4 for float32, and a hundredth of `rtol`.
-    - `solver`: any adaptive diffrax solver; None for `diffrax.Tsit5()`.
+    - `solver`: any adaptive diffrax solver; None for `diffrax.Tsit5()`. Its steps are bounded by
+      the sharpness; `gflow.BDF5()` has about the same number of steps in each decade of time, for
+      networks of up to some hundred parameters.
     - `kinks`: what to do where a ReLU or leaky ReLU preactivation of a `ShallowNet` passes zero on
       a row of an `EmpiricalRisk`, where the gradient jumps. "locate": every kink is located, and
       crossed, or slid along if the field points at it from both sides; what is followed is
