@@ -1,5 +1,7 @@
 """BDF5: its polynomials, order, stability, error estimate, and long flows in curved valleys."""
 
+from typing import Any
+
 import diffrax
 import equinox as eqx
 import jax
@@ -31,14 +33,15 @@ def test_polynomials_are_met_exactly(gaps, coefficients, s):
 
 
 def test_stability_on_the_negative_real_axis_with_equal_and_growing_steps():
+    largest = np.inf
     for growth in (1.0, 1.1):
         # The last five points and the next, in shares of the step to it.
         gaps = growth ** -np.arange(5.0)
         c = np.asarray(slopes_at_one(jnp.asarray(1 - np.cumsum(gaps)[::-1])))
         for z in -np.geomspace(1e-2, 1e8, 60):
-            roots = np.roots([c[5] - z, *c[4::-1]])
-            assert np.abs(roots).max() < 1
-    assert np.abs(roots).max() < 0.05
+            largest = np.abs(np.roots([c[5] - z, *c[4::-1]])).max()
+            assert largest < 1
+        assert largest < 0.05
 
 
 @jax.jit
@@ -58,7 +61,7 @@ def one_step(h, shares):
 @pytest.mark.parametrize("growth", [1.0, 1.2])
 def test_order_and_estimate_of_one_step_from_exact_points(growth):
     shares = -jnp.append(jnp.cumsum(growth ** -jnp.arange(1, 6.0))[::-1], 0.0)
-    sizes = np.array([0.04, 0.02, 0.01])
+    sizes = np.array([0.02, 0.01, 0.005])
     estimates, errors = zip(*(one_step(h, shares) for h in sizes))
     norms = [float(jnp.linalg.norm(e)) for e in errors]
     # One order more in one step.
@@ -111,7 +114,7 @@ def test_any_diffeqsolve_in_both_directions():
         del args
         return {"fast": -1e6 * (y["fast"] - jnp.cos(t)), "slow": -jnp.sin(t) * y["slow"]}
 
-    solve = eqx.filter_jit(
+    solve: Any = eqx.filter_jit(
         lambda t0, t1, y0: diffrax.diffeqsolve(
             diffrax.ODETerm(field),
             gflow.BDF5(),
@@ -130,7 +133,7 @@ def test_any_diffeqsolve_in_both_directions():
     np.testing.assert_allclose(solution.ys["slow"], np.exp(np.cos(t) - 1), rtol=1e-6)
     assert int(solution.stats["num_steps"]) < 500
     slow = lambda t, y, args: field(t, {"fast": jnp.cos(t), "slow": y["slow"]}, args)
-    backwards = diffrax.diffeqsolve(
+    backwards: Any = diffrax.diffeqsolve(
         diffrax.ODETerm(slow),
         gflow.BDF5(),
         10.0,
