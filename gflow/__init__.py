@@ -15,6 +15,7 @@ from gflow.compare import (
 )
 from gflow.descent import descend as descend
 from gflow.flow import (
+    BDF5 as BDF5,
     RKC2 as RKC2,
     ROCK4 as ROCK4,
     Rodas5P as Rodas5P,

@@ -222,13 +222,14 @@ def test_tanh_flow_against_an_explicit_solver_and_the_honesty_of_the_error(smoot
 REFERENCES = ("diabetes_w16_n60", "sine_d1_w20_n40", "sine_d1_w50_n100", "sine_d2_w30_n80")
 
 
+@pytest.mark.parametrize("solver", [gflow.Rodas5P(), gflow.BDF5()], ids=["Rodas5P", "BDF5"])
 @pytest.mark.parametrize("name", REFERENCES)
-def test_references_with_kinks_and_slides(name):
+def test_references_with_kinks_and_slides(name, solver):
     r = np.load(DATA / f"{name}.npz")
     net = gflow.ShallowNet.from_arrays(r["w0"], r["b0"], r["v0"], r["c0"])
     risk = gflow.EmpiricalRisk(r["X"], r["y"])
     t1 = float(r["t"][-1])
-    flow = gflow.solve_flow(risk, net, t1=t1, ts=r["t"], rtol=1e-8, solver=gflow.Rodas5P())
+    flow = gflow.solve_flow(risk, net, t1=t1, ts=r["t"], rtol=1e-8, solver=solver)
     expected = np.concatenate([r[k].reshape(len(r["t"]), -1) for k in "wbvc"], axis=1)
     got = np.concatenate(
         [np.reshape(getattr(flow.params, k), (len(r["t"]), -1)) for k in "wbvc"], axis=1
@@ -262,15 +263,6 @@ def test_a_flow_with_kinks_to_time_1e8():
     # Explicit steps to 1e8 would be 1e9: the sharpness is about 20.
     assert int(early.stats["num_steps"]) < 2_000
     assert int(flow.stats["num_steps"]) - int(early.stats["num_steps"]) < 400
-
-
-def test_vmap_gives_the_single_runs(smooth_problem):
-    risk, _ = smooth_problem
-    nets = [gflow.ShallowNet(1, 5, key=key) for key in jax.random.split(jax.random.key(3), 3)]
-    run = lambda net: gflow.solve_flow(risk, net, t1=20.0, max_kinks=200, solver=gflow.Rodas5P())
-    many = eqx.filter_jit(eqx.filter_vmap(run))(jax.tree.map(lambda *a: jnp.stack(a), *nets))
-    for k, net in enumerate(nets):
-        np.testing.assert_allclose(many.risk[k], run(net).risk, rtol=1e-7)
 
 
 # ---- the Jacobian ---------------------------------------------------------------------------

@@ -134,14 +134,9 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         y, unravel = ravel_pytree(y0)
-        control, h = terms.contr(t0, t1), t1 - t0
-        rise = lambda t, y: ravel_pytree(terms.vf_prod(t, unravel(y), args, control))[0]
-        if self.jacobian is None:
-            jacobian = jax.jacfwd(lambda y: rise(t0, y))(y)
-        else:
-            # Backwards, diffrax steps forwards in −t.
-            jacobian = control * self.jacobian(jnp.where(control < 0, -t0, t0), y0, args)
-        solve = _solver(jnp.eye(len(y), dtype=y.dtype) / GAMMA - jacobian)
+        rise, jacobian = risen(terms, t0, t1, y0, args, self.jacobian)
+        matrix = lu_factor(jnp.eye(len(y), dtype=y.dtype) / GAMMA - jacobian(t0, y))
+        h = t1 - t0
         _, drift = jax.jvp(lambda t: rise(t, y), (t0,), (h,))
         stages, couplings, weights, dense, nodes, times = (
             jnp.asarray(of, y.dtype) for of in (STAGES, COUPLINGS, WEIGHTS, DENSE, NODES, TIMES)
@@ -149,7 +144,7 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
 
         def stage(i, us):
             slope = rise(t0 + nodes[i] * h, y + stages[i] @ us) + times[i] * drift
-            return us.at[i].set(solve(slope + couplings[i] @ us))
+            return us.at[i].set(lu_apply(matrix, slope + couplings[i] @ us))
 
         us = jax.lax.fori_loop(0, 8, stage, jnp.zeros((8, len(y)), y.dtype))
         y1 = unravel(y + weights @ us)
@@ -157,14 +152,29 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
         return y1, unravel(us[-1]), info, None, diffrax.RESULTS.successful
 
 
-def _solver(matrix: Float[Array, "size size"]) -> Callable[[Array], Array]:
-    """x ↦ matrix⁻¹ x by one LU factorisation."""
-    # `jax.scipy.linalg.lu_solve` would make the permutation from pivots anew in each solve.
+def risen(terms, t0, t1, like: PyTree[Array], args, given: Callable | None):
+    """h f(t, y) and h J(t, y) as functions of t and the flattened y, for the step from t0 to t1.
+
+    `given` is a function `(t, y, args)` for J, or None for `jax.jacfwd`.
+    """
+    _, unravel = ravel_pytree(like)
+    control = terms.contr(t0, t1)
+    rise = lambda t, y: ravel_pytree(terms.vf_prod(t, unravel(y), args, control))[0]
+    if given is None:
+        return rise, lambda t, y: jax.jacfwd(lambda y: rise(t, y))(y)
+    # Backwards, diffrax steps forwards in −t.
+    return rise, lambda t, y: control * given(jnp.where(control < 0, -t, t), unravel(y), args)
+
+
+def lu_factor(matrix: Float[Array, "size size"]) -> tuple[Array, Array]:
+    # `jax.scipy.linalg.lu_solve` would make the order of the rows from pivots anew in each solve.
     factors, _, order = jax.lax.linalg.lu(matrix)
+    return factors, order
+
+
+def lu_apply(lu: tuple[Array, Array], x: Float[Array, " size"]) -> Float[Array, " size"]:
+    """matrix⁻¹ x."""
+    factors, order = lu
     solve = jax.lax.linalg.triangular_solve
-
-    def apply(x):
-        half = solve(factors, x[order, None], left_side=True, lower=True, unit_diagonal=True)
-        return solve(factors, half, left_side=True)[:, 0]
-
-    return apply
+    half = solve(factors, x[order, None], left_side=True, lower=True, unit_diagonal=True)
+    return solve(factors, half, left_side=True)[:, 0]

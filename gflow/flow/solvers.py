@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gflow.arguments import ArgumentError
+from gflow.flow.multistep import BDF5
 from gflow.flow.problem import Problem
 from gflow.flow.rosenbrock import Rodas5P
 from gflow.flow.stabilised import Work
@@ -24,9 +25,9 @@ def as_solver(solver: diffrax.AbstractSolver | None) -> diffrax.AbstractSolver:
 
 def with_jacobian(solver: diffrax.AbstractSolver, jacobian: Callable) -> diffrax.AbstractSolver:
     """The solver with this Jacobian, if it takes one and has none."""
-    if not isinstance(solver, Rodas5P) or solver.jacobian is not None:
+    if not isinstance(solver, (BDF5, Rodas5P)) or solver.jacobian is not None:
         return solver
-    return Rodas5P(jacobian)
+    return type(solver)(jacobian)
 
 
 def controller(problem: Problem, span) -> diffrax.AbstractStepSizeController:
