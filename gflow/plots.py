@@ -140,7 +140,11 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
     if log is None:
         got = Described("one whose kinks were not located")
         raise ArgumentError("trajectory", got, 'one of `solve_flow(kinks="locate")`')
-    time, unit, names = np.asarray(log.time), np.asarray(log.unit), np.array(log.names)
+    # Kinks at 0 are drawn where the logarithmic axis begins.
+    time, saved = np.asarray(log.time), np.asarray(trajectory.ts)
+    later = np.append(saved[saved > 0], time[time > 0])
+    time = np.maximum(time, later.min(initial=np.inf)) if len(later) else time
+    unit, names = np.asarray(log.unit), np.array(log.names)
     end, open_slides = float(trajectory.ts[-1]), {}
     for t, i, datum, name in zip(time, unit, np.asarray(log.datum), names):
         if name in ("slide begins", "unit degenerates"):

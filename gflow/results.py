@@ -7,10 +7,11 @@ class RESULTS(eqx.Enumeration):
     """How a run ended. The message says what happened and, after trouble, what to try."""
 
     successful = "reached its end"
-    repelled_start = (
-        "reached its end, along one of several solutions: the start lies on a kink that the flow "
-        "leaves to either side, and this one, as ReLU'(0) = 0 has it, left to the inactive side. A "
-        "bias raised by a rounding or so gives the other"
+    repelled = (
+        "reached its end, along one of several solutions: at the start, or where the output weight "
+        "of a sliding unit passed 0, it was on a kink that the flow leaves to either side, and "
+        "left to the inactive side, as ReLU'(0) = 0 has it. A bias raised by a rounding or so at "
+        "the start gives another"
     )
     reached_grad_norm = "stopped early: the gradient norm fell to the value asked for"
     reached_risk = "stopped early: the risk fell to the value asked for"
@@ -38,7 +39,7 @@ class RESULTS(eqx.Enumeration):
     interrupted = "interrupted from the keyboard"
 
 
-GOOD = ("successful", "repelled_start", "reached_grad_norm", "reached_risk", "reached_param_norm")
+GOOD = ("successful", "repelled", "reached_grad_norm", "reached_risk", "reached_param_norm")
 TROUBLE = (
     "max_steps_reached",
     "max_kinks_reached",

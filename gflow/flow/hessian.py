@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gflow.flow.kinks import Pattern, SwitchedRisk
+from gflow.flow.kinks import SwitchedRisk
+from gflow.flow.pattern import Pattern
 
 
 def field_jacobian(

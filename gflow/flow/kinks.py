@@ -12,9 +12,13 @@ $$\mu = -(M M^\top)^{-1} M f, \qquad \dot u = -(f + M^\top \mu),$$
 where −f is the field of the unit's w and b from its other pairs. The weight of the active side is
 $\lambda = (\mu/(\partial L/\partial a) - \alpha)/(1 - \alpha)$; sliding ends where it leaves
 [0, 1].
+
+Rows with parallel normals, such as x and −x without biases, can have one kink between them. It is
+crossed, or slid along, by all of them at once: their jumps add up, and one of them stands for all
+in the slots of the slides.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -25,45 +29,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow.activations import PiecewiseLinear
 from gflow.arguments import is_concrete
+from gflow.flow.pattern import Event, Parts, Pattern, least_pair
+from gflow.flow.rows import Lines, distinct_rows, lines
 from gflow.networks import ShallowNet
 from gflow.risks import EmpiricalRisk
 
 _MOST_SLIDES = 64
-
-
-class Pattern(eqx.Module):
-    """Which pairs of unit and row are active, and which slide.
-
-    `slots` are the sliding rows of each unit, where `used`. With their normals M, zero elsewhere,
-    `lift` is $(M M^\top)^{-1} M$ and `projector` the projector $1 - M^\top (M M^\top)^{-1} M$ onto
-    the directions in which the unit is free.
-    """
-
-    active: Bool[Array, "width rows"]
-    sliding: Bool[Array, "width rows"]
-    slots: Int[Array, "width slots"]
-    used: Bool[Array, "width slots"]
-    lift: Float[Array, "width slots dim"]
-    projector: Float[Array, "width dim dim"]
-    degenerate: Bool[Array, " width"]
-
-
-class Parts(NamedTuple):
-    """What field and margins are made of, at one θ."""
-
-    z: Float[Array, "width rows"]
-    q: Float[Array, "width rows"]
-    force: Float[Array, "width dim"]
-    g_v: Array
-    g_c: Array
-
-
-class Event(NamedTuple):
-    """One entry of the kink log; `kind` is an index into `KINK_KINDS`."""
-
-    unit: Any
-    row: Any
-    kind: Any
 
 
 class SwitchedRisk(eqx.Module):
@@ -84,6 +55,7 @@ class SwitchedRisk(eqx.Module):
     weights: Float[Array, " data"]
     normals: Float[Array, "rows dim"]
     sizes: Float[Array, " rows"]
+    lines: Lines
     loss: Any = eqx.field(static=True)
     slope: float = eqx.field(static=True)
 
@@ -186,8 +158,18 @@ class SwitchedRisk(eqx.Module):
         parts = self.parts(theta, pattern)
         here = self.velocity(pattern, parts) @ self.normals.T
         square = jnp.sum(self.normals**2, axis=1)
-        beyond = here - (1 - self.slope) * parts.q * square[None, :]
-        return jnp.any((parts.z == 0) & (here < 0) & (beyond > 0))
+        turned = jax.vmap(self.turns)(parts.q, pattern.active, parts.z == 0)
+        on_active, on_inactive = (here - turn * square[None, :] for turn in turned)
+        return jnp.any((parts.z == 0) & (on_inactive < 0) & (on_active > 0))
+
+    def turns(self, q, active, here: Bool[Array, " rows"]) -> tuple[Array, Array]:
+        """By how much q m, in multiples of the rows' normals m, grows in one unit if all its kinks
+        that are `here` turn to the side where the row is active; and to the other."""
+        ahead = self.lines.along > 0
+        along = jnp.where(here, self.lines.along * (1 - self.slope) * q, 0.0)
+        above = self.lines.total(along * (ahead.astype(q.dtype) - active)) / self.lines.along
+        below = self.lines.total(along * ((~ahead).astype(q.dtype) - active)) / self.lines.along
+        return jnp.where(ahead, above, below), jnp.where(ahead, below, above)
 
     def unit_sizes(self, theta: Array) -> Float[Array, " width"]:
         """‖(w_i, b_i)‖, for units at 0 some small number."""
@@ -219,30 +201,61 @@ class SwitchedRisk(eqx.Module):
         return jnp.where(free, jnp.minimum(weight, 1 - weight), jnp.inf)
 
     def weights_of_active_side(self, parts: Parts, pattern: Pattern) -> Array:
-        q = jnp.take_along_axis(parts.q, pattern.slots, axis=1)
-        # Without a pull towards the kink there is nothing to slide on: λ counts as left.
-        pulls = q > 0
-        safe = jnp.where(pulls, q, 1.0)
+        """λ of the sliding pairs; −1 without a pull towards the kink, where there is nothing to
+        slide on and λ counts as left."""
+        least, pull = self._pulls(parts, pattern)
         multipliers = -jnp.sum(pattern.lift * parts.force[:, None, :], axis=-1)
-        share = (multipliers / safe - self.slope) / (1 - self.slope)
-        return jnp.where(pulls, share, -1.0)
+        share = (multipliers - least) / jnp.where(pull > 0, pull, 1.0)
+        return jnp.where(pull > 0, share, -1.0)
+
+    def _pulls(self, parts: Parts, pattern: Pattern) -> tuple[Array, Array]:
+        """μ at λ = 0 for each slot, and by how much it grows to λ = 1."""
+        if self.lines.line is None:
+            q = jnp.take_along_axis(parts.q, pattern.slots, axis=1)
+            return self.slope * q, (1 - self.slope) * q
+        along = self.lines.along
+        weighted = jnp.where(pattern.sliding, parts.q * along[None, :], 0.0)
+        total = lambda slopes: jax.vmap(lambda a: self.lines.total(a * slopes) / along)(weighted)
+        of_slots = lambda a: jnp.take_along_axis(a, pattern.slots, axis=1)
+        above = of_slots(total(jnp.where(along > 0, 1.0, self.slope)))
+        below = of_slots(total(jnp.where(along > 0, self.slope, 1.0)))
+        ahead = along[pattern.slots] > 0
+        least = jnp.where(ahead, below, above)
+        return least, jnp.where(ahead, above, below) - least
 
     def exit(self, pattern: Pattern, parts: Parts) -> tuple[Pattern, Event]:
-        """The end of the slide whose λ has left [0, 1] farthest."""
+        """The end of the slide whose λ has left [0, 1] farthest.
+
+        If the pull towards the kink was lost, the flow could leave to either side, or stay.
+        """
         margins = self.slide_margins(parts, pattern)
         unit, slot = jnp.unravel_index(jnp.argmin(margins), margins.shape)
         row = pattern.slots[unit, slot]
         to_active = self.weights_of_active_side(parts, pattern)[unit, slot] > 0.5
+        repelled = self._pulls(parts, pattern)[1][unit, slot] <= 0
+        members = self.lines.members(row) & pattern.sliding[unit]
+        pattern = self._turned(pattern, unit, row, members, to_active)
         pattern = eqx.tree_at(
-            lambda p: (p.active, p.sliding, p.used),
+            lambda p: (p.sliding, p.used),
             pattern,
             (
-                pattern.active.at[unit, row].set(to_active),
-                pattern.sliding.at[unit, row].set(False),
+                pattern.sliding.at[unit].set(pattern.sliding[unit] & ~members),
                 pattern.used.at[unit, slot].set(False),
             ),
         )
-        return pattern, Event(unit, row, jnp.where(to_active, 3, 4))
+        kinds = jnp.where(self._aligned(row) == to_active, 3, 4)
+        return pattern, Event(unit, row, members, kinds, repelled)
+
+    def _aligned(self, row) -> Bool[Array, " rows"]:
+        """Which rows, of those on the line of one, are on the active side where that is."""
+        ahead = self.lines.along > 0
+        return ahead == ahead[row]
+
+    def _turned(self, pattern: Pattern, unit, row, members, to_active) -> Pattern:
+        """The pattern with the kinks of some rows, on the line of one, turned with that."""
+        side = self._aligned(row) == to_active
+        active = jnp.where(members, side, pattern.active[unit])
+        return eqx.tree_at(lambda p: p.active, pattern, pattern.active.at[unit].set(active))
 
     def arrive(self, pattern: Pattern, parts: Parts, units, eps: float) -> tuple[Pattern, Event]:
         """What happens at the kink that is farthest past: a crossing, or a slide begins.
@@ -252,35 +265,43 @@ class SwitchedRisk(eqx.Module):
         """
         margins = self.kink_margins(parts.z, pattern, units)
         unit, first = least_pair(margins)
+        past = margins[unit] <= -0.5 * eps
+        close = jnp.abs(parts.z[unit]) <= 4 * eps * units[unit] * self.lines.reach
+        close = (past | close) & ~pattern.sliding[unit]
         u, active = self.velocity(pattern, parts)[unit], pattern.active[unit]
         here = self.normals @ u
         square = jnp.sum(self.normals**2, axis=1)
         free = jnp.sum((self.normals @ pattern.projector[unit]) ** 2, axis=1)
-        jump = (1 - self.slope) * parts.q[unit] * free
+        to_active, to_inactive = self.turns(parts.q[unit], active, close)
+        jump = jnp.where(active, to_inactive, to_active) * free
+        beyond = here - jump
         # A side that does not move counts as pointing at the kink: a unit that loses its last
         # active row, or one whose kinks all meet, comes to rest there.
         still = 1e-9 * jnp.abs(jump)
-        crosses = jnp.where(active, here + jump < -still, here - jump > still)
+        crosses = jnp.where(active, beyond < -still, beyond > still)
         crosses = crosses | (free < 1e-12 * square)
-        candidates = jnp.where(crosses & (margins[unit] <= -0.5 * eps), margins[unit], jnp.inf)
+        candidates = jnp.where(crosses & past, margins[unit], jnp.inf)
         crossing = jnp.isfinite(jnp.min(candidates))
         row = jnp.where(crossing, jnp.argmin(candidates), first)
+        members = self.lines.members(row) & close
         slides = ~crossing & ~jnp.all(pattern.used[unit])
         slot = jnp.argmin(pattern.used[unit])
         was_active = active[row]
+        pattern = self._turned(pattern, unit, row, members, ~was_active)
         changed = eqx.tree_at(
             lambda p: (p.active, p.sliding, p.used, p.slots),
             pattern,
             (
-                pattern.active.at[unit, row].set(~was_active & ~slides),
-                pattern.sliding.at[unit, row].set(slides),
+                pattern.active.at[unit].set(pattern.active[unit] & ~(members & slides)),
+                pattern.sliding.at[unit].set(pattern.sliding[unit] | (members & slides)),
                 pattern.used.at[unit, slot].set(slides | pattern.used[unit, slot]),
                 pattern.slots.at[unit, slot].set(jnp.where(slides, row, pattern.slots[unit, slot])),
             ),
         )
         stuck = self.whole & (jnp.sum(changed.used[unit]) == self.normals.shape[1])
-        kind = jnp.where(slides, jnp.where(stuck, 5, 2), jnp.where(was_active, 1, 0))
-        return changed, Event(unit, row, kind)
+        crossed = jnp.where(self._aligned(row) == was_active, 1, 0)
+        kinds = jnp.where(slides, jnp.where(stuck, 5, 2), crossed)
+        return changed, Event(unit, row, members, kinds, jnp.asarray(False))
 
     def event(self, theta: Array, pattern: Pattern, parts: Parts, units, eps: float):
         """θ, the pattern and the event after the kink or the end of a slide that is due."""
@@ -297,7 +318,7 @@ class SwitchedRisk(eqx.Module):
             return self.moved(theta, event.unit, -(past @ pattern.lift[event.unit])), pattern
 
         same = lambda theta, pattern: (theta, pattern)
-        theta, pattern = jax.lax.cond(event.kind >= 2, settle, same, theta, pattern)
+        theta, pattern = jax.lax.cond(event.slides, settle, same, theta, pattern)
         return theta, pattern, event
 
     def _with_slots(self, pattern: Pattern, unit) -> Pattern:
@@ -320,12 +341,6 @@ class SwitchedRisk(eqx.Module):
         )
 
 
-def least_pair(margins: Float[Array, "width rows"]) -> tuple[Array, Array]:
-    """Unit and row of the least margin: by units first, much faster than a flat `argmin` in XLA."""
-    unit = jnp.argmin(jnp.min(margins, axis=1))
-    return unit, jnp.argmin(margins[unit])
-
-
 def switched(risk: Any, trained: PyTree, frozen: PyTree) -> SwitchedRisk | None:
     """The risk pattern by pattern, or None where no kinks are known.
 
@@ -340,42 +355,30 @@ def switched(risk: Any, trained: PyTree, frozen: PyTree) -> SwitchedRisk | None:
         return None
     if trained.w is None and trained.b is None:
         return None
-    rows, first, group = _distinct(risk.x)
+    # In the precision of the parameters, which is that of the flow.
+    dtype = net.w.dtype
+    rows, first, group = distinct_rows(risk.x.astype(dtype))
     # Done by NumPy if it can be: eager operations of JAX would take as long as a short flow.
     like = np if is_concrete(rows) else jnp
     x = like.asarray(rows)
     ones = like.ones((x.shape[0], 1), x.dtype)
     parts = ([x] if trained.w is not None else []) + ([ones] if trained.b is not None else [])
     sizes = like.linalg.norm(x if net.b is None else like.concatenate([x, ones], 1), axis=1)
-    n = risk.num_data
+    # A row at the origin of a net without biases has no kink: its z is always 0.
+    sizes = like.where(sizes > 0, sizes, 1.0)
+    normals = like.concatenate(parts, axis=1)
+    n, weights = risk.num_data, risk.weights
     return SwitchedRisk(
         trained=trained,
         frozen=frozen,
         rows=rows,
         group=group,
         first=first,
-        y=risk.y,
-        weights=jnp.asarray(like.full(n, 1 / n, x.dtype)) if risk.weights is None else risk.weights,
-        normals=jnp.asarray(like.concatenate(parts, axis=1)),
-        # A row at the origin of a net without biases has no kink: its z is always 0.
-        sizes=jnp.asarray(like.where(sizes > 0, sizes, 1.0), x.dtype),
+        y=risk.y.astype(dtype) if jnp.issubdtype(risk.y.dtype, jnp.floating) else risk.y,
+        weights=jnp.asarray(like.full(n, 1 / n, dtype) if weights is None else weights, dtype),
+        normals=jnp.asarray(normals),
+        sizes=jnp.asarray(sizes, dtype),
+        lines=lines(normals, sizes),
         loss=risk.loss,
         slope=activation.negative_slope,
     )
-
-
-def _distinct(x: Array) -> tuple[Array, Array, Array | None]:
-    """The distinct rows, the first datum of each, and to which each datum belongs (None if all are
-    distinct). Data that are traced are taken to be distinct."""
-    n = x.shape[0]
-    if not is_concrete(x):
-        return x, jnp.arange(n), None
-    _, first, group = np.unique(np.asarray(x), axis=0, return_index=True, return_inverse=True)
-    if len(first) == n:
-        return x, jnp.arange(n), None
-    # In the order of the data.
-    order = np.argsort(first)
-    rank = np.empty(len(first), int)
-    rank[order] = np.arange(len(first))
-    kept = np.sort(first)
-    return x[kept], jnp.asarray(kept), jnp.asarray(rank[group.ravel()])

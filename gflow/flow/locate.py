@@ -79,7 +79,7 @@ def _unfinished(state: State, t1, max_steps: int) -> bool:
 @eqx.filter_jit
 def _piece(loop: Loop, state: State) -> Piece:
     well = state.result == RESULTS.successful
-    result = RESULTS.where(well & state.repelled, RESULTS.repelled_start, state.result)
+    result = RESULTS.where(well & state.repelled, RESULTS.repelled, state.result)
     result = RESULTS.where(well & (state.t < loop.t1), RESULTS.max_steps_reached, result)
     log, counts_itself = state.log, work_done(state.solver_state) is not None
     return Piece(
@@ -89,6 +89,7 @@ def _piece(loop: Loop, state: State) -> Piece:
         end=(state.t, state.y),
         steps=state.steps,
         rejected=state.rejected,
+        shortened=state.shortened,
         result=result,
         evaluations=None if loop.stages is None and not counts_itself else state.evaluations,
         products=state.products if counts_itself else None,

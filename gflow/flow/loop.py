@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.flow.events import SLIDE_SCALE, Aim, Step
-from gflow.flow.kinks import Pattern, SwitchedRisk
+from gflow.flow.kinks import SwitchedRisk
+from gflow.flow.pattern import Event, Pattern
 from gflow.flow.problem import first_step
 from gflow.flow.solvers import work_done
 from gflow.flow.stop import Stop, stop_result
@@ -37,6 +38,13 @@ class Log(NamedTuple):
     kind: Int[Array, " kinks"]
 
 
+class Resolved(NamedTuple):
+    """How many events were resolved, and whether the flow could have gone on to either side."""
+
+    events: Int[Array, ""]
+    repelled: Bool[Array, ""]
+
+
 class State(NamedTuple):
     """Where the flow is, and what was saved."""
 
@@ -54,6 +62,7 @@ class State(NamedTuple):
     log: Log
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
+    shortened: Int[Array, ""]
     evaluations: Int[Array, ""]
     products: Int[Array, ""]
     repelled: Bool[Array, ""]
@@ -102,9 +111,8 @@ class Loop(eqx.Module):
         aim = Aim(jnp.where(cut, s.t + found.share * dt, jnp.inf), found.which)
 
         s = self._save(s, t, inside)
-        y, pattern, log = self._resolve(t, y, s.pattern, units, s.log, arrives)
+        y, pattern, log, resolved = self._resolve(t, y, s.pattern, units, s.log, arrives)
         fresh = lambda new, old: jnp.where(keep, new, old)
-        events = log.met - s.log.met
         evaluations, products = self._work(s, solver_state)
         s = s._replace(
             t=t,
@@ -116,10 +124,12 @@ class Loop(eqx.Module):
             made_jump=jnp.where(keep, arrives, s.made_jump),
             pattern=pattern,
             log=log,
-            steps=s.steps + ~cut,
+            steps=s.steps + 1,
             rejected=s.rejected + ~good,
-            evaluations=s.evaluations + evaluations + 2 * events,
+            shortened=s.shortened + cut,
+            evaluations=s.evaluations + evaluations + 2 * resolved.events,
             products=s.products + products,
+            repelled=s.repelled | resolved.repelled,
         )
         return s._replace(result=self._end(s, keep))
 
@@ -165,7 +175,7 @@ class Loop(eqx.Module):
         stuck = (stuck | (s.dt < 1e-3 * jnp.finfo(s.t.dtype).eps * self.t1)) & (s.t < self.t1)
         result = RESULTS.where(stuck, RESULTS.step_size_underflow, s.result)
         result = RESULTS.where(jnp.isfinite(s.y).all(), result, RESULTS.nonfinite)
-        full = s.log.met >= self.settings.max_kinks
+        full = s.log.met > self.settings.max_kinks
         result = RESULTS.where(full, RESULTS.max_kinks_reached, result)
         values = lambda theta: (self.risk.value(theta), self.speed(s.y, s.pattern))
         conditions = self.settings.stop.conditions(values)
@@ -176,14 +186,15 @@ class Loop(eqx.Module):
     # ---- events -----------------------------------------------------------------------------
 
     def _resolve(self, t, y, pattern, units, log: Log, happens):
-        """Deals with all kinks and slides that are due, one after the other."""
+        """Deals with all kinks and slides that are due, one after the other, until the budget is
+        exceeded."""
 
         def unfinished(c):
-            *_, log, pending = c
-            return pending & (log.met < self.settings.max_kinks)
+            *_, log, _, pending = c
+            return pending & (log.met <= self.settings.max_kinks)
 
         def one(c):
-            y, pattern, log, _ = c
+            y, pattern, log, resolved, _ = c
             parts = self.risk.parts(y[:-1], pattern)
             margins = self.risk.kink_margins(parts.z, pattern, units)
             slide = SLIDE_SCALE * jnp.min(self.risk.slide_margins(parts, pattern))
@@ -191,14 +202,15 @@ class Loop(eqx.Module):
 
             def resolve(y, pattern, log):
                 theta, pattern, event = self.risk.event(y[:-1], pattern, parts, units, self.eps)
-                return y.at[:-1].set(theta), pattern, _logged(log, t, event)
+                log = _logged(log, t, event, self.risk.lines.line is None)
+                after = Resolved(resolved.events + 1, resolved.repelled | event.repelled)
+                return y.at[:-1].set(theta), pattern, log, after
 
-            same = lambda y, pattern, log: (y, pattern, log)
-            y, pattern, log = jax.lax.cond(due, resolve, same, y, pattern, log)
-            return y, pattern, log, due
+            same = lambda y, pattern, log: (y, pattern, log, resolved)
+            return *jax.lax.cond(due, resolve, same, y, pattern, log), due
 
-        start = (y, pattern, log, happens)
-        return jax.lax.while_loop(unfinished, one, start)[:3]
+        start = (y, pattern, log, Resolved(jnp.asarray(0), jnp.asarray(False)), happens)
+        return jax.lax.while_loop(unfinished, one, start)[:4]
 
     # ---- saving -----------------------------------------------------------------------------
 
@@ -223,14 +235,21 @@ class Loop(eqx.Module):
         return jnp.sqrt(self.risk.field(0.0, y, pattern)[-1])
 
 
-def _logged(log: Log, t, event) -> Log:
-    k = log.met
+def _logged(log: Log, t, event: Event, alone: bool) -> Log:
+    """With the event of one row, if it is always `alone`, or of all its members."""
+    if alone:
+        places, entries, count = log.met, (event.row, event.kinds[event.row]), 1
+    else:
+        rows, count = jnp.arange(len(event.members)), jnp.sum(event.members)
+        # Past the end, where nothing is written, for the others.
+        places = jnp.where(event.members, log.met + jnp.cumsum(event.members) - 1, len(log.time))
+        entries = (rows, event.kinds)
+    write = lambda array, entry: array.at[places].set(entry, mode="drop")
     return Log(
-        k + 1,
-        log.time.at[k].set(t, mode="drop"),
-        log.unit.at[k].set(event.unit, mode="drop"),
-        log.row.at[k].set(event.row, mode="drop"),
-        log.kind.at[k].set(event.kind, mode="drop"),
+        log.met + count,
+        write(log.time, t),
+        write(log.unit, event.unit),
+        *map(write, (log.row, log.kind), entries),
     )
 
 
@@ -263,6 +282,7 @@ def begin(loop: Loop, theta: Float[Array, " size"], t0: Float[Array, ""]) -> Sta
         ),
         steps=zero,
         rejected=zero,
+        shortened=zero,
         evaluations=jnp.asarray(1),
         products=zero,
         repelled=risk.repels(theta, pattern),
@@ -270,6 +290,7 @@ def begin(loop: Loop, theta: Float[Array, " size"], t0: Float[Array, ""]) -> Sta
     )
 
 
+@eqx.filter_custom_jvp
 def advance(loop: Loop, state: State, max_steps) -> State:
     """The state at t1, or where a budget or trouble ended it; `max_steps` counts from the start."""
 
@@ -277,3 +298,11 @@ def advance(loop: Loop, state: State, max_steps) -> State:
         return (s.t < loop.t1) & (s.steps < max_steps) & (s.result == RESULTS.successful)
 
     return jax.lax.while_loop(unfinished, lambda s: loop.step(s), state)
+
+
+@advance.def_jvp
+def _no_derivative(primals, tangents):
+    raise TypeError(
+        "a flow with located kinks cannot be differentiated: its events are found by iteration. "
+        "`solve_flow(..., kinks='ignore')` can, in reverse mode, too."
+    )

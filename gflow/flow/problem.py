@@ -63,6 +63,7 @@ class Piece(NamedTuple):
     products: Any = None
     speeds: tuple[Array, Array] | None = None
     kinks: Kinks | None = None
+    shortened: Any = None
 
     def with_end(self) -> "Piece":
         """With the state where an early end left off in the next slot."""

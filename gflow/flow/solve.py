@@ -25,7 +25,7 @@ from gflow.arguments import (
 from gflow.flow import locate, plain
 from gflow.flow.kinks import switched
 from gflow.flow.problem import Piece, Problem
-from gflow.flow.solvers import as_solver
+from gflow.flow.solvers import as_solver, with_tolerances
 from gflow.flow.stop import Stop, as_stop
 from gflow.networks import split_trainable
 from gflow.trajectory import KINKS_IGNORED, Trajectory, finish, keep_first, record, recorded
@@ -109,6 +109,7 @@ def solve_flow(
     if h is not None:
         h = jnp.asarray(positive("step_size", h) if is_concrete(h) else h, theta0.dtype)
     tolerances = _tolerances(rtol, atol, theta0)
+    solver = with_tolerances(solver, *tolerances)
     problem = Problem(risk, trained, frozen, solver, stop, *tolerances, h)
 
     known = switched(risk, trained, frozen)
@@ -143,6 +144,8 @@ def _record(problem: Problem, piece: Piece, method: str) -> Trajectory:
         stats["num_field_evaluations"] = piece.evaluations
     if piece.products is not None:
         stats["num_hessian_products"] = piece.products
+    if piece.shortened is not None:
+        stats["num_shortened_steps"] = piece.shortened
     if piece.kinks is not None:
         stats["num_kinks"] = jnp.sum(jnp.isfinite(piece.kinks.time))
         stats["num_segments"] = 1 + stats["num_kinks"]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -13,6 +14,9 @@ from gflow.flow.problem import Problem
 from gflow.flow.rosenbrock import Rodas5P
 from gflow.flow.stabilised import Work
 
+# What stands for the tolerances of a root finder that has none of its own.
+_AS_THE_STEP = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol
+
 
 def as_solver(solver: diffrax.AbstractSolver | None) -> diffrax.AbstractSolver:
     """The solver asked for; Tsit5 if None."""
@@ -20,7 +24,27 @@ def as_solver(solver: diffrax.AbstractSolver | None) -> diffrax.AbstractSolver:
         return diffrax.Tsit5()
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ArgumentError("solver", solver, "a diffrax solver with an error estimate, or None")
+    if solver.term_structure not in (diffrax.ODETerm, diffrax.AbstractTerm):
+        raise ArgumentError("solver", solver, "a diffrax solver of one ODETerm, or None")
     return solver
+
+
+def with_tolerances(
+    solver: diffrax.AbstractSolver, rtol: Float[Array, ""], atol: Float[Array, ""]
+) -> diffrax.AbstractSolver:
+    """The solver, its equations solved to the tolerances of a step where it names none.
+
+    As `diffrax.diffeqsolve` does it, and with fixed steps, too.
+    """
+    if not isinstance(solver, diffrax.AbstractImplicitSolver):
+        return solver
+    finder = solver.root_finder
+    given = {"rtol": rtol, "atol": atol, "norm": _finite_rms}
+    left = [name for name in given if getattr(finder, name, None) is _AS_THE_STEP]
+    if not left:
+        return solver
+    where = lambda s: [getattr(s.root_finder, name) for name in left]
+    return eqx.tree_at(where, solver, [given[name] for name in left])
 
 
 def with_jacobian(solver: diffrax.AbstractSolver, jacobian: Callable) -> diffrax.AbstractSolver:
