@@ -110,8 +110,7 @@ class Loop(eqx.Module):
         t = jnp.where(keep, t, s.t)
         aim = Aim(jnp.where(cut, s.t + found.share * dt, jnp.inf), found.which)
 
-        s = self._save(s, t, inside)
-        y, pattern, log, resolved = self._resolve(t, y, s.pattern, units, s.log, arrives)
+        kept, (y, pattern, log, resolved) = self._save_and_resolve(s, t, y, inside, units, arrives)
         fresh = lambda new, old: jnp.where(keep, new, old)
         evaluations, products = self._work(s, solver_state)
         s = s._replace(
@@ -123,6 +122,9 @@ class Loop(eqx.Module):
             solver_state=jax.tree.map(fresh, solver_state, s.solver_state),
             made_jump=jnp.where(keep, arrives, s.made_jump),
             pattern=pattern,
+            saved=kept[0],
+            ys=kept[1],
+            speeds=kept[2],
             log=log,
             steps=s.steps + 1,
             rejected=s.rejected + ~good,
@@ -183,7 +185,22 @@ class Loop(eqx.Module):
         stopped = jnp.any(jnp.stack(list(fired.values()))) if fired else jnp.asarray(False)
         return RESULTS.where(stopped, stop_result(fired), result)
 
-    # ---- events -----------------------------------------------------------------------------
+    # ---- saved times and events -------------------------------------------------------------
+
+    def _save_and_resolve(self, s: State, t, y, inside, units, arrives):
+        """What was saved up to t, and what follows where the flow `arrives` at an event."""
+
+        def both(c):
+            kept, (y, pattern, log, _), _ = c
+            kept = self._save(s, t, inside, kept)
+            after = self._resolve(t, y, pattern, units, log, arrives)
+            return kept, after, jnp.asarray(False)
+
+        kept = s.saved, s.ys, s.speeds
+        after = y, s.pattern, s.log, Resolved(jnp.asarray(0), jnp.asarray(False))
+        # One loop, entered once or not at all: a conditional would copy what it passes on.
+        start = kept, after, arrives | self._save_due(s.saved, t)
+        return jax.lax.while_loop(lambda c: c[2], both, start)[:2]
 
     def _resolve(self, t, y, pattern, units, log: Log, happens):
         """Deals with all kinks and slides that are due, one after the other, until the budget is
@@ -212,24 +229,19 @@ class Loop(eqx.Module):
         start = (y, pattern, log, Resolved(jnp.asarray(0), jnp.asarray(False)), happens)
         return jax.lax.while_loop(unfinished, one, start)[:4]
 
-    # ---- saving -----------------------------------------------------------------------------
+    def _save_due(self, saved, t) -> Bool[Array, ""]:
+        last = len(self.ts) - 1
+        return (saved <= last) & (self.ts[jnp.minimum(saved, last)] <= t)
 
-    def _save(self, s: State, t, inside) -> State:
+    def _save(self, s: State, t, inside, kept):
         """Fills the slots of the saved times up to t."""
-
-        def due(c):
-            saved, _, _ = c
-            return (saved < self.ts.shape[0]) & (
-                self.ts[jnp.minimum(saved, self.ts.shape[0] - 1)] <= t
-            )
 
         def fill(c):
             saved, ys, speeds = c
             y = inside.evaluate(self.ts[saved] - s.t)
             return saved + 1, ys.at[saved].set(y), speeds.at[saved].set(self.speed(y, s.pattern))
 
-        saved, ys, speeds = jax.lax.while_loop(due, fill, (s.saved, s.ys, s.speeds))
-        return s._replace(saved=saved, ys=ys, speeds=speeds)
+        return jax.lax.while_loop(lambda c: self._save_due(c[0], t), fill, kept)
 
     def speed(self, y, pattern: Pattern) -> Array:
         return jnp.sqrt(self.risk.field(0.0, y, pattern)[-1])
