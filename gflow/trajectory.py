@@ -62,6 +62,8 @@ class Kinks(eqx.Module):
 
     - `time`, shape (kinks,): when the preactivation of the pair became zero, or its slide ended.
     - `unit`, `datum`: the pair. Rows of data that are equal have one kink, logged for the first.
+      Those with parallel normals, as x and −x without biases, can meet theirs at one time, and have
+      an entry each.
     - `kind`: an index into `KINK_KINDS`; `names` gives the words.
 
     Under `jax.jit` and `jax.vmap` the arrays have `max_kinks` entries, of time inf where unused.
