@@ -72,18 +72,19 @@ def solve_flow(
       networks of up to some hundred parameters.
     - `kinks`: what to do where a ReLU or leaky ReLU preactivation of a `ShallowNet` passes zero on
       a row of an `EmpiricalRisk`, where the gradient jumps. "locate": every kink is located, and
-      crossed, or slid along if the field points at it from both sides; what is followed is
-      dθ/dt = −(the minimal-norm element of the Clarke subdifferential), at the full order of the
-      solver. Units with w = b = 0 are the exception: they stay so, as in the uniqueness class of
-      the theory. A unit slides along at most 64 kinks at a time. Where the flow could leave a kink
-      to either side, it takes the inactive one, and the result is "repelled". "ignore": adaptive integration with ReLU'(0) = 0, as if the field were smooth; the
-      steps become small at kinks, and a loose `rtol` (1e-4 to 1e-6) is then the better choice:
-      `diffrax.Bosh3()` at 1e-4 reached four digits 12 times faster than located kinks for 64 units
-      on 442 rows (`python -m benchmarks.kinks`). If the steps collapsed, a warning says so.
-      Other networks and risks are always integrated as smooth.
+      crossed, or slid along if the field points at it from both sides; what is followed is dθ/dt =
+      −(the minimal-norm element of the Clarke subdifferential), at the full order of the solver.
+      Units with w = b = 0 are the exception: they stay so, as in the uniqueness class of the
+      theory. A unit slides along at most 64 kinks at a time. Where the flow could leave a kink to
+      either side, it takes the inactive one, and the result is "repelled". "ignore": adaptive
+      integration with ReLU'(0) = 0, as if the field were smooth; the steps become small at kinks,
+      and a loose `rtol` (1e-4 to 1e-6) is then the better choice: `diffrax.Bosh3()` at 1e-4 reached
+      four digits 12 times faster than located kinks for 64 units on 442 rows (`python -m
+      benchmarks.kinks`). If the steps collapsed, a warning says so. Other networks and risks are
+      always integrated as smooth.
     - `stop`: a `Stop` that ends the flow early.
-    - `max_steps`: the budget of steps: accepted, rejected, and shortened to end at a kink; with `progress` and kinks ignored,
-      checked after each piece.
+    - `max_steps`: the budget of steps: accepted, rejected, and shortened to end at a kink; with
+      `progress` and kinks ignored, checked after each piece.
     - `max_kinks`: the budget of kinks.
     - `step_size`: fixed steps of this size instead of adaptive ones, for studies of convergence.
     - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
