@@ -19,9 +19,12 @@ class _Bar:
 
 
 @contextmanager
-def progress_bar(total: int, title: str):
-    """A bar with `advance(amount, postfix)`; silent where standard error is not a terminal or tqdm
-    (the extra `gflow-jax[app]`) is not installed."""
+def progress_bar(total: int | None, title: str):
+    """A bar with `advance(amount, postfix)`; silent for a `total` of None, where standard error is
+    not a terminal, and where tqdm (the extra `gflow-jax[app]`) is not installed."""
+    if total is None:
+        yield _Silent()
+        return
     try:
         from tqdm import tqdm
     except ImportError:

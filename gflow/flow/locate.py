@@ -1,21 +1,75 @@
 """The flow with every kink located, crossed or slid along."""
 
+import dataclasses
+
+import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from gflow.flow.hessian import field_jacobian
 from gflow.flow.kinks import SwitchedRisk
-from gflow.flow.loop import Loop, Settings, State, advance, begin
-from gflow.flow.problem import PIECE_STEPS, Piece, Problem
-from gflow.flow.solvers import (
-    accurate_share,
-    evaluations_of_a_step,
-    with_jacobian,
-    work_done,
-)
-from gflow.progress import progress_bar
+from gflow.flow.loop import Loop, Settings, State, advance, begin, handed_over
+from gflow.flow.problem import Piece, Problem
+from gflow.flow.solvers import accurate_share, with_jacobian
+from gflow.flow.stabilised import spectral_radius
 from gflow.results import RESULTS
 from gflow.trajectory import Kinks
+
+
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """A solve with located kinks, as a whole or piece by piece."""
+
+    problem: Problem
+    risk: SwitchedRisk
+    theta0: Float[Array, " size"]
+    t0: Float[Array, ""]
+    t1: Float[Array, ""]
+    ts: Float[Array, " times"]
+    max_kinks: int
+
+    @property
+    def loop(self) -> Loop:
+        problem = self.problem
+        solver = with_jacobian(problem.solver, eqx.Partial(field_jacobian, self.risk))
+        tolerances = problem.rtol, problem.atol, problem.step_size
+        settings = Settings(solver, *tolerances, problem.stop, self.max_kinks)
+        # Kinks are located to this distance, relative to the size of the preactivations.
+        eps = 1e-12 if self.theta0.dtype == jnp.float64 else 1e-5
+        return Loop(self.risk, settings, self.t1, self.ts, eps, accurate_share(problem.solver))
+
+    def whole(self, max_steps: int) -> Piece:
+        return _whole(self.loop, self.theta0, self.t0, jnp.asarray(max_steps))
+
+    def start(self) -> State:
+        return _start(self.loop, self.theta0, self.t0)
+
+    def advance(self, state: State, max_steps: int) -> State:
+        """After some steps; `max_steps` counts from the start."""
+        return _advance(self.loop, state, jnp.asarray(max_steps))
+
+    def hand_over(self, state: State, solver: diffrax.AbstractSolver) -> tuple["Located", State]:
+        """The solve, and its state, with another solver from here on."""
+        problem = eqx.tree_at(lambda p: p.solver, self.problem, solver)
+        run = dataclasses.replace(self, problem=problem)
+        return run, _hand_over(run.loop, state)
+
+    def unfinished(self, state: State) -> bool:
+        return bool(state.result == RESULTS.successful) and bool(state.t < self.t1)
+
+    def kinks_met(self, state: State) -> int:
+        return int(state.log.met)
+
+    def step_size(self, state: State) -> float:
+        return float(state.dt)
+
+    def spectral_radius(self, state: State) -> float:
+        return float(_spectral_radius(self.risk, state))
+
+    def piece(self, state: State) -> Piece:
+        return _piece(self.loop, state)
 
 
 @eqx.filter_jit
@@ -33,47 +87,19 @@ def _whole(loop: Loop, theta0, t0, max_steps) -> Piece:
     return _piece(loop, advance(loop, begin(loop, theta0, t0), max_steps))
 
 
-def solve(
-    problem: Problem,
-    risk: SwitchedRisk,
-    theta0,
-    t0,
-    t1,
-    ts,
-    *,
-    max_steps: int,
-    max_kinks: int,
-    progress: bool,
-) -> Piece:
-    """Solves in one compiled program, or with pauses to show where it is."""
-    solver = with_jacobian(problem.solver, eqx.Partial(field_jacobian, risk))
-    settings = Settings(
-        solver, problem.rtol, problem.atol, problem.step_size, problem.stop, max_kinks
-    )
-    # Kinks are located to this distance, relative to the size of the preactivations.
-    eps = 1e-12 if theta0.dtype == jnp.float64 else 1e-5
-    near, stages = accurate_share(problem.solver), evaluations_of_a_step(problem.solver)
-    loop = Loop(risk, settings, t1, ts, eps, near, stages)
-    if not progress:
-        return _whole(loop, theta0, t0, jnp.asarray(max_steps))
-    state, interrupted = _start(loop, theta0, t0), False
-    with progress_bar(len(ts), "gradient flow") as bar:
-        try:
-            while _unfinished(state, t1, max_steps):
-                before = int(state.saved)
-                budget = min(int(state.steps) + PIECE_STEPS, max_steps)
-                state = _advance(loop, state, jnp.asarray(budget))
-                kinks = f"t = {float(state.t):.4g}, {int(state.log.met):,} kinks"
-                bar.advance(int(state.saved) - before, kinks)
-        except KeyboardInterrupt:
-            interrupted = True
-    piece = _piece(loop, state)
-    return piece._replace(result=RESULTS.interrupted) if interrupted else piece
+@eqx.filter_jit
+def _hand_over(loop: Loop, state: State) -> State:
+    return handed_over(loop, state)
 
 
-def _unfinished(state: State, t1, max_steps: int) -> bool:
-    running = bool(state.result == RESULTS.successful)
-    return running and bool(state.t < t1) and int(state.steps) < max_steps
+@eqx.filter_jit
+def _spectral_radius(risk: SwitchedRisk, state: State) -> Array:
+    """Of the Jacobian of the field, where the state is."""
+    field = lambda theta: risk.field(state.t, jnp.append(theta, 0.0), state.pattern)[:-1]
+    theta = state.y[:-1]
+    product = lambda v: jax.jvp(field, (theta,), (v,))[1]
+    noise = jax.random.normal(jax.random.key(0), theta.shape, theta.dtype)
+    return spectral_radius(product, noise, jnp.zeros((), theta.dtype), tol=0.02)[0]
 
 
 @eqx.filter_jit
@@ -81,7 +107,7 @@ def _piece(loop: Loop, state: State) -> Piece:
     well = state.result == RESULTS.successful
     result = RESULTS.where(well & state.repelled, RESULTS.repelled, state.result)
     result = RESULTS.where(well & (state.t < loop.t1), RESULTS.max_steps_reached, result)
-    log, counts_itself = state.log, work_done(state.solver_state) is not None
+    log = state.log
     return Piece(
         ts=jnp.where(jnp.arange(len(loop.ts)) < state.saved, loop.ts, jnp.inf),
         ys=state.ys,
@@ -91,8 +117,7 @@ def _piece(loop: Loop, state: State) -> Piece:
         rejected=state.rejected,
         shortened=state.shortened,
         result=result,
-        evaluations=None if loop.stages is None and not counts_itself else state.evaluations,
-        products=state.products if counts_itself else None,
+        work=state.work,
         speeds=(state.speeds, loop.speed(state.y, state.pattern)),
         kinks=Kinks(log.time, log.unit, loop.risk.first[log.row], log.kind),
     )

@@ -12,8 +12,8 @@ from gflow.flow.events import SLIDE_SCALE, Aim, Step
 from gflow.flow.kinks import SwitchedRisk
 from gflow.flow.pattern import Event, Pattern
 from gflow.flow.problem import first_step
-from gflow.flow.solvers import work_done
 from gflow.flow.stop import Stop, stop_result
+from gflow.flow.work import Work, is_counted, nothing_done, total, work_of_step
 from gflow.results import RESULTS
 
 
@@ -63,8 +63,7 @@ class State(NamedTuple):
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
     shortened: Int[Array, ""]
-    evaluations: Int[Array, ""]
-    products: Int[Array, ""]
+    work: Work | None
     repelled: Bool[Array, ""]
     result: RESULTS
 
@@ -78,7 +77,6 @@ class Loop(eqx.Module):
     ts: Float[Array, " times"]
     eps: float = eqx.field(static=True)
     near: float = eqx.field(static=True)
-    stages: int | None = eqx.field(static=True)
 
     @property
     def terms(self) -> diffrax.ODETerm:
@@ -112,7 +110,7 @@ class Loop(eqx.Module):
 
         kept, (y, pattern, log, resolved) = self._save_and_resolve(s, t, y, inside, units, arrives)
         fresh = lambda new, old: jnp.where(keep, new, old)
-        evaluations, products = self._work(s, solver_state)
+        work = work_of_step(self.settings.solver, s.solver_state, solver_state, s.made_jump)
         s = s._replace(
             t=t,
             y=y,
@@ -129,18 +127,10 @@ class Loop(eqx.Module):
             steps=s.steps + 1,
             rejected=s.rejected + ~good,
             shortened=s.shortened + cut,
-            evaluations=s.evaluations + evaluations + 2 * resolved.events,
-            products=s.products + products,
+            work=total(s.work, work, 2 * resolved.events),
             repelled=s.repelled | resolved.repelled,
         )
         return s._replace(result=self._end(s, keep))
-
-    def _work(self, s: State, solver_state):
-        """Evaluations and Jacobian-vector products of a step, whether it is kept or not."""
-        before, after = work_done(s.solver_state), work_done(solver_state)
-        if before is None or after is None:
-            return (self.stages or 0) + s.made_jump, 0
-        return after.evaluations - before.evaluations, after.products - before.products
 
     def _judge(self, s: State, y_next, error):
         """Whether the error of a step is within the tolerances, the factor to the next step, and
@@ -181,7 +171,7 @@ class Loop(eqx.Module):
         result = RESULTS.where(full, RESULTS.max_kinks_reached, result)
         values = lambda theta: (self.risk.value(theta), self.speed(s.y, s.pattern))
         conditions = self.settings.stop.conditions(values)
-        fired = {name: condition(s.y[:-1]) & keep for name, condition in conditions.items()}
+        fired = {name: condition(s.t, s.y) & keep for name, condition in conditions.items()}
         stopped = jnp.any(jnp.stack(list(fired.values()))) if fired else jnp.asarray(False)
         return RESULTS.where(stopped, stop_result(fired), result)
 
@@ -275,13 +265,14 @@ def begin(loop: Loop, theta: Float[Array, " size"], t0: Float[Array, ""]) -> Sta
     times, zero = loop.ts.shape[0], jnp.asarray(0)
     kinks = settings.max_kinks
     at_start = (loop.ts <= t0).astype(int).sum()
+    inner = settings.solver.init(loop.terms, t0, loop.t1, y, pattern)
     return State(
         t=t0,
         y=y,
         dt=jnp.minimum(dt, loop.t1 - t0) if settings.step_size is None else dt,
         error=jnp.ones((), theta.dtype),
         aim=Aim(jnp.full_like(t0, jnp.inf), jnp.asarray(-1)),
-        solver_state=settings.solver.init(loop.terms, t0, loop.t1, y, pattern),
+        solver_state=inner,
         made_jump=jnp.asarray(False),
         pattern=pattern,
         saved=at_start,
@@ -295,10 +286,21 @@ def begin(loop: Loop, theta: Float[Array, " size"], t0: Float[Array, ""]) -> Sta
         steps=zero,
         rejected=zero,
         shortened=zero,
-        evaluations=jnp.asarray(1),
-        products=zero,
+        work=nothing_done().plus(evaluations=1) if is_counted(settings.solver, inner) else None,
         repelled=risk.repels(theta, pattern),
         result=RESULTS.successful,
+    )
+
+
+def handed_over(loop: Loop, state: State) -> State:
+    """The state of another loop's solver as one that this loop's can go on from."""
+    solver = loop.settings.solver
+    inner = solver.init(loop.terms, state.t, loop.t1, state.y, state.pattern)
+    return state._replace(
+        solver_state=inner,
+        made_jump=jnp.asarray(False),
+        error=jnp.ones_like(state.error),
+        work=state.work if is_counted(solver, inner) else None,
     )
 
 

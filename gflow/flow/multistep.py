@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow.flow.rosenbrock import Rodas5P, lu_apply, lu_factor, risen
+from gflow.flow.work import Counted, Work, nothing_done
 
 ORDER = 5
 # Nodes that a dense output of Rodas5P is known by.
@@ -30,13 +31,14 @@ _CAUTION = 8.0
 
 
 class Past(NamedTuple):
-    """The last points of the solution, the newest last, of which `known` count, and whether BDF5
-    has taken over."""
+    """The last points of the solution, the newest last, of which `known` count, whether BDF5 has
+    taken over, and the work done."""
 
     t: Float[Array, " points"]
     y: Float[Array, "points size"]
     known: Int[Array, ""]
     leads: Bool[Array, ""]
+    work: Work
 
 
 class PastInterpolation(diffrax.AbstractLocalInterpolation):
@@ -99,7 +101,7 @@ class BDF5(diffrax.AbstractAdaptiveSolver):
         y, _ = ravel_pytree(y0)
         t = jnp.full(ORDER + 1, t0, jnp.result_type(t0, float))
         ys = jnp.broadcast_to(y, (ORDER + 1, len(y)))
-        return Past(t, ys, jnp.asarray(1), jnp.asarray(False))
+        return Past(t, ys, jnp.asarray(1), jnp.asarray(False), nothing_done())
 
     def func(self, terms, t0, y0, args) -> PyTree[Array]:
         return terms.vf(t0, y0, args)
@@ -122,20 +124,22 @@ class BDF5(diffrax.AbstractAdaptiveSolver):
         def multistep():
             field, matrix = lambda z: rise(t1, y + z), lambda z: jacobian(t1, y + z)
             equation = Equation(field, matrix, nodes, moves, expected, share, _weights(y))
-            move, error = equation.solve()
+            move, error, evaluations, factorisations = equation.solve()
             inner = nodes[1:-1]
             bend = moves[1:-1] - inner[:, None] * move[None]
-            return move, error, inner, bend / (inner * (1 - inner))[:, None]
+            work = past.work.plus(evaluations=evaluations, factorisations=factorisations)
+            return move, error, inner, bend / (inner * (1 - inner))[:, None], work
 
         def onestep():
-            step = Rodas5P(self.jacobian).step(terms, t0, t1, y0, args, None, made_jump)
-            y1, error, dense, *_ = step
+            before = Counted(past.work)
+            step = Rodas5P(self.jacobian).step(terms, t0, t1, y0, args, before, made_jump)
+            y1, error, dense, after, _ = step
             inner = jnp.asarray(_NODES, y.dtype)
             d = jax.vmap(lambda d: ravel_pytree(d)[0])(dense["d"])
             q = jnp.stack([inner**0, inner, inner**2], axis=1) @ d
-            return ravel_pytree(y1)[0] - y, ravel_pytree(error)[0], inner, q
+            return ravel_pytree(y1)[0] - y, ravel_pytree(error)[0], inner, q, after.work
 
-        move, error, inner, q = jax.lax.cond(leads, multistep, onestep)
+        move, error, inner, q, work = jax.lax.cond(leads, multistep, onestep)
         size = lambda e: jnp.sum((e * _weights(y)) ** 2)
         better = whole & (size(share * (move - expected)) < size(error))
         push = lambda old, new: jnp.concatenate([old[1:], new[None]])
@@ -144,6 +148,7 @@ class BDF5(diffrax.AbstractAdaptiveSolver):
             push(past.y, y + move),
             jnp.minimum(known + 1, ORDER + 1),
             leads | better,
+            work,
         )
         y1 = unravel(y + move)
         info = {"y0": y0, "y1": y1, "nodes": inner, "q": jax.vmap(unravel)(q)}
@@ -183,8 +188,8 @@ class Equation(NamedTuple):
     share: Float[Array, ""]
     weights: Float[Array, " size"]
 
-    def solve(self) -> tuple[Array, Array]:
-        """z and the error of the step.
+    def solve(self) -> tuple[Array, Array, Any, Any]:
+        """z, the error of the step, and how many evaluations and factorisations it took.
 
         Newton's method takes a new matrix where the last does not shrink the update tenfold. It
         ends at a thousandth of the error; if it does not get there, what is missing counts as
@@ -197,27 +202,28 @@ class Equation(NamedTuple):
         size = lambda e: jnp.sqrt(jnp.mean((e * self.weights) ** 2))
 
         def unfinished(c):
-            *_, missing, wanted, count = c
+            *_, missing, wanted, count, _ = c
             return (count < _ITERATIONS) & ~(missing <= wanted)
 
         def improve(c):
-            z, factors, before, _, _, count = c
+            z, factors, before, _, _, count, fresh = c
             residual = self.rise(z) - known - last * z
             update = lu_apply(factors, residual)
 
             def again():
-                fresh = factor(z)
-                return fresh, lu_apply(fresh, residual)
+                factors = factor(z)
+                return factors, lu_apply(factors, residual)
 
             stale = (count > 0) & ~(size(update) <= 0.1 * before)
             factors, update = jax.lax.cond(stale, again, lambda: (factors, update))
             z, now = z + update, size(update)
             shrinks = jnp.where(count > 0, now / before, 1.0)
             wanted = 1e-3 * size(self.share * (z - self.expected)) + jnp.finfo(z.dtype).eps
-            return z, factors, now, now * shrinks, wanted, count + 1
+            return z, factors, now, now * shrinks, wanted, count + 1, fresh + stale
 
         inf = jnp.asarray(jnp.inf, known.dtype)
-        start = (self.expected, factor(self.expected), inf, inf, jnp.zeros_like(inf), 0)
-        z, _, now, missing, wanted, _ = jax.lax.while_loop(unfinished, improve, start)
+        start = (self.expected, factor(self.expected), inf, inf, jnp.zeros_like(inf), 0, 1)
+        z, _, now, missing, wanted, count, fresh = jax.lax.while_loop(unfinished, improve, start)
         error = jnp.abs(self.share * (z - self.expected))
-        return z, error + jnp.where(missing <= wanted, 0.0, now / self.weights)
+        error = error + jnp.where(missing <= wanted, 0.0, now / self.weights)
+        return z, error, count, fresh

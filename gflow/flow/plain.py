@@ -1,67 +1,156 @@
-"""The flow across kinks: plain adaptive integration by diffrax."""
+"""The flow of a smooth field, or across kinks: plain adaptive integration by diffrax."""
 
-from typing import Any
+import dataclasses
+from typing import NamedTuple
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
-from gflow.flow.problem import PIECE_STEPS, PIECE_TIMES, Piece, Problem, first_step
-from gflow.flow.solvers import controller, work_of_solve
+from gflow.flow.problem import PIECE_STEPS, Piece, Problem, first_step
+from gflow.flow.solvers import controller
+from gflow.flow.stabilised import spectral_radius
 from gflow.flow.stop import stop_result
-from gflow.progress import progress_bar
+from gflow.flow.work import Work, total, work_of_solve
 from gflow.results import RESULTS
 
 
+class State(NamedTuple):
+    """Where the flow is, and what was saved."""
+
+    t: Float[Array, ""]
+    y: Float[Array, " size"]
+    dt: Float[Array, ""]
+    saved: Int[Array, ""]
+    ts: Float[Array, " times"]
+    ys: Float[Array, "times size"]
+    steps: Int[Array, ""]
+    rejected: Int[Array, ""]
+    work: Work | None
+    result: RESULTS
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """A solve by diffrax, as a whole or piece by piece."""
+
+    problem: Problem
+    theta0: Float[Array, " size"]
+    t0: Float[Array, ""]
+    t1: Float[Array, ""]
+    ts: Float[Array, " times"]
+
+    def whole(self, max_steps: int) -> Piece:
+        return _whole(self.problem, self.theta0, self.t0, self.t1, self.ts, max_steps)
+
+    def start(self) -> State:
+        return _start(self.problem, self.theta0, self.t0, self.t1, self.ts)
+
+    def advance(self, state: State, max_steps: int) -> State:
+        """After some steps; `max_steps` counts from the start."""
+        budget = min(max_steps - int(state.steps), PIECE_STEPS)
+        return _advance(self.problem, state, self.t1, self.ts, budget)
+
+    def hand_over(self, state: State, solver: diffrax.AbstractSolver) -> tuple["Plain", State]:
+        """The solve, and its state, with another solver from here on."""
+        problem = eqx.tree_at(lambda p: p.solver, self.problem, solver)
+        return dataclasses.replace(self, problem=problem), state
+
+    def unfinished(self, state: State) -> bool:
+        well = (state.result == RESULTS.successful) | (state.result == RESULTS.max_steps_reached)
+        return bool(well) and bool(state.t < self.t1)
+
+    def kinks_met(self, state: State) -> int:
+        return 0
+
+    def step_size(self, state: State) -> float:
+        return float(state.dt)
+
+    def spectral_radius(self, state: State) -> float:
+        return float(_spectral_radius(self.problem, state.y[:-1]))
+
+    def piece(self, state: State) -> Piece:
+        return _piece(state)
+
+
 @eqx.filter_jit
-def _integrate(problem: Problem, y0, t0, t1, dt0, ts, max_steps: int) -> Piece:
+def _start(problem: Problem, theta0, t0, t1, ts) -> State:
+    y0, zero = jnp.append(theta0, jnp.zeros((), theta0.dtype)), jnp.asarray(0)
+    dt = problem.step_size
+    if dt is None:
+        guess = first_step(theta0, problem.risk_and_grad_norm(theta0)[1])
+        dt = jnp.minimum(guess, t1 - t0)
+    return State(
+        t=t0,
+        y=y0,
+        dt=dt,
+        saved=zero,
+        ts=jnp.full_like(ts, jnp.inf),
+        ys=jnp.full((len(ts), len(y0)), jnp.nan, theta0.dtype),
+        steps=zero,
+        rejected=zero,
+        work=Work(zero, zero, zero),
+        result=RESULTS.successful,
+    )
+
+
+@eqx.filter_jit
+def _advance(problem: Problem, s: State, t1, ts, max_steps: int) -> State:
+    return _integrate(problem, s, t1, ts, max_steps)
+
+
+@eqx.filter_jit
+def _whole(problem: Problem, theta0, t0, t1, ts, max_steps: int) -> Piece:
+    start = _start(problem, theta0, t0, t1, ts)
+    return _piece(_integrate(problem, start, t1, ts, max_steps))
+
+
+def _integrate(problem: Problem, s: State, t1, ts, max_steps: int) -> State:
     conditions = problem.stop.conditions(problem.risk_and_grad_norm)
     events = {
-        name: lambda t, y, args, condition=condition, **_: condition(y[:-1])
+        name: lambda t, y, args, condition=condition, **_: condition(t, y)
         for name, condition in conditions.items()
     }
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(problem.field),
         problem.solver,
-        t0,
+        s.t,
         t1,
-        _first_step(problem, y0, dt0, t1 - t0),
-        y0,
+        s.dt,
+        s.y,
+        # Times before the start were saved by the pieces before.
         saveat=diffrax.SaveAt(
-            subs=[diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)], solver_state=True
+            subs=[diffrax.SubSaveAt(ts=jnp.maximum(ts, s.t)), diffrax.SubSaveAt(t1=True)],
+            solver_state=True,
         ),
-        stepsize_controller=controller(problem, t1 - t0),
+        stepsize_controller=controller(problem, t1 - s.t),
         event=diffrax.Event(events) if events else None,
         max_steps=max_steps,
         throw=False,
     )
     assert solution.ts is not None and solution.ys is not None
     (saved_ts, last_ts), (saved_ys, last_ys) = solution.ts, solution.ys
-    y_end = last_ys[0]
-    evaluations, products = work_of_solve(problem.solver, solution)
-    return Piece(
-        ts=saved_ts,
-        ys=saved_ys,
-        count=jnp.sum(jnp.isfinite(saved_ts)),
-        end=(last_ts[0], y_end),
-        steps=solution.stats["num_steps"],
-        rejected=solution.stats["num_rejected_steps"],
-        result=_translate(solution.result, solution.event_mask or {}, problem, y_end),
-        evaluations=evaluations,
-        products=products,
+    t, y = last_ts[0], last_ys[0]
+    old, steps = jnp.arange(len(ts)) < s.saved, solution.stats["num_steps"]
+    saved = jnp.maximum(s.saved, jnp.sum(jnp.isfinite(saved_ts)))
+    kept = jnp.maximum(steps - solution.stats["num_rejected_steps"], 1)
+    return State(
+        t=t,
+        y=y,
+        dt=s.dt if problem.step_size is not None else jnp.minimum((t - s.t) / kept, t1 - t),
+        saved=saved,
+        ts=jnp.where(old, s.ts, saved_ts),
+        ys=jnp.where(old[:, None], s.ys, saved_ys),
+        steps=s.steps + steps,
+        rejected=s.rejected + solution.stats["num_rejected_steps"],
+        work=total(s.work, work_of_solve(problem.solver, solution)),
+        result=_translate(solution.result, solution.event_mask or {}, problem, y),
     )
 
 
-def _first_step(problem: Problem, y0, dt0, span):
-    if problem.step_size is not None:
-        return problem.step_size
-    guess = first_step(y0[:-1], problem.risk_and_grad_norm(y0[:-1])[1])
-    return jnp.minimum(jnp.where(dt0 > 0, dt0, guess), span)
-
-
-def _translate(result, fired: dict[str, Array], problem: Problem, y_end) -> RESULTS:
+def _translate(result, fired: dict[str, Bool[Array, ""]], problem: Problem, y_end) -> RESULTS:
     """diffrax's result as ours."""
     finite = jnp.isfinite(problem.field(0.0, y_end, None)).all()
     stuck = RESULTS.where(finite, RESULTS.step_size_underflow, RESULTS.nonfinite)
@@ -72,60 +161,23 @@ def _translate(result, fired: dict[str, Array], problem: Problem, y_end) -> RESU
     return RESULTS.where(result == diffrax.RESULTS.event_occurred, stop_result(fired), ours)
 
 
-def solve_whole(problem: Problem, theta0, t0, t1, ts, max_steps: int) -> Piece:
-    y0 = jnp.append(theta0, jnp.zeros((), theta0.dtype))
-    return _integrate(problem, y0, t0, t1, jnp.zeros_like(t0), ts, max_steps)
+@eqx.filter_jit
+def _spectral_radius(problem: Problem, theta: Float[Array, " size"]) -> Array:
+    """Of the Hessian."""
+    gradient = lambda theta: problem.gradient(theta)[1]
+    product = lambda v: jax.jvp(gradient, (theta,), (v,))[1]
+    noise = jax.random.normal(jax.random.key(0), theta.shape, theta.dtype)
+    return spectral_radius(product, noise, jnp.zeros((), theta.dtype), tol=0.02)[0]
 
 
-def solve_in_pieces(problem: Problem, theta0, t0, t1, ts, max_steps: int) -> Piece:
-    """The same solve with a pause after some saved times or steps, to show where it is."""
-    t, y = t0, jnp.append(theta0, jnp.zeros((), theta0.dtype))
-    dt = jnp.zeros_like(t0)
-    pieces, count, steps, result = [], 0, 0, RESULTS.successful
-    with progress_bar(len(ts), "gradient flow") as bar:
-        try:
-            while t < t1:
-                slots = ts[count : count + PIECE_TIMES]
-                end = t1 if count + len(slots) == len(ts) else slots[-1]
-                slots = jnp.append(slots, jnp.full(PIECE_TIMES - len(slots), end))
-                piece = _integrate(problem, y, t, end, dt, slots, min(max_steps, PIECE_STEPS))
-                new = min(int(piece.count), len(ts) - count)
-                pieces.append(piece._replace(count=new))
-                dt = (piece.end[0] - t) / jnp.maximum(piece.steps - piece.rejected, 1)
-                t, y = piece.end
-                count, steps, result = count + new, steps + int(piece.steps), piece.result
-                bar.advance(new, f"t = {float(t):.4g}")
-                paused = bool(result == RESULTS.max_steps_reached)
-                if not (paused or bool(result == RESULTS.successful)):
-                    break
-                if steps >= max_steps and t < t1:
-                    result = RESULTS.max_steps_reached
-                    break
-        except KeyboardInterrupt:
-            result = RESULTS.interrupted
-    return _join(pieces, ts, (t, y), result)
-
-
-def _join(pieces: list[Piece], ts, end, result: RESULTS) -> Piece:
-    saved_ts = np.full(len(ts), np.inf, ts.dtype)
-    saved_ys = np.full((len(ts), len(end[1])), np.nan, ts.dtype)
-    count = 0
-    for piece in pieces:
-        there = slice(count, count + piece.count)
-        saved_ts[there], saved_ys[there] = piece.ts[: piece.count], piece.ys[: piece.count]
-        count += piece.count
+def _piece(s: State) -> Piece:
     return Piece(
-        ts=jnp.asarray(saved_ts),
-        ys=jnp.asarray(saved_ys),
-        count=jnp.asarray(count),
-        end=end,
-        steps=jnp.asarray(sum(int(p.steps) for p in pieces)),
-        rejected=jnp.asarray(sum(int(p.rejected) for p in pieces)),
-        result=result,
-        evaluations=_total([p.evaluations for p in pieces]),
-        products=_total([p.products for p in pieces]),
+        ts=s.ts,
+        ys=s.ys,
+        count=s.saved,
+        end=(s.t, s.y),
+        steps=s.steps,
+        rejected=s.rejected,
+        result=s.result,
+        work=s.work,
     )
-
-
-def _total(counts: list[Any]) -> Any:
-    return None if None in counts else jnp.asarray(sum(int(n) for n in counts))

@@ -11,12 +11,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from gflow.flow.stop import Stop
+from gflow.flow.work import Work
 from gflow.results import RESULTS
 from gflow.trajectory import Kinks
 
-# At most so many saved times, and steps, between pauses for the progress bar and Ctrl-C.
-PIECE_TIMES = 16
-PIECE_STEPS = 2048
+# At most so many steps between pauses: for the progress bar and Ctrl-C, checkpoints, and the choice
+# of the solver.
+PIECE_STEPS = 512
 
 
 class Problem(eqx.Module):
@@ -49,7 +50,8 @@ class Piece(NamedTuple):
     """States (θ, dissipation) at saved times, the first `count` of them filled, and at the end.
 
     `speeds` are the norms of the field that was followed at the saved times and at the end, `kinks`
-    the log, where kinks were located.
+    the log, where kinks were located, `switched` the solver that took over, the time and after how
+    many steps.
     """
 
     ts: Float[Array, " times"]
@@ -59,11 +61,11 @@ class Piece(NamedTuple):
     steps: Any
     rejected: Any
     result: RESULTS
-    evaluations: Any
-    products: Any = None
+    work: Work | None
     speeds: tuple[Array, Array] | None = None
     kinks: Kinks | None = None
     shortened: Any = None
+    switched: tuple[str, Any, Any] | None = None
 
     def with_end(self) -> "Piece":
         """With the state where an early end left off in the next slot."""

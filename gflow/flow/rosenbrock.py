@@ -14,6 +14,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from gflow.flow.work import Counted, nothing_done
+
 # ---- the coefficients of Steinebach (2023), in the form without products with the Jacobian ------
 
 GAMMA = 0.21193756319429014
@@ -126,8 +128,8 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
     def order(self, terms) -> int:
         return 5
 
-    def init(self, terms, t0, t1, y0, args) -> None:
-        return None
+    def init(self, terms, t0, t1, y0, args) -> Counted:
+        return Counted(nothing_done())
 
     def func(self, terms, t0, y0, args) -> PyTree[Array]:
         return terms.vf(t0, y0, args)
@@ -149,7 +151,8 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
         us = jax.lax.fori_loop(0, 8, stage, jnp.zeros((8, len(y)), y.dtype))
         y1 = unravel(y + weights @ us)
         info = {"y0": y0, "y1": y1, "d": jax.vmap(unravel)(dense @ us)}
-        return y1, unravel(us[-1]), info, None, diffrax.RESULTS.successful
+        done = Counted(solver_state.work.plus(evaluations=8, factorisations=1))
+        return y1, unravel(us[-1]), info, done, diffrax.RESULTS.successful
 
 
 def risen(terms, t0, t1, like: PyTree[Array], args, given: Callable | None):

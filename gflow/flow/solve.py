@@ -22,8 +22,10 @@ from gflow.arguments import (
     positive,
     positive_int,
 )
-from gflow.flow import locate, plain
 from gflow.flow.kinks import switched
+from gflow.flow.locate import Located
+from gflow.flow.pieces import solve_in_pieces
+from gflow.flow.plain import Plain
 from gflow.flow.problem import Piece, Problem
 from gflow.flow.solvers import as_solver, with_tolerances
 from gflow.flow.stop import Stop, as_stop
@@ -104,7 +106,7 @@ def solve_flow(
     one_of("kinks", kinks, ("locate", "ignore"))
     max_steps = positive_int("max_steps", max_steps)
     max_kinks = positive_int("max_kinks", max_kinks)
-    solver, stop = as_solver(solver), as_stop(stop)
+    stop = as_stop(stop)
     trained, frozen = split_trainable(net, trainable)
     theta0, _ = ravel_pytree(trained)
     _check_start(theta0)
@@ -113,19 +115,23 @@ def solve_flow(
     if h is not None:
         h = jnp.asarray(positive("step_size", h) if is_concrete(h) else h, theta0.dtype)
     tolerances = _tolerances(rtol, atol, theta0)
-    solver = with_tolerances(solver, *tolerances)
-    problem = Problem(risk, trained, frozen, solver, stop, *tolerances, h)
+    first = with_tolerances(as_solver(solver), *tolerances)
+    problem = Problem(risk, trained, frozen, first, stop, *tolerances, h)
 
     known = switched(risk, trained, frozen)
     ignored = known is not None and kinks == "ignore"
     if known is not None and not ignored:
-        budgets = {"max_steps": max_steps, "max_kinks": max_kinks, "progress": progress}
-        piece = locate.solve(problem, known, theta0, start, end, times, **budgets)
-    elif progress:
-        piece = plain.solve_in_pieces(problem, theta0, start, end, times, max_steps)
+        run = Located(problem, known, theta0, start, end, times, max_kinks)
     else:
-        piece = plain.solve_whole(problem, theta0, start, end, times, max_steps)
-    method = f"gradient flow, {type(solver).__name__}" + (KINKS_IGNORED if ignored else "")
+        run = Plain(problem, theta0, start, end, times)
+    # What is traced is solved in one program, where nothing can be chosen on the way.
+    choose = solver is None and h is None and is_concrete(problem, theta0, start, end, times)
+    if choose or progress:
+        piece = solve_in_pieces(run, max_steps=max_steps, choose=choose, progress=progress)
+    else:
+        piece = run.whole(max_steps)
+    names = [type(problem.solver).__name__] + ([piece.switched[0]] if piece.switched else [])
+    method = "gradient flow, " + ", then ".join(names) + (KINKS_IGNORED if ignored else "")
     trajectory = recorded(lambda: _record(problem, piece, method))
     if is_concrete(trajectory.ts):
         trajectory = keep_first(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
@@ -144,10 +150,13 @@ def _record(problem: Problem, piece: Piece, method: str) -> Trajectory:
         "rtol": problem.rtol,
         "atol": problem.atol,
     }
-    if piece.evaluations is not None:
-        stats["num_field_evaluations"] = piece.evaluations
-    if piece.products is not None:
-        stats["num_hessian_products"] = piece.products
+    if piece.work is not None:
+        stats["num_field_evaluations"] = piece.work.evaluations
+        stats["num_hessian_products"] = piece.work.products
+        stats["num_factorisations"] = piece.work.factorisations
+    if piece.switched is not None:
+        stats["switched_at"] = piece.switched[1]
+        stats["num_steps_before_switch"] = piece.switched[2]
     if piece.shortened is not None:
         stats["num_shortened_steps"] = piece.shortened
     if piece.kinks is not None:

@@ -1,7 +1,6 @@
 """The choice of solver and step-size controller."""
 
 from collections.abc import Callable
-from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -12,7 +11,6 @@ from gflow.arguments import ArgumentError
 from gflow.flow.multistep import BDF5
 from gflow.flow.problem import Problem
 from gflow.flow.rosenbrock import Rodas5P
-from gflow.flow.stabilised import Work
 
 # What stands for the tolerances of a root finder that has none of its own.
 _AS_THE_STEP = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol
@@ -85,43 +83,3 @@ def accurate_share(solver: diffrax.AbstractSolver) -> float:
     cubic = getattr(made, "__self__", made) is hermite
     order = solver.order(diffrax.ODETerm(lambda t, y, args: y))
     return 0.02 if cubic and order is not None and order > 4 else 0.1
-
-
-def evaluations_of_a_step(solver: diffrax.AbstractSolver) -> int | None:
-    """Evaluations of the field by a step of an explicit Runge–Kutta solver; None for others."""
-    if not isinstance(solver, diffrax.AbstractERK):
-        return None
-    tableau = solver.tableau
-    assert isinstance(tableau, diffrax.ButcherTableau)
-    return tableau.num_stages - int(tableau.fsal)
-
-
-def work_done(solver_state: Any) -> Work | None:
-    """What a solver that counts its own work has done, in the field `work` of its state."""
-    return getattr(solver_state, "work", None)
-
-
-def work_of_solve(solver: diffrax.AbstractSolver, solution: diffrax.Solution):
-    """Evaluations of the field and Jacobian-vector products of a solve, None where not known.
-
-    A solver that counts its own work forgets that of rejected steps, which are taken to have cost
-    as much as the others.
-    """
-    stats, work = solution.stats, work_done(solution.solver_state)
-    if work is None:
-        return num_field_evaluations(solver, stats["num_steps"]), None
-    kept = jnp.maximum(stats["num_accepted_steps"], 1)
-    return tuple(n + stats["num_rejected_steps"] * n // kept for n in work)
-
-
-def num_field_evaluations(solver: diffrax.AbstractSolver, num_steps):
-    """Evaluations of the field by an explicit Runge–Kutta solver; None for other solvers.
-
-    A solve chooses its first step with one, and starts a first-same-as-last tableau with one.
-    diffrax adds a few where steps are rejected, which are not counted.
-    """
-    each = evaluations_of_a_step(solver)
-    if each is None or not isinstance(solver, diffrax.AbstractERK):
-        return None
-    assert isinstance(solver.tableau, diffrax.ButcherTableau)
-    return num_steps * each + 1 + int(solver.tableau.fsal)

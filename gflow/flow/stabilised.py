@@ -17,17 +17,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from gflow.flow.work import Work, nothing_done
+
 # A product is made after so many evaluations: a twentieth of the work, a product counted as two.
 _EVALUATIONS_PER_PRODUCT = 40
 # The power method finds the radius from below.
 _SAFETY = 1.15
-
-
-class Work(NamedTuple):
-    """Evaluations of the field and Jacobian-vector products made so far."""
-
-    evaluations: Int[Array, ""]
-    products: Int[Array, ""]
 
 
 class StabilisedState(NamedTuple):
@@ -119,7 +114,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
             vector=_normalised(f0) + _normalised(noise),
             estimated=zero - _EVALUATIONS_PER_PRODUCT,
             step=jnp.zeros((), flat.dtype),
-            work=Work(zero + 1, zero),
+            work=nothing_done().plus(evaluations=1),
         )
 
     def step(self, terms, t0, t1, y0, args, solver_state: StabilisedState, made_jump):
@@ -152,7 +147,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
             vector=vector + jnp.where(due, 0.1, 0.0) * _normalised(made.error),
             estimated=jnp.where(due, evaluations, state.estimated),
             step=h,
-            work=Work(after, state.work.products + products),
+            work=state.work.plus(after - state.work.evaluations, products),
         )
         k0, k1 = unravel(h * f0), unravel(h * made.field)
         dense = {"y0": y0, "y1": unravel(y1), "k0": k0, "k1": k1}

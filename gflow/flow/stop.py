@@ -30,14 +30,16 @@ class Stop(eqx.Module):
             positive(f"stop.{name}", value, or_zero=True)
 
     def conditions(self, risk_and_grad_norm: Callable) -> dict[str, Callable]:
-        """For each criterion in use, the name of its `RESULTS` member and a condition of (θ)."""
+        """For each criterion in use, the name of its `RESULTS` member and a condition of t and
+        (θ, ∫‖G‖²)."""
         conditions: dict[str, Callable] = {}
+        of = lambda y: risk_and_grad_norm(y[:-1])
         if self.grad_norm is not None:
-            conditions["reached_grad_norm"] = lambda y: risk_and_grad_norm(y)[1] <= self.grad_norm
+            conditions["reached_grad_norm"] = lambda t, y: of(y)[1] <= self.grad_norm
         if self.risk is not None:
-            conditions["reached_risk"] = lambda y: risk_and_grad_norm(y)[0] <= self.risk
+            conditions["reached_risk"] = lambda t, y: of(y)[0] <= self.risk
         if (bound := self.param_norm) is not None:
-            conditions["reached_param_norm"] = lambda y: jnp.sqrt(jnp.sum(y**2)) >= bound
+            conditions["reached_param_norm"] = lambda t, y: jnp.sqrt(jnp.sum(y[:-1] ** 2)) >= bound
         return conditions
 
 

@@ -1,0 +1,85 @@
+r"""Which solver follows a flow where none is asked for.
+
+Gradient flow starts as a field that explicit methods follow best, and becomes stiff: their step h
+is bounded by the largest curvature ρ, $h\rho \lesssim 3.3$, while the solution changes over times
+of the order of t. From time to time the work still ahead is estimated, in steps of Tsit5, for the
+rest of the way by
+
+- Tsit5: (t1 − t)/h steps;
+- BDF5: some hundred steps for each decade of time, each as costly as κ(P) of Tsit5, P parameters;
+- ROCK4: steps of a share of t, with a number of stages that grows like √(hρ), up to its most;
+
+and some steps for every kink. Where h is bounded by ρ, Tsit5 would take many more steps, and
+another solver promises half the work or less, it takes over. It keeps the flow to the end.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import diffrax
+import numpy as np
+
+from gflow.flow.multistep import BDF5
+from gflow.flow.rock import ROCK4
+
+# Real stability interval of Tsit5, and from which share of it on steps count as bounded by it.
+_TSIT5_BOUND, _BOUNDED = 3.3, 0.6
+# Fewer steps than these are not worth the compilation of another solver.
+_WORTH_A_CHANGE = 10_000
+# BDF5, measured at rtol 1e-8 on flows to t = 1e8: steps in a decade, and for each kink.
+_STEPS_OF_A_DECADE, _STEPS_OF_A_KINK, _STEPS_OF_A_START = 120.0, 4.0, 50.0
+# ROCK4, measured likewise: the share of t that a step takes. Its stability interval is 0.35 s² for
+# s ≤ 152 stages.
+_SHARE_OF_TIME, _ROCK4_GROWTH, _ROCK4_MOST = 7e-4, 0.35, 152
+_STAGES_OF_TSIT5 = 6
+# The Jacobian and its factors are some dense matrices.
+_MOST_PARAMETERS = 4000
+
+
+class Progress(NamedTuple):
+    """How a flow fares: where it is, since when and through how many kinks, the size of its next
+    step, and what gives the spectral radius of its Jacobian."""
+
+    t: float
+    t1: float
+    before: float
+    kinks: int
+    step_size: float
+    radius: Callable[[], float]
+    rtol: float
+    num_params: int
+
+
+def better_solver(now: Progress) -> diffrax.AbstractSolver | None:
+    """The solver to go on with instead of Tsit5; None to stay."""
+    stay = (now.t1 - now.t) / now.step_size
+    if stay < _WORTH_A_CHANGE:
+        return None
+    radius = now.radius()
+    if now.step_size * radius < _BOUNDED * _TSIT5_BOUND:
+        return None
+    decades = np.log10(now.t1 / now.t) if now.t > 0 else 10.0
+    since = max(np.log10(now.t / now.before), 0.1) if now.before > 0 else 1.0
+    kinks = _STEPS_OF_A_KINK * now.kinks / since * decades
+    steps = _STEPS_OF_A_START + _STEPS_OF_A_DECADE * (1e-8 / now.rtol) ** (1 / 6) * decades + kinks
+    implicit = cost_of_implicit_step(now.num_params) * steps
+    if now.num_params > _MOST_PARAMETERS:
+        implicit = np.inf
+    explicit = _with_rock4(now, radius) + kinks
+    if min(implicit, explicit) > 0.5 * stay:
+        return None
+    return BDF5() if implicit < explicit else ROCK4()
+
+
+def cost_of_implicit_step(num_params: int) -> float:
+    """κ(P), a step of BDF5 in steps of Tsit5: measured for P from 61 to 385, and P² for the
+    factorisation."""
+    return 3 + num_params / 30 + (num_params / 300) ** 2
+
+
+def _with_rock4(now: Progress, radius: float) -> float:
+    times = np.geomspace(max(now.t, now.step_size), now.t1, 200)
+    share = _SHARE_OF_TIME * (now.rtol / 1e-8) ** (1 / 4)
+    sizes = np.minimum(share * times, _ROCK4_GROWTH * _ROCK4_MOST**2 / radius)
+    stages = np.maximum(np.sqrt(sizes * radius / _ROCK4_GROWTH), 5)
+    return float(np.trapezoid(stages / sizes, times)) / _STAGES_OF_TSIT5
