@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from gflow.flow import collapse
 from gflow.flow.problem import PIECE_STEPS, PIECE_TIMES, Piece, Problem, first_step
 from gflow.flow.solvers import controller, work_of_solve
 from gflow.flow.stop import stop_result
@@ -22,9 +23,10 @@ def _integrate(problem: Problem, y0, t0, t1, dt0, ts, max_steps: int) -> Piece:
         name: lambda t, y, args, condition=condition, **_: condition(y[:-1])
         for name, condition in conditions.items()
     }
+    solver, collapses = problem.solver, collapse.possible(problem)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(problem.field),
-        problem.solver,
+        collapse.WithCollapse(solver, problem) if collapses else solver,
         t0,
         t1,
         _first_step(problem, y0, dt0, t1 - t0),
@@ -40,7 +42,9 @@ def _integrate(problem: Problem, y0, t0, t1, dt0, ts, max_steps: int) -> Piece:
     assert solution.ts is not None and solution.ys is not None
     (saved_ts, last_ts), (saved_ys, last_ys) = solution.ts, solution.ys
     y_end = last_ys[0]
-    evaluations, products = work_of_solve(problem.solver, solution)
+    if collapses:
+        solution = collapse.of_inner(solution)
+    evaluations, products = work_of_solve(solver, solution)
     return Piece(
         ts=saved_ts,
         ys=saved_ys,

@@ -41,10 +41,11 @@ class PopulationRisk(Risk):
     and dead units included. Time and memory: O(W log W + pieces).
 
     The gradient is the generalized gradient G(θ) in closed form, with σ'(0) of the inactive side:
-    units with w = b = 0 have none in w and b under ReLU, so that the flow keeps them. Second
-    derivatives, `jax.jvp` of `jax.grad` as well as Hessians, are closed forms, too: where the kink
-    t_i of a unit is inside of (a, b), they hold the term of the moving kink, r(t_i) p(t_i)/|w_i|,
-    with limits from the right where f or p jumps. Third derivatives raise `NotImplementedError`.
+    units with w = b = 0 have none in w and b under ReLU, so that the flow keeps them, also those
+    that get there in finite time (`solve_flow` follows them into it). Second derivatives, `jax.jvp`
+    of `jax.grad` as well as Hessians, are closed forms, too: where the kink t_i of a unit is inside
+    of (a, b), they hold the term of the moving kink, r(t_i) p(t_i)/|w_i|, with limits from the
+    right where f or p jumps. Third derivatives raise `NotImplementedError`.
 
     Activations: ReLU, leaky ReLU, identity. All transformations of JAX apply, `jax.vmap` over
     networks included; target and density are no variables to differentiate by.
