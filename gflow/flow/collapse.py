@@ -61,11 +61,11 @@ class WithCollapse(
     What is cut off counts as error of the step, so that the step ends where the unit collapses.
     """
 
-    solver: diffrax.AbstractSolver
+    solver: diffrax.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]
     problem: Problem
 
     @property
-    def term_structure(self):
+    def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.solver.term_structure
 
     @property
