@@ -36,6 +36,7 @@ class Diagnostics(eqx.Module):
 
     - `energy`, shape (times,): L(θ(0)) − L(θ(t)) − ∫₀ᵗ‖θ'‖² ds. Along a descent the integral is
       that of its polygon, Σ‖Δθ‖²/h, and the value is the O(h) by which it departs from the flow.
+      Of a flow it is some rtol · L(θ(0)): mostly the error of the integral, not that of L(θ(t)).
       Where kinks are ignored and units slide along them, the integral counts the chatter across the
       kink, so that the drift stays at any tolerance: it then shows the sliding, not the accuracy.
     - `balance`, shape (times, width): the drift of ‖w_i‖² + b_i² − ‖v_i‖² since the start, for each

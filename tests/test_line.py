@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 import gflow
 from gflow.risks.line import sorting_order
+from gflow.risks.sorted_data import _rows_at, _rows_before
 
 N, WIDTH = 600, 64
 
@@ -72,6 +73,33 @@ def test_weights_outputs_slopes_and_scales():
     assert_same(gflow.EmpiricalRisk(x, y, weights), network(2, True, (2,), **options))
     none = eqx.tree_at(lambda n: (n.b, n.c), network(3), (None, None), is_leaf=lambda a: a is None)
     assert_same(gflow.EmpiricalRisk(*data(3, True)), none)
+
+
+def test_few_and_many_look_ups_and_batches_find_the_same_rows():
+    """One after the other up to 500, at once beyond, whether of one network or of several."""
+    table, x = (
+        jnp.arange(36.0).reshape(12, 3),
+        jnp.sort(jax.random.normal(jax.random.key(0), (11,))),
+    )
+    tables, xs = jnp.stack([table, -table]), jnp.stack([x, x + 0.3])
+    w, b = jax.random.normal(jax.random.key(1), (2, 700))
+    places = jnp.arange(700) % 12
+    rightward = w > 0
+    wanted = np.searchsorted(x, -b / w)
+    for n in (300, 700):
+        look_up = lambda *units: (_rows_at(table, units[0]), _rows_before(x, *units[1:]))
+        units = tuple(a[:n] for a in (places, w, b, rightward))
+        rows, before = jax.jit(look_up)(*units)
+        np.testing.assert_array_equal(rows, table[places[:n]])
+        np.testing.assert_array_equal(before, wanted[:n])
+        few = tuple(a[: n // 100 * 100].reshape(n // 100, 100) for a in units)
+        rows, before = jax.vmap(look_up)(*few)
+        np.testing.assert_array_equal(rows.reshape(n, 3), table[places[:n]])
+        np.testing.assert_array_equal(before.ravel(), wanted[:n])
+    rows = jax.vmap(_rows_at, (0, None))(tables, places)
+    np.testing.assert_array_equal(rows, tables[:, places])
+    before = jax.vmap(_rows_before, (0, 0, None, None))(xs, jnp.stack([w, w]), b, rightward)
+    np.testing.assert_array_equal(before, [wanted, np.searchsorted(x + 0.3, -b / w)])
 
 
 def test_far_from_the_origin_and_on_one_point():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gflow.flow import collapse
 from gflow.flow.problem import PIECE_STEPS, Piece, Problem, first_step
 from gflow.flow.solvers import controller
 from gflow.flow.stabilised import spectral_radius
@@ -113,9 +114,10 @@ def _integrate(problem: Problem, s: State, t1, ts, max_steps: int) -> State:
         name: lambda t, y, args, condition=condition, **_: condition(t, y)
         for name, condition in conditions.items()
     }
+    solver, collapses = problem.solver, collapse.possible(problem)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(problem.field),
-        problem.solver,
+        collapse.WithCollapse(solver, problem) if collapses else solver,
         s.t,
         t1,
         s.dt,
@@ -132,6 +134,8 @@ def _integrate(problem: Problem, s: State, t1, ts, max_steps: int) -> State:
     )
     assert solution.ts is not None and solution.ys is not None
     (saved_ts, last_ts), (saved_ys, last_ys) = solution.ts, solution.ys
+    if collapses:
+        solution = collapse.of_inner(solution)
     t, y = last_ts[0], last_ys[0]
     old, steps = jnp.arange(len(ts)) < s.saved, solution.stats["num_steps"]
     saved = jnp.maximum(s.saved, jnp.sum(jnp.isfinite(saved_ts)))
@@ -145,7 +149,7 @@ def _integrate(problem: Problem, s: State, t1, ts, max_steps: int) -> State:
         ys=jnp.where(old[:, None], s.ys, saved_ys),
         steps=s.steps + steps,
         rejected=s.rejected + solution.stats["num_rejected_steps"],
-        work=total(s.work, work_of_solve(problem.solver, solution)),
+        work=total(s.work, work_of_solve(solver, solution)),
         result=_translate(solution.result, solution.event_mask or {}, problem, y),
     )
 

@@ -22,6 +22,7 @@ from gflow.arguments import (
     positive,
     positive_int,
 )
+from gflow.flow import collapse
 from gflow.flow.kinks import switched
 from gflow.flow.locate import Located
 from gflow.flow.pieces import solve_in_pieces
@@ -83,7 +84,10 @@ def solve_flow(
       and a loose `rtol` (1e-4 to 1e-6) is then the better choice: `diffrax.Bosh3()` at 1e-4 reached
       four digits 12 times faster than located kinks for 64 units on 442 rows (`python -m
       benchmarks.kinks`). If the steps collapsed, a warning says so. Other networks and risks are
-      always integrated as smooth.
+      always integrated as smooth. On `PopulationRisk`, `BoxRisk` and `GaussianRisk`, a ReLU unit
+      that shrinks to w = b = 0 in finite time, as one with ‖v‖ > ‖(w, b)‖ may, is set to zero there
+      to `atol` and stays so, as in the class of unique flows; `stats["num_collapsed_units"]` counts
+      these.
     - `stop`: a `Stop` that ends the flow early.
     - `max_steps`: the budget of steps: accepted, rejected, and shortened to end at a kink; with
       `progress` and kinks ignored, checked after each piece.
@@ -162,6 +166,8 @@ def _record(problem: Problem, piece: Piece, method: str) -> Trajectory:
     if piece.kinks is not None:
         stats["num_kinks"] = jnp.sum(jnp.isfinite(piece.kinks.time))
         stats["num_segments"] = 1 + stats["num_kinks"]
+    if collapse.possible(problem):
+        stats["num_collapsed_units"] = collapse.num_collapsed(problem, piece.end[1][:-1])
     return record(
         problem.risk,
         problem.frozen,

@@ -5,11 +5,15 @@ With the rows sorted, residuals over neighbouring rows on which N is affine need
 then the risk is as accurate as the plain sum, and its floor is about 1e-30.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Bool, Float, Int
 
 from gflow.compensated import (
     Pair,
@@ -26,10 +30,12 @@ from gflow.risks.line import Cells, Knots, Measure, Units
 
 # Rows summed at once: they and their products stay in a processor's cache.
 _ROWS = 8192
-# Range over distance of the quartiles from which on rows far away cost the others digits.
-_WIDEST = 1e5
 # Places compared in each round of the search.
 _FAN = 4
+# Up to so many look-ups are made one after the other.
+_FEW = 500
+# Range over distance of the quartiles from which on rows far away cost the others digits.
+_WIDEST = 1e5
 
 
 class SortedData(Measure):
@@ -58,20 +64,10 @@ class SortedData(Measure):
         By the sign of the preactivation in floats, which is monotone in x, not by comparing x with
         −b/w: rows on a kink are inactive exactly where the plain evaluation has z = 0.
         """
-        n = self.x.shape[0]
-        found = jnp.zeros(units.w.shape, int)
-        stride = _FAN ** max(0, (n - 1).bit_length() // (_FAN - 1).bit_length())
-        steps = jnp.arange(1, _FAN)[:, None]
-        while stride:
-            ahead = found + stride * steps
-            active = units.w * self.x[jnp.minimum(ahead, n) - 1] + units.b > 0
-            left = (ahead <= n) & (active != units.rightward)
-            found = found + stride * jnp.sum(left, axis=0, keepdims=True)
-            stride //= _FAN
-        return found[0]
+        return _rows_before(self.x, units.w[0], units.b[0], units.rightward[0])
 
     def cells(self, order: Array, knots: Knots, slopes: Pair, intercepts: Pair) -> Cells:
-        rows = self.table[knots.keys].T
+        rows = _rows_at(self.table, knots.keys).T
         steps = Pair(*jnp.split(jnp.append(rows[:, 1:], rows[:, -1:], axis=1), 2))
         sums = subtract(steps, Pair(*jnp.split(rows, 2)))
         m0, m1, m2, yy = (sums.part(slice(i, i + 1)) for i in range(4))
@@ -100,6 +96,73 @@ class SortedData(Measure):
         )
         n = self.x.shape[0]
         return jax.tree.map(lambda a: a / n, cells) if self.equal else cells
+
+
+def _one_axis(look_up):
+    """Look-ups in one table for a batch of places, as one longer list of places."""
+
+    def batched(size, is_batched, table, *places):
+        if is_batched[0]:
+            return jax.vmap(look_up, [0 if a else None for a in is_batched])(table, *places), True
+        places = [
+            a if each else jnp.broadcast_to(a, (size, *a.shape))
+            for a, each in zip(places, is_batched[1:])
+        ]
+        found = mapped(table, *(a.reshape(-1) for a in places))
+        return found.reshape(size, -1, *found.shape[1:]), True
+
+    mapped = custom_vmap(look_up)
+    mapped.def_vmap(batched)
+    return mapped
+
+
+def _few(places: Array, in_a_loop: Callable, at_once: Callable) -> Any:
+    """XLA's CPU backend takes a look-up for work of the size of the table, and shares it out among
+    threads at many times its cost. Not so in a loop over the places, which it compiles as one."""
+    if places.shape[0] > _FEW:
+        return at_once()
+    return jax.lax.platform_dependent(cpu=in_a_loop, default=at_once)
+
+
+@_one_axis
+def _rows_at(table: Float[Array, "rows sums"], places: Int[Array, " n"]) -> Float[Array, "n sums"]:
+    """table[places]."""
+    at = lambda place: jax.lax.dynamic_index_in_dim(table, place, keepdims=False)
+    return _few(places, lambda: jax.lax.map(at, places), lambda: table[places])
+
+
+@_one_axis
+def _rows_before(
+    x: Float[Array, " n"],
+    w: Float[Array, " width"],
+    b: Float[Array, " width"],
+    rightward: Bool[Array, " width"],
+) -> Int[Array, " width"]:
+    """For each unit, how many of the sorted x are on the left side of its kink."""
+    n = x.shape[0]
+
+    def is_left(place, w, b, rightward):
+        return (place <= n) & ((w * x[jnp.minimum(place, n) - 1] + b > 0) != rightward)
+
+    def by_halves(unit):
+        def halve(k, found):
+            ahead = found + (1 << rounds - 1 - k)
+            return jnp.where(is_left(ahead, *unit), ahead, found)
+
+        rounds = n.bit_length()
+        return jax.lax.fori_loop(0, rounds, halve, 0)
+
+    def by_fans():
+        found = jnp.zeros(w.shape, int)
+        stride = _FAN ** max(0, (n - 1).bit_length() // (_FAN - 1).bit_length())
+        steps = jnp.arange(1, _FAN)[:, None]
+        while stride:
+            left = is_left(found[None] + stride * steps, w[None], b[None], rightward[None])
+            found = found + stride * jnp.sum(left, axis=0)
+            stride //= _FAN
+        return found
+
+    return _few(w, lambda: jax.lax.map(by_halves, (w, b, rightward)), by_fans)
 
 
 def sorted_data(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> SortedData | None:

@@ -1,0 +1,141 @@
+r"""Units that reach w = b = 0 in finite time on exact risks, and stay there.
+
+With $u_i = (w_i, b_i)$, gradient flow keeps $\|u_i\|^2 - \|v_i\|^2$. So a unit with
+$\|v_i\| > \|u_i\|$ may shrink to $u_i = 0$ along a fixed direction, at a speed that does not
+vanish; the others cannot. In the class where Eberle, Jentzen, Riekert and Weiss (arXiv 2108.08106)
+prove uniqueness it is degenerate from then on. A solver alone steps over that point to the other
+side, from where the unit may grow again, or is driven back and forth at steps of the tolerance.
+"""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float
+
+from gflow.activations import PiecewiseLinear
+from gflow.flow.problem import Problem
+from gflow.networks import ShallowNet
+from gflow.risks import BoxRisk, GaussianRisk, PopulationRisk
+
+# ‖v‖² − ‖u‖² over ‖v‖² at the start, in units of rtol, from which on it is no error of the solver.
+_CLEAR = 1e3
+
+
+def possible(problem: Problem) -> bool:
+    """Whether units may collapse: ReLU units with trained weights on a risk that keeps them zero.
+
+    Fixed steps are left as they are."""
+    net = eqx.combine(problem.trained, problem.frozen)
+    if not isinstance(problem.risk, (BoxRisk, GaussianRisk, PopulationRisk)):
+        return False
+    if not isinstance(net, ShallowNet) or problem.step_size is not None:
+        return False
+    if not isinstance(net.activation, PiecewiseLinear) or net.activation.negative_slope != 0.0:
+        return False
+    return problem.trained.w is not None and (net.b is None or problem.trained.b is not None)
+
+
+def num_collapsed(problem: Problem, theta: Float[Array, " size"]) -> Array:
+    """How many units are zero in w and b that were not at the start."""
+    degenerate = lambda net: jnp.all(_incoming(net) == 0, axis=1)
+    _, unravel = ravel_pytree(problem.trained)
+    return jnp.sum(degenerate(unravel(theta)) & ~degenerate(problem.trained))
+
+
+def of_inner(solution: diffrax.Solution) -> diffrax.Solution:
+    """A solution by `WithCollapse`, with the state of the solver within."""
+    assert solution.solver_state is not None
+    return eqx.tree_at(lambda s: s.solver_state, solution, solution.solver_state[0])
+
+
+class WithCollapse(
+    diffrax.AbstractAdaptiveSolver[tuple[Any, Array]],
+    diffrax.AbstractWrappedSolver[tuple[Any, Array]],
+):
+    """A solver that sets units to w = b = 0 where a step takes them through zero.
+
+    What is cut off counts as error of the step, so that the step ends where the unit collapses.
+    """
+
+    solver: diffrax.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]
+    problem: Problem
+
+    @property
+    def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.solver.term_structure
+
+    @property
+    def interpolation_cls(self):  # pyright: ignore
+        return self.solver.interpolation_cls
+
+    @property
+    def root_finder(self):
+        return self.solver.root_finder  # pyright: ignore
+
+    def order(self, terms):
+        return self.solver.order(terms)
+
+    def init(self, terms, t0, t1, y0, args):
+        return self.solver.init(terms, t0, t1, y0, args), jnp.asarray(False)
+
+    def func(self, terms, t0, y0, args):
+        return self.solver.func(terms, t0, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        state, jumped = solver_state
+        step = self.solver.step(terms, t0, t1, y0, args, state, made_jump | jumped)
+        y1, error, dense, state, result = step
+        assert isinstance(y1, Array) and isinstance(error, Array)
+        gone, too_far = self._nearly_zero(y0[:-1], y1[:-1])
+        error = jnp.abs(error) + jnp.where(self._entries(gone | too_far), jnp.abs(y1), 0.0)
+        y1 = jnp.where(self._entries(gone), 0.0, y1)
+        return y1, error, dense, (state, jnp.any(gone)), result
+
+    def _nearly_zero(self, theta0: Array, theta1: Array) -> tuple[Array, Array]:
+        """The units that a step leads to within the tolerance of zero, headed such that one more
+        would reach it; and those that come closer by more than half of the way.
+
+        A step with one of the latter is too long to tell where it would have led, and fails."""
+        _, unravel = ravel_pytree(self.problem.trained)
+        u0, u1 = (_incoming(unravel(theta)) for theta in (theta0, theta1))
+        way, size = u1 - u0, _norm(u0)
+        length = _norm(way)
+        share = -jnp.sum(u0 * way, axis=1) / jnp.where(length > 0, length, 1.0) ** 2
+        nearest = _norm(u0 + share[:, None] * way)
+        # What one unit may be wrong by where the root mean square of all errors is in tolerance.
+        tolerance = jnp.sqrt(theta0.size + 1) * (self.problem.atol + self.problem.rtol * size)
+        closer = (share > 0) & self._able()
+        headed = (share <= 2) & (nearest <= 0.5 * size)
+        return closer & headed & (_norm(u1) <= tolerance), closer & (length > 0.5 * size)
+
+    def _able(self) -> Bool[Array, " width"]:
+        """The units that can reach zero, by their balance at the start.
+
+        Those that lie as a whole below the tolerance are not resolved, and left alone."""
+        net = eqx.combine(self.problem.trained, self.problem.frozen)
+        size = _norm(net.v.reshape(net.width, -1))
+        if self.problem.trained.v is None:
+            return size > 0
+        resolved = self.problem.atol * jnp.sqrt(net.w.size)
+        surplus = size**2 - _norm(_incoming(net)) ** 2
+        return surplus > jnp.maximum(_CLEAR * self.problem.rtol * size**2, resolved**2)
+
+    def _entries(self, units: Bool[Array, " width"]) -> Bool[Array, " size_and_one"]:
+        """The entries of w and b of these units in the state."""
+        no = jax.tree.map(lambda a: jnp.zeros(a.shape, bool), self.problem.trained)
+        wide = lambda a: jnp.broadcast_to(units.reshape(-1, *[1] * (a.ndim - 1)), a.shape)
+        where = lambda net: (net.w,) if no.b is None else (net.w, net.b)
+        chosen = eqx.tree_at(where, no, [wide(a) for a in where(no)])
+        return jnp.append(ravel_pytree(chosen)[0], False)
+
+
+def _incoming(net: ShallowNet) -> Float[Array, "width affine"]:
+    return net.w if net.b is None else jnp.column_stack([net.w, net.b])
+
+
+def _norm(rows: Float[Array, "rows columns"]) -> Float[Array, " rows"]:
+    return jnp.sqrt(jnp.sum(rows**2, axis=1))
