@@ -15,7 +15,14 @@ class RESULTS(eqx.Enumeration):
     )
     reached_grad_norm = "stopped early: the gradient norm fell to the value asked for"
     reached_risk = "stopped early: the risk fell to the value asked for"
-    reached_param_norm = "stopped early: the parameter norm grew to the value asked for"
+    reached_progress = (
+        "stopped early: the flow has settled. At its present speed the risk would fall by at most "
+        "the share asked for in the next decade of time"
+    )
+    reached_param_norm = (
+        "stopped early: the parameter norm grew to the value asked for, while the risk still fell. "
+        "Far beyond the start, the weights are on their way to infinity"
+    )
     max_steps_reached = (
         "the step budget `max_steps` ran out before t1. Raise it, loosen `rtol` and `atol`, or "
         "shorten t1. Kinks of ReLU and stiffness both make the steps small"
@@ -39,7 +46,14 @@ class RESULTS(eqx.Enumeration):
     interrupted = "interrupted from the keyboard"
 
 
-GOOD = ("successful", "repelled", "reached_grad_norm", "reached_risk", "reached_param_norm")
+GOOD = (
+    "successful",
+    "repelled",
+    "reached_grad_norm",
+    "reached_risk",
+    "reached_progress",
+    "reached_param_norm",
+)
 TROUBLE = (
     "max_steps_reached",
     "max_kinks_reached",

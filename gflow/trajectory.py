@@ -179,6 +179,7 @@ class Trajectory(eqx.Module):
             "times": f"{len(ts)} saved, t = {ts[0]:.6g} to {ts[-1]:.6g}",
             "risk": f"{risk[0]:.6g} → {risk[-1]:.6g}",
             "gradient norm": f"{grad_norm[0]:.4g} → {grad_norm[-1]:.4g}",
+            "parameter norm": _growth(ts - ts[0], self.params),
             "steps": steps,
         }
         if self.kinks is not None:
@@ -367,6 +368,17 @@ def keep_first(trajectory: Trajectory, count: int) -> Trajectory:
 def _single(trajectory: Trajectory) -> bool:
     """False under a trace and for trajectories with batch axes, as from `jax.vmap`."""
     return is_concrete(trajectory) and trajectory.ts.ndim == 1
+
+
+def _growth(t: np.ndarray, params: PyTree) -> str:
+    """‖θ‖ from start to end, and its growth in the last decade of t if that is above a tenth."""
+    squares = (np.sum(np.reshape(leaf, (len(t), -1)) ** 2, 1) for leaf in jax.tree.leaves(params))
+    norm = np.sqrt(np.sum(list(squares), axis=0))
+    words = f"{norm[0]:.4g} → {norm[-1]:.4g}"
+    before = np.interp(t[-1] / 10, t, norm)
+    if norm[-1] <= 1.1 * before:
+        return words
+    return words + f", by {norm[-1] / before - 1:.0%} in the last decade of time"
 
 
 def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:

@@ -35,6 +35,9 @@ _STAGES_OF_TSIT5 = 6
 # The Jacobian and its factors are some dense matrices.
 _MOST_PARAMETERS = 4000
 
+# Those that may take over, by name.
+SOLVERS = {"BDF5": BDF5, "ROCK4": ROCK4}
+
 
 class Progress(NamedTuple):
     """How a flow fares: where it is, since when and through how many kinks, the size of its next

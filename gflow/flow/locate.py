@@ -38,13 +38,14 @@ class Located:
         settings = Settings(solver, *tolerances, problem.stop, self.max_kinks)
         # Kinks are located to this distance, relative to the size of the preactivations.
         eps = 1e-12 if self.theta0.dtype == jnp.float64 else 1e-5
-        return Loop(self.risk, settings, self.t1, self.ts, eps, accurate_share(problem.solver))
+        near = accurate_share(problem.solver)
+        return Loop(self.risk, settings, self.t0, self.t1, self.ts, eps, near)
 
     def whole(self, max_steps: int) -> Piece:
-        return _whole(self.loop, self.theta0, self.t0, jnp.asarray(max_steps))
+        return _whole(self.loop, self.theta0, jnp.asarray(max_steps))
 
     def start(self) -> State:
-        return _start(self.loop, self.theta0, self.t0)
+        return _start(self.loop, self.theta0)
 
     def advance(self, state: State, max_steps: int) -> State:
         """After some steps; `max_steps` counts from the start."""
@@ -73,8 +74,8 @@ class Located:
 
 
 @eqx.filter_jit
-def _start(loop: Loop, theta0, t0) -> State:
-    return begin(loop, theta0, t0)
+def _start(loop: Loop, theta0) -> State:
+    return begin(loop, theta0)
 
 
 @eqx.filter_jit
@@ -83,8 +84,8 @@ def _advance(loop: Loop, state: State, max_steps) -> State:
 
 
 @eqx.filter_jit
-def _whole(loop: Loop, theta0, t0, max_steps) -> Piece:
-    return _piece(loop, advance(loop, begin(loop, theta0, t0), max_steps))
+def _whole(loop: Loop, theta0, max_steps) -> Piece:
+    return _piece(loop, advance(loop, begin(loop, theta0), max_steps))
 
 
 @eqx.filter_jit

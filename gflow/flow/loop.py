@@ -73,6 +73,7 @@ class Loop(eqx.Module):
 
     risk: SwitchedRisk
     settings: Settings
+    t0: Float[Array, ""]
     t1: Float[Array, ""]
     ts: Float[Array, " times"]
     eps: float = eqx.field(static=True)
@@ -170,7 +171,7 @@ class Loop(eqx.Module):
         full = s.log.met > self.settings.max_kinks
         result = RESULTS.where(full, RESULTS.max_kinks_reached, result)
         values = lambda theta: (self.risk.value(theta), self.speed(s.y, s.pattern))
-        conditions = self.settings.stop.conditions(values)
+        conditions = self.settings.stop.conditions(values, self.t0)
         fired = {name: condition(s.t, s.y) & keep for name, condition in conditions.items()}
         stopped = jnp.any(jnp.stack(list(fired.values()))) if fired else jnp.asarray(False)
         return RESULTS.where(stopped, stop_result(fired), result)
@@ -255,9 +256,9 @@ def _logged(log: Log, t, event: Event, alone: bool) -> Log:
     )
 
 
-def begin(loop: Loop, theta: Float[Array, " size"], t0: Float[Array, ""]) -> State:
+def begin(loop: Loop, theta: Float[Array, " size"]) -> State:
     """The state at the start, before its first saved time."""
-    risk, settings = loop.risk, loop.settings
+    risk, settings, t0 = loop.risk, loop.settings, loop.t0
     y = jnp.append(theta, jnp.zeros((), theta.dtype))
     pattern = risk.start(theta)
     speed = loop.speed(y, pattern)

@@ -1,16 +1,19 @@
 """A solve piece by piece: to show where it is, to choose its solver, and to keep what was done."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import diffrax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gflow.flow.choice import Progress, better_solver
+from gflow.flow.checkpoint import Checkpoint
+from gflow.flow.choice import SOLVERS, Progress, better_solver
 from gflow.flow.problem import PIECE_STEPS, Piece, Problem
 from gflow.progress import progress_bar
 from gflow.results import RESULTS
 
 
+@runtime_checkable
 class Run(Protocol):
     """A solve that can be taken piece by piece, whichever way kinks are treated."""
 
@@ -35,10 +38,21 @@ class Run(Protocol):
     def piece(self, state: Any) -> Piece: ...
 
 
-def solve_in_pieces(run: Run, *, max_steps: int, choose: bool, progress: bool) -> Piece:
+class Switch(NamedTuple):
+    """The name of the solver that took over, the time, and after how many steps."""
+
+    name: str
+    time: float
+    steps: int
+
+
+def solve_in_pieces(
+    run: Run, *, max_steps: int, choose: bool, progress: bool, checkpoint: Checkpoint | None
+) -> Piece:
     """The solve, with pauses after some steps; if it may `choose`, with another solver from where
-    that is better."""
-    state, switched, interrupted = run.start(), None, False
+    that is better; from the `checkpoint` on if there is one."""
+    run, state, switch = _start(run, checkpoint)
+    interrupted = False
     with progress_bar(len(run.ts) if progress else None, "gradient flow") as bar:
         try:
             while run.unfinished(state) and int(state.steps) < max_steps:
@@ -47,15 +61,39 @@ def solve_in_pieces(run: Run, *, max_steps: int, choose: bool, progress: bool) -
                 kinks = run.kinks_met(state)
                 met = f", {kinks:,} kinks" if kinks else ""
                 bar.advance(int(state.saved) - int(before.saved), f"t = {float(state.t):.4g}{met}")
-                if choose and switched is None and run.unfinished(state):
+                if choose and switch is None and run.unfinished(state):
                     solver = _better(run, before, state)
                     if solver is not None:
-                        switched = type(solver).__name__, state.t, state.steps
+                        switch = Switch(type(solver).__name__, float(state.t), int(state.steps))
                         run, state = run.hand_over(state, solver)
+                if checkpoint is not None:
+                    checkpoint.save({"switch": switch}, state)
         except KeyboardInterrupt:
             interrupted = True
-    piece = run.piece(state)._replace(switched=switched)
+    if checkpoint is not None:
+        checkpoint.save({"switch": switch}, state, last=True)
+    piece = run.piece(state)
+    if switch is not None:
+        # As arrays, or the program that makes the trajectory would be compiled for these numbers.
+        piece = piece._replace(switched=(switch.name, *map(jnp.asarray, switch[1:])))
     return piece._replace(result=RESULTS.interrupted) if interrupted else piece
+
+
+def _start(run: Run, checkpoint: Checkpoint | None) -> tuple[Run, Any, Switch | None]:
+    """The run and its state, from the checkpoint if there is one, and the switch made before."""
+    if checkpoint is None:
+        return run, run.start(), None
+
+    def handed_over(switch: Switch | None) -> tuple[Run, Any]:
+        start = run.start()
+        return (run, start) if switch is None else run.hand_over(start, SOLVERS[switch.name]())
+
+    as_switch = lambda facts: Switch(*facts["switch"]) if facts["switch"] else None
+    found = checkpoint.load(lambda facts: handed_over(as_switch(facts))[1])
+    if found is None:
+        return run, run.start(), None
+    switch = as_switch(found[0])
+    return handed_over(switch)[0], found[1], switch
 
 
 def _better(run: Run, before: Any, state: Any) -> diffrax.AbstractSolver | None:

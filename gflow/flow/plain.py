@@ -52,7 +52,7 @@ class Plain:
     def advance(self, state: State, max_steps: int) -> State:
         """After some steps; `max_steps` counts from the start."""
         budget = min(max_steps - int(state.steps), PIECE_STEPS)
-        return _advance(self.problem, state, self.t1, self.ts, budget)
+        return _advance(self.problem, state, self.t0, self.t1, self.ts, budget)
 
     def hand_over(self, state: State, solver: diffrax.AbstractSolver) -> tuple["Plain", State]:
         """The solve, and its state, with another solver from here on."""
@@ -98,18 +98,18 @@ def _start(problem: Problem, theta0, t0, t1, ts) -> State:
 
 
 @eqx.filter_jit
-def _advance(problem: Problem, s: State, t1, ts, max_steps: int) -> State:
-    return _integrate(problem, s, t1, ts, max_steps)
+def _advance(problem: Problem, s: State, t0, t1, ts, max_steps: int) -> State:
+    return _integrate(problem, s, t0, t1, ts, max_steps)
 
 
 @eqx.filter_jit
 def _whole(problem: Problem, theta0, t0, t1, ts, max_steps: int) -> Piece:
     start = _start(problem, theta0, t0, t1, ts)
-    return _piece(_integrate(problem, start, t1, ts, max_steps))
+    return _piece(_integrate(problem, start, t0, t1, ts, max_steps))
 
 
-def _integrate(problem: Problem, s: State, t1, ts, max_steps: int) -> State:
-    conditions = problem.stop.conditions(problem.risk_and_grad_norm)
+def _integrate(problem: Problem, s: State, t0, t1, ts, max_steps: int) -> State:
+    conditions = problem.stop.conditions(problem.risk_and_grad_norm, t0)
     events = {
         name: lambda t, y, args, condition=condition, **_: condition(t, y)
         for name, condition in conditions.items()

@@ -1,5 +1,6 @@
 """`solve_flow`: the gradient flow of a network as a trajectory."""
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,9 +24,10 @@ from gflow.arguments import (
     positive_int,
 )
 from gflow.flow import collapse
+from gflow.flow.checkpoint import Checkpoint, fingerprint
 from gflow.flow.kinks import switched
 from gflow.flow.locate import Located
-from gflow.flow.pieces import solve_in_pieces
+from gflow.flow.pieces import Run, solve_in_pieces
 from gflow.flow.plain import Plain
 from gflow.flow.problem import Piece, Problem
 from gflow.flow.solvers import as_solver, with_tolerances
@@ -51,6 +53,7 @@ def solve_flow(
     step_size: RealScalar | None = None,
     trainable: Sequence[str] | PyTree | None = None,
     progress: bool = False,
+    checkpoint: str | os.PathLike | None = None,
     throw: bool = True,
 ) -> Trajectory:
     r"""Follows the gradient flow of a risk from a network,
@@ -97,6 +100,9 @@ def solve_flow(
       equinox filter specification.
     - `progress`: shows a progress bar with the flow time reached. The flow is then solved in
       pieces, and Ctrl-C ends it with the result "interrupted".
+    - `checkpoint`: a directory where the state is kept from time to time, at 5 % of the run time at
+      most. A flow that was ended there, by whatever, goes on when it is solved again with the same
+      arguments, `max_steps`, `progress` and `throw` apart, and comes to the same result.
     - `throw`: raise a `TrajectoryError` if the flow does not reach its end. It holds the
       trajectory until then; with False that is returned, its `result` saying what happened.
 
@@ -130,8 +136,10 @@ def solve_flow(
         run = Plain(problem, theta0, start, end, times)
     # What is traced is solved in one program, where nothing can be chosen on the way.
     choose = solver is None and h is None and is_concrete(problem, theta0, start, end, times)
-    if choose or progress:
-        piece = solve_in_pieces(run, max_steps=max_steps, choose=choose, progress=progress)
+    if choose or progress or checkpoint is not None:
+        kept = _checkpoint(checkpoint, run, kinks, choose)
+        how = {"choose": choose, "progress": progress, "checkpoint": kept}
+        piece = solve_in_pieces(run, max_steps=max_steps, **how)
     else:
         piece = run.whole(max_steps)
     names = [type(problem.solver).__name__] + ([piece.switched[0]] if piece.switched else [])
@@ -142,6 +150,16 @@ def solve_flow(
     if advice := trajectory.advice():
         warnings.warn(advice, stacklevel=2)
     return finish(trajectory, throw=throw)
+
+
+def _checkpoint(directory: Any, run: Run, kinks: str, choose: bool) -> Checkpoint | None:
+    if directory is None:
+        return None
+    parts = run.problem, run.theta0, run.t0, run.t1, run.ts, kinks, choose
+    if not is_concrete(parts):
+        raise ArgumentError("checkpoint", Described("traced arrays"), "known ones: no jax.jit")
+    budget = run.max_kinks if isinstance(run, Located) else None
+    return Checkpoint(directory, fingerprint(*parts, budget))
 
 
 @eqx.filter_jit
