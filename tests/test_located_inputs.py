@@ -255,3 +255,53 @@ def test_budgets_are_exact_and_all_steps_are_counted():
     assert gflow.solve_flow(risk, net, t1=12.0, max_steps=steps).succeeded
     short = gflow.solve_flow(risk, net, t1=12.0, max_steps=steps - 1, throw=False)
     assert short.result_name == "max_steps_reached"
+
+
+# ---- units that reach zero ------------------------------------------------------------------
+
+
+def test_single_weights_leave_zero_when_the_clarke_gradient_does():
+    # Without biases all kinks of one input are at w = 0, where unit 1 waits from 0.1 to 3.
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(7, 1))
+    x[1], x[3] = -x[0], -x[2]
+    risk = gflow.EmpiricalRisk(x, 2 * rng.normal(size=7), rng.uniform(0.5, 1.5, 7) / 7)
+    net = gflow.ShallowNet.from_arrays(
+        rng.normal(size=(4, 1)), None, rng.normal(size=4), None, activation="leaky_relu(-0.5)"
+    )
+    flow = gflow.solve_flow(risk, net, t1=6.0, ts=np.linspace(0.5, 6, 12), trainable=("w",))
+    held = np.abs(flow.params.w[:, 1, 0]) < 1e-12
+    assert held[2] and not held[-1]
+    for k, speed in enumerate(np.asarray(flow.grad_norm)):
+        clarke = gflow.clarke_gradient(risk, flow[k], trainable=("w",)).w
+        assert speed == pytest.approx(float(jnp.linalg.norm(clarke)), rel=1e-8)
+    descent = gflow.descend(risk, net, step_size=1e-4, num_steps=60_000, record=2, trainable=("w",))
+    assert distance(descent.final, flow.final) < 1e-3
+
+
+def test_a_unit_that_slides_to_zero_stays_there():
+    # It comes along the kink of one datum; its field on the far side of zero would take it on.
+    rng = np.random.default_rng(38)
+    x, y = rng.normal(size=(6, 1)), 2 * rng.normal(size=6)
+    risk = gflow.EmpiricalRisk(x, y, rng.uniform(0.5, 1.5, 6) / 6)
+    net = gflow.ShallowNet.from_arrays(
+        rng.normal(size=(4, 1)), rng.normal(size=4), rng.normal(size=4), rng.normal()
+    )
+    flow = gflow.solve_flow(risk, net, t1=10.0, trainable=("w", "b"))
+    (unit,) = (u for name, u, _ in kinks(flow) if name == "unit degenerates")
+    assert np.hypot(flow.final.w[unit, 0], flow.final.b[unit]) < 1e-11
+    descent = gflow.descend(
+        risk, net, step_size=1e-4, num_steps=100_000, record=2, trainable=("w", "b")
+    )
+    assert distance(descent.final, flow.final) < 1e-2
+
+
+def test_kinks_at_zero_that_lead_to_one_another_end():
+    rng = np.random.default_rng(34)
+    x = rng.normal(size=(8, 2))
+    x[1], x[2], x[4], x[5] = -x[0], 2 * x[0], -3 * x[3], 0.5 * x[3]
+    risk = gflow.EmpiricalRisk(x, 2 * rng.normal(size=(8, 2)), rng.uniform(0.5, 1.5, 8) / 8)
+    net = gflow.ShallowNet.from_arrays(rng.normal(size=(4, 2)), None, rng.normal(size=(4, 2)), None)
+    flow = gflow.solve_flow(risk, net, t1=5.0, trainable=("w",), max_kinks=300)
+    zero = [row for name, unit, row in kinks(flow) if (name, unit) == ("unit degenerates", 2)]
+    assert flow.succeeded and zero and np.abs(flow.final.w[2]).max() < 1e-12

@@ -30,12 +30,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from gflow.activations import PiecewiseLinear
 from gflow.arguments import is_concrete
 from gflow.flow.pattern import Event, Parts, Pattern, least_pair
-from gflow.flow.rows import Lines, distinct_rows, lines
+from gflow.flow.rows import Lines, by_normals, distinct_rows, lines
 from gflow.networks import ShallowNet
 from gflow.risks import EmpiricalRisk
 
 _MOST_SLIDES = 64
-_FEW_COLUMNS = 4
 
 
 class SwitchedRisk(eqx.Module):
@@ -62,8 +61,10 @@ class SwitchedRisk(eqx.Module):
 
     @property
     def whole(self) -> bool:
-        """Whether w and b are trained, so that a unit held in all directions is zero."""
-        return self.trained.w is not None and self.frozen.b is None
+        """Whether a unit held in all directions is zero, and stays so."""
+        zero = self.trained.w is not None and self.frozen.b is None
+        # For a single weight, 0 is a kink like any other.
+        return zero and self.normals.shape[1] > 1
 
     def net(self, theta: Float[Array, " size"]) -> ShallowNet:
         _, unravel = ravel_pytree(self.trained)
@@ -91,7 +92,7 @@ class SwitchedRisk(eqx.Module):
             outputs = outputs + jnp.broadcast_to(net.c, outputs.shape)
         r = self._slopes_of_loss(outputs)
         q = jnp.outer(v, r) if v.ndim == 1 else v @ r.T
-        force = _by_normals(jnp.where(pattern.sliding, 0.0, slopes * q), self.normals)
+        force = by_normals(jnp.where(pattern.sliding, 0.0, slopes * q), self.normals)
         return Parts(z, q, force, net.output_scale * (a @ r), jnp.sum(r, axis=0))
 
     def _slopes_of_loss(self, outputs: Array) -> Array:
@@ -258,7 +259,9 @@ class SwitchedRisk(eqx.Module):
         active = jnp.where(members, side, pattern.active[unit])
         return eqx.tree_at(lambda p: p.active, pattern, pattern.active.at[unit].set(active))
 
-    def arrive(self, pattern: Pattern, parts: Parts, units, eps: float) -> tuple[Pattern, Event]:
+    def arrive(
+        self, pattern: Pattern, parts: Parts, units, eps: float, circles: Bool[Array, ""]
+    ) -> tuple[Pattern, Event]:
         """What happens at the kink that is farthest past: a crossing, or a slide begins.
 
         Of several at once in one unit, those that are crossed go first, since each changes the
@@ -281,6 +284,11 @@ class SwitchedRisk(eqx.Module):
         still = 1e-9 * jnp.abs(jump)
         crosses = jnp.where(active, beyond < -still, beyond > still)
         crosses = crosses | (free < 1e-12 * square)
+        # On slides in all directions but one, a unit meets the rest of its kinks at zero.
+        # There it rests if next to zero are directions in which no row is active.
+        last = self.whole & (jnp.sum(pattern.used[unit]) == self.normals.shape[1] - 1)
+        rests = self.slope == 0 and self.trained.b is not None
+        crosses = crosses & ~(last & (rests | circles) & (free > 1e-12 * square))
         candidates = jnp.where(crosses & past, margins[unit], jnp.inf)
         crossing = jnp.isfinite(jnp.min(candidates))
         row = jnp.where(crossing, jnp.argmin(candidates), first)
@@ -304,12 +312,16 @@ class SwitchedRisk(eqx.Module):
         kinds = jnp.where(slides, jnp.where(stuck, 5, 2), crossed)
         return changed, Event(unit, row, members, kinds, jnp.asarray(False))
 
-    def event(self, theta: Array, pattern: Pattern, parts: Parts, units, eps: float):
-        """θ, the pattern and the event after the kink or the end of a slide that is due."""
+    def event(self, theta: Array, pattern: Pattern, parts: Parts, units, eps: float, circles):
+        """θ, the pattern and the event after the kink or the end of a slide that is due.
+
+        At zero the events of a unit can lead to one another in `circles`.
+        """
         # A slide that rests on the boundary of [0, 1] is not held there, and ends, too.
         over = jnp.min(self.slide_margins(parts, pattern)) <= eps
         exit = lambda: self.exit(pattern, parts)
-        pattern, event = jax.lax.cond(over, exit, lambda: self.arrive(pattern, parts, units, eps))
+        arrive = lambda: self.arrive(pattern, parts, units, eps, circles)
+        pattern, event = jax.lax.cond(over, exit, arrive)
 
         def settle(theta, pattern):
             """The unit put back onto z = 0 for all it slides on."""
@@ -340,14 +352,6 @@ class SwitchedRisk(eqx.Module):
                 pattern.degenerate.at[unit].set(stuck),
             ),
         )
-
-
-def _by_normals(pairs: Float[Array, "width rows"], normals: Float[Array, "rows dim"]) -> Array:
-    """The product, column by column where they are few: XLA's product is then half as fast."""
-    dim = normals.shape[1]
-    if dim > _FEW_COLUMNS:
-        return pairs @ normals
-    return jnp.stack([pairs @ normals[:, j] for j in range(dim)], axis=1)
 
 
 def switched(risk: Any, trained: PyTree, frozen: PyTree) -> SwitchedRisk | None:

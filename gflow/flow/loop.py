@@ -209,7 +209,10 @@ class Loop(eqx.Module):
             due = jnp.minimum(jnp.min(margins), slide) <= -self.eps
 
             def resolve(y, pattern, log):
-                theta, pattern, event = self.risk.event(y[:-1], pattern, parts, units, self.eps)
+                circles = resolved.events > 2 * sum(pattern.active.shape)
+                theta, pattern, event = self.risk.event(
+                    y[:-1], pattern, parts, units, self.eps, circles
+                )
                 log = _logged(log, t, event, self.risk.lines.line is None)
                 after = Resolved(resolved.events + 1, resolved.repelled | event.repelled)
                 return y.at[:-1].set(theta), pattern, log, after

@@ -11,6 +11,7 @@ from gflow.arguments import is_concrete
 
 # Unit normals that differ by less count as the same.
 _PARALLEL = 1e-13
+_FEW_COLUMNS = 4
 
 
 class Lines(NamedTuple):
@@ -97,3 +98,11 @@ def distinct_rows(x: Array) -> tuple[Array, Array, Array | None]:
     rank[order] = np.arange(len(first))
     kept = np.sort(first)
     return x[kept], jnp.asarray(kept), jnp.asarray(rank[group.ravel()])
+
+
+def by_normals(pairs: Float[Array, "width rows"], normals: Float[Array, "rows dim"]) -> Array:
+    """The product, column by column where they are few: XLA's product is then half as fast."""
+    dim = normals.shape[1]
+    if dim > _FEW_COLUMNS:
+        return pairs @ normals
+    return jnp.stack([pairs @ normals[:, j] for j in range(dim)], axis=1)

@@ -81,8 +81,10 @@ def solve_flow(
       crossed, or slid along if the field points at it from both sides; what is followed is dθ/dt =
       −(the minimal-norm element of the Clarke subdifferential), at the full order of the solver.
       Units with w = b = 0 are the exception: they stay so, as in the uniqueness class of the
-      theory. A unit slides along at most 64 kinks at a time. Where the flow could leave a kink to
-      either side, it takes the inactive one, and the result is "repelled". "ignore": adaptive
+      theory; but without biases a single weight slides at 0 like at any kink, and leaves it. A unit
+      slides along at most 64 kinks at a time. Where the flow could leave a kink to either side, it
+      takes the inactive one, and the result is "repelled". Rows of data that are traced by JAX are
+      taken to be distinct, with normals that are not parallel. "ignore": adaptive
       integration with ReLU'(0) = 0, as if the field were smooth; the steps become small at kinks,
       and a loose `rtol` (1e-4 to 1e-6) is then the better choice: `diffrax.Bosh3()` at 1e-4 reached
       four digits 12 times faster than located kinks for 64 units on 442 rows (`python -m
