@@ -372,8 +372,8 @@ def _single(trajectory: Trajectory) -> bool:
 
 def _growth(t: np.ndarray, params: PyTree) -> str:
     """‖θ‖ from start to end, and its growth in the last decade of t if that is above a tenth."""
-    squares = (np.sum(np.reshape(leaf, (len(t), -1)) ** 2, 1) for leaf in jax.tree.leaves(params))
-    norm = np.sqrt(np.sum(list(squares), axis=0))
+    leaves = [np.asarray(leaf).reshape(len(t), -1) for leaf in jax.tree.leaves(params)]
+    norm = np.linalg.norm(np.concatenate(leaves, axis=1), axis=1)
     words = f"{norm[0]:.4g} → {norm[-1]:.4g}"
     before = np.interp(t[-1] / 10, t, norm)
     if norm[-1] <= 1.1 * before:

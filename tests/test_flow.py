@@ -11,7 +11,7 @@ import pytest
 import scipy.linalg
 
 import gflow
-from gflow.flow import plain
+from gflow.flow import pieces, plain
 from gflow.results import RESULT_NAMES, RESULTS
 
 KEY = jax.random.key(0)
@@ -253,12 +253,18 @@ def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, mon
             if self.calls == 3:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(plain, "progress_bar", lambda *_: Bar())
-    flow = gflow.solve_flow(wave, smooth_net, t1=10.0, progress=True, throw=False)
-    assert flow.result_name == "interrupted" and len(flow) == 48
-    np.testing.assert_allclose(flow.risk, smooth_flow.risk[:48], rtol=1e-8)
+    monkeypatch.setattr(pieces, "progress_bar", lambda *_: Bar())
+    monkeypatch.setattr(plain, "PIECE_STEPS", 20)
+    monkeypatch.setattr(pieces, "PIECE_STEPS", 20)
+    options = {"t1": 10.0, "ts": smooth_flow.ts, "progress": True}
+    flow = gflow.solve_flow(wave, smooth_net, throw=False, **options)
+    assert flow.result_name == "interrupted" and flow.stats["num_steps"] == 60
+    # What was saved, and where it was.
+    saved = len(flow) - 1
+    assert smooth_flow.ts[saved - 1] <= flow.ts[-1] < smooth_flow.ts[saved]
+    np.testing.assert_allclose(flow.risk[:saved], smooth_flow.risk[:saved], rtol=1e-7)
     with pytest.raises(gflow.TrajectoryError, match="interrupted"):
-        gflow.solve_flow(wave, smooth_net, t1=10.0, progress=True)
+        gflow.solve_flow(wave, smooth_net, **options)
 
 
 def test_vmap_and_jit_give_the_single_runs(wave):

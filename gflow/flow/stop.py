@@ -53,7 +53,8 @@ class Stop(eqx.Module):
     def _slow(self, t, risk_and_grad_norm, dissipated) -> Bool[Array, ""]:
         risk, grad_norm = risk_and_grad_norm
         in_a_decade = jnp.log(10.0) * t * grad_norm**2
-        slowed = t * grad_norm**2 <= 0.1 * dissipated
+        # Nothing has happened yet at the start, and the flow has not slowed down.
+        slowed = (t > 0) & (t * grad_norm**2 <= 0.1 * dissipated)
         return slowed & (in_a_decade <= self.progress * risk)
 
 

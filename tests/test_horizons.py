@@ -1,0 +1,119 @@
+"""Flows to late times: the choice of the solver, what it costs, and when to stop."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from located import distance
+
+import gflow
+from gflow import piecewise
+from gflow.flow.choice import Progress, better_solver
+
+DATA = Path(__file__).parent / "data"
+
+
+def sine() -> tuple[gflow.EmpiricalRisk, gflow.ShallowNet]:
+    r = np.load(DATA / "sine_d1_w20_n40.npz")
+    net = gflow.ShallowNet.from_arrays(r["w0"], r["b0"], r["v0"], r["c0"])
+    return gflow.EmpiricalRisk(r["X"], r["y"]), net
+
+
+def tent() -> tuple[gflow.PopulationRisk, gflow.ShallowNet]:
+    risk = gflow.PopulationRisk(piecewise.tent(), piecewise.uniform())
+    return risk, gflow.ShallowNet(1, 16, key=jax.random.key(0))
+
+
+# ---- the choice -----------------------------------------------------------------------------
+
+
+def progress(**changes) -> Progress:
+    # At the bound of stability at t = 100 on the way to 1e8.
+    usual = Progress(
+        t=100.0,
+        t1=1e8,
+        before=50.0,
+        kinks=10,
+        step_size=0.03,
+        radius=lambda: 100.0,
+        rtol=1e-8,
+        num_params=60,
+    )
+    return usual._replace(**changes)
+
+
+def test_the_choice_follows_stiffness_horizon_and_size():
+    chosen = lambda **changes: type(better_solver(progress(**changes)))
+    assert chosen() is gflow.BDF5
+    # Not stiff: the steps are short for another reason.
+    assert chosen(radius=lambda: 1.0) is type(None)
+    # Near the end, whatever the stiffness.
+    assert chosen(t1=300.0) is type(None)
+    # A Jacobian of that size costs too much, or cannot be had.
+    assert chosen(num_params=3_000, t1=1e3) is gflow.ROCK4
+    assert chosen(num_params=100_000, t1=1e4, rtol=1e-4) is gflow.ROCK4
+    # So many kinks that every solver would take short steps, each of BDF5 at 16 times the price.
+    assert chosen(num_params=300, t1=1e3, kinks=2_000) is type(None)
+
+
+@pytest.mark.parametrize("problem", [sine, tent])
+def test_default_flows_to_time_1e8(problem):
+    risk, net = problem()
+    early = gflow.solve_flow(risk, net, t1=1e4)
+    flow = gflow.solve_flow(risk, net, t1=1e8)
+    assert flow.method == "gradient flow, Tsit5, then BDF5"
+    stats = {name: float(value) for name, value in flow.stats.items()}
+    assert 0 < stats["switched_at"] < 1e3
+    assert stats["num_steps_before_switch"] < stats["num_steps"]
+    assert 0 < stats["num_factorisations"] < stats["num_field_evaluations"]
+    # At most as many steps in each of the last four decades as on average before, and some.
+    assert stats["num_steps"] < 1.6 * float(early.stats["num_steps"])
+    assert np.abs(flow.diagnostics.energy).max() < 1e-7 * flow.risk[0]
+    other = gflow.solve_flow(risk, net, t1=1e8, solver=gflow.Rodas5P(), rtol=1e-9)
+    # On the flat floor of the valley, errors of the way there stay.
+    assert distance(flow.final, other.final) < 1e-5
+    assert (np.diff(flow.risk) <= 1e-12).all()
+
+
+def test_other_solvers_are_kept():
+    risk, net = tent()
+    flow = gflow.solve_flow(risk, net, t1=500.0, solver=gflow.Rodas5P(), progress=True)
+    assert flow.method == "gradient flow, Rodas5P" and "switched_at" not in flow.stats
+
+
+def test_single_precision_reaches_late_times():
+    risk, net = sine()
+    single = jax.tree.map(lambda a: a.astype(jnp.float32), net)
+    with pytest.warns(UserWarning, match="float32"):
+        flow = gflow.solve_flow(risk, single, t1=1e6, throw=False, max_steps=20_000)
+    assert flow.succeeded and flow.ts[-1] == 1e6
+    assert np.abs(flow.diagnostics.energy).max() < 1e-2 * flow.risk[0]
+
+
+# ---- stops ----------------------------------------------------------------------------------
+
+
+def test_the_stop_on_progress_ends_settled_flows_alone():
+    risk, net = sine()
+    flow = gflow.solve_flow(risk, net, t1=1e8, stop=gflow.Stop(progress=1e-3))
+    assert flow.result_name == "reached_progress" and 1e2 < flow.ts[-1] < 1e7
+    decade = gflow.solve_flow(risk, net, t1=1e8).risk[-1]
+    assert 0 < 1 - decade / flow.risk[-1] < 5e-3
+    # A risk that falls to 0 by a power of t is never settled.
+    risk, net = tent()
+    flow = gflow.solve_flow(risk, net, t1=1e5, stop=gflow.Stop(progress=1e-3))
+    assert flow.result_name == "successful"
+
+
+def test_weights_that_diverge_show():
+    # The logistic loss of separable data has no minimum: the weights grow like log t.
+    x = jnp.linspace(-1, 1, 8)[:, None]
+    risk = gflow.EmpiricalRisk(x, jnp.sign(x[:, 0]), loss="logistic")
+    net = gflow.ShallowNet(1, 4, key=jax.random.key(0))
+    flow = gflow.solve_flow(risk, net, t1=1e6)
+    assert "in the last decade of time" in flow.summary()["parameter norm"]
+    bound = gflow.Stop(param_norm=2 * float(jnp.linalg.norm(net.w)))
+    stopped = gflow.solve_flow(risk, net, t1=1e6, stop=bound)
+    assert stopped.result_name == "reached_param_norm" and "infinity" in stopped.message
