@@ -18,7 +18,13 @@ from gflow.arguments import (
 )
 from gflow.networks import named_initialisation
 
+# Solvers by name: of gflow, of diffrax, or the choice of `solve_flow`.
 SOLVERS = {
+    "auto": None,
+    "bdf5": "BDF5",
+    "rodas5p": "Rodas5P",
+    "rock4": "ROCK4",
+    "rkc2": "RKC2",
     "tsit5": "Tsit5",
     "dopri5": "Dopri5",
     "dopri8": "Dopri8",
@@ -70,8 +76,9 @@ class Config:
     atol: float | None = None
     """Absolute tolerance of the flow; by default a hundredth of the relative one, less for small
     initial parameters."""
-    solver: str = "tsit5"
-    """Solver of the flow: tsit5, dopri5, dopri8, bosh3, heun, kvaerno3, kvaerno5."""
+    solver: str = "auto"
+    """Solver of the flow: auto (Tsit5, and where the flow is stiff BDF5 or ROCK4), bdf5, rodas5p,
+    rock4, rkc2, tsit5, dopri5, dopri8, bosh3, heun, kvaerno3, kvaerno5."""
     kinks: Literal["locate", "ignore"] = "locate"
     """How the flow treats ReLU kinks: "locate" finds each and crosses it or slides along it,
     "ignore" integrates across them."""

@@ -9,7 +9,7 @@ import diffrax
 import jax
 import numpy as np
 
-from gflow import piecewise
+from gflow import flow, piecewise
 from gflow.activations import as_activation
 from gflow.analysis import blown_up
 from gflow.arguments import ArgumentError, Described
@@ -113,7 +113,7 @@ def _compute(run: Run, say: Callable[[str], None]) -> None:
             ts=_saved_times(config, plan),
             rtol=_rtol(config),
             atol=config.atol,
-            solver=getattr(diffrax, SOLVERS[config.solver])(),
+            solver=_solver(config),
             kinks=config.kinks,
             max_steps=config.max_steps,
             max_kinks=config.max_kinks,
@@ -171,6 +171,13 @@ def _report_trouble(run: Run, who: str, trajectory, say) -> None:
         text = f"{who} diverges: from t = {since:.4g} on its risk is above ten times its start."
         run.notes.append(text)
         say(text)
+
+
+def _solver(config: Config) -> diffrax.AbstractSolver | None:
+    name = SOLVERS[config.solver]
+    if name is None:
+        return None
+    return getattr(flow, name)() if hasattr(flow, name) else getattr(diffrax, name)()
 
 
 def _rtol(config: Config) -> float | None:

@@ -192,7 +192,7 @@ TABLES = {
         ("--width 0", "`width`: got 0, wanted a whole number of at least 1"),
         ("--step-fractions 0.5 -0.1", "`step_fractions`: got -0.1"),
         ("--rtol 0", "`rtol`: got 0.0"),
-        ("--solver euler", "`solver`: got 'euler', wanted one of 'tsit5'"),
+        ("--solver euler", "`solver`: got 'euler', wanted one of 'auto'"),
         ("--activation rleu", "`activation`: got 'rleu'"),
         ("--config missing.toml", "`config`: got missing.toml: no such file"),
         ("--config bad.toml", "unknown key 'wdth' in bad.toml, wanted a known field; the nearest"),

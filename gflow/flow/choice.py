@@ -24,8 +24,8 @@ from gflow.flow.rock import ROCK4
 
 # Real stability interval of Tsit5, and from which share of it on steps count as bounded by it.
 _TSIT5_BOUND, _BOUNDED = 3.3, 0.6
-# Fewer steps than these are not worth the compilation of another solver.
-_WORTH_A_CHANGE = 10_000
+# Fewer steps of Tsit5 than these, of few parameters, are not worth the compilation of another solver.
+_WORTH_A_CHANGE = 30_000
 # BDF5, measured at rtol 1e-8 on flows to t = 1e8: steps in a decade, and for each kink.
 _STEPS_OF_A_DECADE, _STEPS_OF_A_KINK, _STEPS_OF_A_START = 120.0, 4.0, 50.0
 # ROCK4, measured likewise: the share of t that a step takes. Its stability interval is 0.35 s² for
@@ -56,7 +56,7 @@ class Progress(NamedTuple):
 def better_solver(now: Progress) -> diffrax.AbstractSolver | None:
     """The solver to go on with instead of Tsit5; None to stay."""
     stay = (now.t1 - now.t) / now.step_size
-    if stay < _WORTH_A_CHANGE:
+    if stay < max(_WORTH_A_CHANGE / (1 + now.num_params / 100), 1000):
         return None
     radius = now.radius()
     if now.step_size * radius < _BOUNDED * _TSIT5_BOUND:

@@ -73,9 +73,12 @@ def solve_flow(
     - `rtol`, `atol`: tolerances of the error of a step, relative and absolute. By default 1e-8 for
       float64 parameters, 1e-4 for float32; and a hundredth of `rtol`, times the root mean square
       of the trained parameters at the start where that is below 1.
-    - `solver`: any adaptive diffrax solver; None for `diffrax.Tsit5()`. Its steps are bounded by
-      the sharpness; `gflow.BDF5()` has about the same number of steps in each decade of time, for
-      networks of up to some hundred parameters.
+    - `solver`: any adaptive diffrax solver, such as `gflow.BDF5()`, or None. That starts with
+      `diffrax.Tsit5()`, whose steps are bounded by the sharpness, and where this bounds them and
+      another solver promises half the work, it hands over: to `gflow.BDF5()`, which takes about as
+      many steps in each decade of time, or, for many parameters, to `gflow.ROCK4()`, which needs no
+      Hessian. `stats` has the time and the number of steps before (`switched_at`,
+      `num_steps_before_switch`). Under `jax.jit` and with fixed steps it is Tsit5 to the end.
     - `kinks`: what to do where a ReLU or leaky ReLU preactivation of a `ShallowNet` passes zero on
       a row of an `EmpiricalRisk`, where the gradient jumps. "locate": every kink is located, and
       crossed, or slid along if the field points at it from both sides; what is followed is dθ/dt =
