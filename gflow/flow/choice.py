@@ -24,7 +24,7 @@ from gflow.flow.rock import ROCK4
 
 # Real stability interval of Tsit5, and from which share of it on steps count as bounded by it.
 _TSIT5_BOUND, _BOUNDED = 3.3, 0.6
-# Fewer steps of Tsit5 than these, of few parameters, are not worth the compilation of another solver.
+# Fewer steps of Tsit5, of few parameters, are not worth the compilation of another solver.
 _WORTH_A_CHANGE = 30_000
 # BDF5, measured at rtol 1e-8 on flows to t = 1e8: steps in a decade, and for each kink.
 _STEPS_OF_A_DECADE, _STEPS_OF_A_KINK, _STEPS_OF_A_START = 120.0, 4.0, 50.0
