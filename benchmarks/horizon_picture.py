@@ -16,6 +16,8 @@ SOLVERS = (
     ("diffrax Kvaerno5", "diffrax Kvaerno5", "#5d7d3a", "^"),
 )
 LINES = ("-", "--", ":")
+# Solvers of gflow beside its choice.
+OTHERS = {"gflow BDF5": "#e0662f", "gflow Rodas5P": "#d99a2b", "gflow ROCK4": "#8a2f66"}
 
 
 def draw(
@@ -36,6 +38,8 @@ def draw(
     _horizons(first, [row for row in rows if row["study"] == "horizon"], horizons, limit)
     late = [row for row in rows if row["study"] == "precision"]
     styles = dict(styles_of(late))
+    for name in OTHERS.keys() & styles.keys():
+        styles[name] |= {"color": OTHERS[name], "mfc": OTHERS[name], "lw": 1.6, "ms": 6}
     for ax, (name, title) in zip(others, precisions.items()):
         here = [row for row in late if row["problem"] == name]
         panel(ax, here, "run_s", styles)
@@ -52,7 +56,7 @@ def draw(
 
 def _horizons(ax: Any, rows: Sequence[Row], names: Mapping[str, str], limit: float) -> None:
     """Colours are solvers, lines are flows; a cross stands where a solver came no further."""
-    for solver, label, colour, marker in SOLVERS:
+    for k, (solver, label, colour, marker) in enumerate(SOLVERS):
         style = {"color": colour, "marker": marker, "ms": 5, "lw": 1.6}
         ax.plot([], [], label=label, **style)
         for name, line in zip(names, LINES):
@@ -62,7 +66,8 @@ def _horizons(ax: Any, rows: Sequence[Row], names: Mapping[str, str], limit: flo
                 ax.plot(*np.transpose(good), ls=line, **style)
             failed = [row["t1"] for row in own if "error" in row]
             if failed:
-                t = failed[0]
+                # Side by side where several come no further.
+                t = failed[0] * 1.3 ** (k - 2.5)
                 start = good[-1] if good else (t, limit)
                 ax.plot([start[0], t], [start[1], limit], ls=line, color=colour, lw=1.0)
                 ax.plot(t, limit, "x", color=colour, ms=8, mew=1.6)

@@ -139,7 +139,7 @@ def attempt(
                 row["distance"] = relative(end.theta, against)
         if row.get("error", "").startswith(TimeUp.__name__):
             late = what
-    told = row.get("error") or f"{row['run_s']:.3g} s, error {row.get('distance', 0):.1e}"
+    told = row.get("error") or f"{row['run_s']:.3g} s"
     print(row["problem"], row["method"], what, told, file=sys.stderr, flush=True)
     return late
 
@@ -166,8 +166,8 @@ def growths(rows: Sequence[harness.Row], name: str) -> Iterator[harness.Row]:
         last = good[-1]
         sentence = (
             f"{name}: gflow to t = {last['t1']:.0e} in {last['run_s']:.3f} s and "
-            f"{last['steps']:,d} steps, of which {last['steps_of_decade']:,d} more than to a tenth "
-            f"of it; energy drift {last['energy_drift']:.1e}."
+            f"{last['steps']:,d} steps, {last['steps_of_decade']:+,d} against a tenth of it; "
+            f"energy drift {last['energy_drift']:.1e}."
         )
         yield {"sentence": sentence, "problem": name}
 
@@ -206,7 +206,7 @@ def main() -> int:
         choices=(*SINES.values(), POPULATION, TANH),
         help=f"which flows (all, or {TANH} if quick)",
     )
-    options.add_argument("--large", action="store_true", help="the large network too (15 minutes)")
+    options.add_argument("--large", action="store_true", help="the large network, too (15 minutes)")
     args = harness.start(options)
     if args.limit is None:
         args.limit = 1.0 if args.quick else 20.0
@@ -230,7 +230,7 @@ def main() -> int:
         print(f"saved {args.picture}")
     failed = any("error" in row for row in rows if row["method"].startswith("gflow"))
     if args.large:
-        # Of its own, as its memory is measured.
+        # In a process of its own, as it takes much memory.
         command = [sys.executable, "-m", "benchmarks.large_flow"]
         failed |= subprocess.run(command, check=False).returncode != 0
     # That a peer fails is a result.
