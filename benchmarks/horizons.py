@@ -191,7 +191,8 @@ def speedups(given: Problem, ends: Ends, rows: Sequence[harness.Row], args: Any)
     words += f": {told(default)}, the best of gflow {told(ours)}"
     seconds = args.limit if peer is None else peer["run_s"]
     ratio = seconds / default["run_s"]
-    rest = f"no peer in {args.limit:g} s, more than" if peer is None else f"{told(peer)},"
+    none = f"no peer is so accurate in {args.limit:g} s, more than"
+    rest = none if peer is None else f"{told(peer)},"
     sentence = f"{words}; {rest} {ratio:.3g} times gflow's choice."
     return {"sentence": sentence, "problem": given.name, "ratio": ratio, "apart": ends.apart}
 
