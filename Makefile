@@ -21,6 +21,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.descent --quick
 	$(BIN)/python -m benchmarks.kinks --quick
 	$(BIN)/python -m benchmarks.risks --quick
+	$(BIN)/python -m benchmarks.horizons --quick
 
 clean:
 	rm -rf .venv .cache runs benchmarks/results

@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from threadpoolctl import threadpool_limits
 
 import gflow
+from benchmarks.edge import classical
 from gflow.networks import split_trainable
 
 SCIPY = ("RK45", "DOP853", "LSODA", "Radau")
@@ -29,21 +30,25 @@ class Problem(NamedTuple):
     """A flow from `net` to time `t1`; `end` are its final parameters, as one vector."""
 
     name: str
-    risk: gflow.EmpiricalRisk
+    risk: Any
     net: gflow.ShallowNet
     t1: float
     end: np.ndarray
 
 
 class End(NamedTuple):
-    """Where a run ended, and its counts."""
+    """Where a run ended, and its counts; of `solve_flow` the energy drift and its method, too."""
 
     theta: np.ndarray
     counts: dict[str, int]
+    energy: float | None = None
+    method: str = ""
 
 
-# Solves at that rtol.
-Solve = Callable[[float], End]
+# Solves at that rtol; by diffrax, to another time if it is given.
+Solve = Callable[..., End]
+# The solver for an rtol; None for gflow's choice.
+Made = Callable[[float], diffrax.AbstractSolver | None]
 
 
 def flat(net: gflow.ShallowNet) -> np.ndarray:
@@ -51,7 +56,7 @@ def flat(net: gflow.ShallowNet) -> np.ndarray:
 
 
 def flow(
-    given: Problem, solver: diffrax.AbstractSolver, kinks: str, rtol: float, max_steps=10**6
+    given: Problem, solver: diffrax.AbstractSolver | None, kinks: str, rtol: float, max_steps=10**6
 ) -> End:
     """`solve_flow` to the problem's end."""
     trajectory = gflow.solve_flow(
@@ -73,23 +78,31 @@ def flow(
         if "max_steps" in trajectory.message:
             raise TimeUp(where)
         raise RuntimeError(f"{where}: {trajectory.message.split('.')[0]}")
-    return End(flat(trajectory.final), counts)
+    energy = float(trajectory.diagnostics.energy[-1])
+    return End(flat(trajectory.final), counts, energy, trajectory.method)
 
 
-def with_gflow(given: Problem, name: str, kinks: str, limit: float) -> tuple[float, Solve]:
+def stock(name: str) -> Made:
+    return lambda rtol: getattr(diffrax, name)()
+
+
+def with_gflow(given: Problem, made: Made, kinks: str, limit: float) -> tuple[float, Solve]:
     """The compile time, and solves that take about `limit` seconds at most."""
-    solver = getattr(diffrax, name)()
     begin = time.perf_counter()
-    probe = lambda: _steps_taken(lambda: flow(given, solver, kinks, 1e-6, PROBE_STEPS))
+    probe = lambda: _steps_taken(lambda: flow(given, made(1e-6), kinks, 1e-6, PROBE_STEPS))
     probe()
     between = time.perf_counter()
     steps = probe()
     spent = time.perf_counter() - between
     max_steps = max(PROBE_STEPS, int(steps * limit / spent))
     # What depends on the number of steps is compiled here, on a span that takes no time.
-    flow(given._replace(t1=1e-9 * given.t1), solver, kinks, 1e-6, max_steps)
+    flow(given._replace(t1=1e-9 * given.t1), made(1e-6), kinks, 1e-6, max_steps)
     compile_s = between - begin - spent
-    return compile_s, lambda rtol: flow(given, solver, kinks, rtol, max_steps)
+
+    def solve(rtol: float, t1: float = given.t1) -> End:
+        return flow(given._replace(t1=t1), made(rtol), kinks, rtol, max_steps)
+
+    return compile_s, solve
 
 
 def _steps_taken(solve: Callable[[], End]) -> int:
@@ -110,6 +123,10 @@ class Field:
             -jax.grad(lambda p: given.risk(eqx.combine(unravel(p), frozen)))(theta)
         )
         self._field, self._jacobian = jax.jit(field), jax.jit(jax.jacfwd(field))
+        sharpness = lambda theta: gflow.sharpness(
+            given.risk, eqx.combine(unravel(theta), frozen), tol=1e-2
+        )
+        self.classical = classical(field, sharpness)
 
     def restart(self) -> None:
         self.calls, self.start = 0, time.perf_counter()
@@ -153,7 +170,7 @@ def with_host(given: Problem, host: Host, limit: float) -> tuple[float, Solve]:
 
 def scipy_host(method: str) -> Host:
     def host(field, theta0, t1, rtol, atol):
-        jacobian = {"jac": field.jacobian} if method in ("LSODA", "Radau") else {}
+        jacobian = {"jac": field.jacobian} if method in ("LSODA", "Radau", "BDF") else {}
         found = scipy.integrate.solve_ivp(
             field, (0.0, t1), theta0, method=method, rtol=rtol, atol=atol, **jacobian
         )
@@ -164,18 +181,34 @@ def scipy_host(method: str) -> Host:
     return host
 
 
-def cvode_host(method: str, cvode: Any) -> Host:
+def cvode_host(method: str, cvode: Any, jacobian: bool = False) -> Host:
     def host(field, theta0, t1, rtol, atol):
         def into(t, theta, out):
             out[:] = field(t, theta)
 
-        solver = cvode.CVODE(into, method=method, rtol=rtol, atol=atol, max_num_steps=10**9)
+        def jacobian_into(t, theta, _, out):
+            out[:] = field.jacobian(t, theta)
+
+        options = {"jacfn": jacobian_into} if jacobian else {}
+        options |= {"method": method, "rtol": rtol, "atol": atol, "max_num_steps": 10**9}
+        solver = cvode.CVODE(into, **options)
         found = solver.solve(np.array([0.0, t1]), theta0)
         if not found.success:
             raise RuntimeError(f"at t = {found.t[-1]:.3g}: {found.message}")
         return found.y[-1]
 
     return host
+
+
+def classical_host(field, theta0, t1, rtol, atol) -> np.ndarray:
+    """The classical Runge–Kutta method with step 1/sharpness, without tolerances."""
+
+    def check(t: float, evaluations: int) -> None:
+        field.calls = evaluations
+        field.check(t)
+
+    theta, field.calls = field.classical(theta0, t1, check)
+    return np.asarray(theta)
 
 
 def torch_host(torch: Any, torchdiffeq: Any) -> Host:

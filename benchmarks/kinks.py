@@ -35,6 +35,7 @@ from benchmarks.kink_solvers import (
     flat,
     flow,
     hosts,
+    stock,
     with_gflow,
     with_host,
 )
@@ -96,10 +97,10 @@ def methods(
     """Name, tolerances, and what compiles and returns the solve."""
     located = {"Tsit5": (1e-6, 1e-8)} if quick else GFLOW
     for name, rtols in located.items():
-        yield f"gflow {name}", rtols, lambda n=name: with_gflow(given, n, "locate", limit)
+        yield f"gflow {name}", rtols, lambda n=name: with_gflow(given, stock(n), "locate", limit)
     for name in ("Tsit5",) if quick else ("Tsit5", "Bosh3", "Dopri8"):
         rtols = (1e-4, 1e-6) if quick else PLAIN
-        yield f"diffrax {name}", rtols, lambda n=name: with_gflow(given, n, "ignore", limit)
+        yield f"diffrax {name}", rtols, lambda n=name: with_gflow(given, stock(n), "ignore", limit)
     for name, host in hosts().items():
         if not quick or name in ("SciPy RK45", "SciPy LSODA"):
             rtols = HOSTED[:1] if quick else HOSTED
@@ -191,7 +192,7 @@ def speedup(given: Problem, args: Any) -> harness.Row:
     ends: dict[str, End] = {}
 
     def run(name: str, kinks: str, rtol: float) -> harness.Run:
-        _, solve = with_gflow(given, "Tsit5", kinks, args.limit)
+        _, solve = with_gflow(given, stock("Tsit5"), kinks, args.limit)
         return lambda _: ends.update({name: solve(rtol)})
 
     ours, plain = "gflow Tsit5 at 1e-8", "diffrax Tsit5 at 1e-6"

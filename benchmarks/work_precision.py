@@ -14,6 +14,7 @@ FAMILIES = (
     ("SciPy", "#5d7d3a", 1.0),
     ("CVODE", "#8c6bb1", 1.0),
     ("torchdiffeq", "#b8860b", 1.0),
+    ("RK4", "0.35", 1.0),
 )
 MARKERS = "osD^vPX*<>"
 QUANTITIES = {
@@ -26,7 +27,7 @@ def draw(rows: Sequence[Row], titles: Mapping[str, str], limit: float, file: Pat
     """A column for each problem, with its title. The margin counts the runs without a result."""
     import matplotlib.pyplot as plt
 
-    styles = dict(_styles(rows))
+    styles = dict(styles_of(rows))
     figure, axes = plt.subplots(
         len(QUANTITIES),
         len(titles),
@@ -38,9 +39,9 @@ def draw(rows: Sequence[Row], titles: Mapping[str, str], limit: float, file: Pat
     for column, (problem, title) in zip(axes.T, titles.items()):
         here = [row for row in rows if row["problem"] == problem]
         for ax, (quantity, label) in zip(column, QUANTITIES.items()):
-            _panel(ax, here, quantity, styles)
+            panel(ax, here, quantity, styles)
             ax.set_xlabel(label)
-        _failures(column[0], here, styles, f"no result\nwithin {limit:g} s")
+        failures(column[0], here, styles, f"no result\nwithin {limit:g} s")
         column[0].set_title(title, fontsize="medium")
     for ax in axes[:, 0]:
         ax.set_ylabel("relative error of the final parameters")
@@ -51,7 +52,7 @@ def draw(rows: Sequence[Row], titles: Mapping[str, str], limit: float, file: Pat
     plt.close(figure)
 
 
-def _styles(rows: Sequence[Row]) -> Iterator[tuple[str, dict]]:
+def styles_of(rows: Sequence[Row]) -> Iterator[tuple[str, dict]]:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for family, colour, width in FAMILIES:
         members = [name for name in methods if name.split()[0] == family]
@@ -70,7 +71,7 @@ def _styles(rows: Sequence[Row]) -> Iterator[tuple[str, dict]]:
             )
 
 
-def _panel(ax, rows: Sequence[Row], quantity: str, styles: dict[str, dict]) -> None:
+def panel(ax, rows: Sequence[Row], quantity: str, styles: dict[str, dict]) -> None:
     for name, style in styles.items():
         points = [(row[quantity], row["distance"]) for row in rows if _shown(row, name, quantity)]
         x, y = np.reshape(points, (-1, 2)).T
@@ -92,7 +93,7 @@ def _shown(row: Row, method: str, quantity: str) -> bool:
     return row["method"] == method and "error" not in row and quantity in row
 
 
-def _failures(ax, rows: Sequence[Row], styles: dict[str, dict], heading: str) -> None:
+def failures(ax, rows: Sequence[Row], styles: dict[str, dict], heading: str) -> None:
     """The runs without a result, counted by solver, at the right edge."""
     counts = []
     for name in styles:
@@ -108,4 +109,4 @@ def _failures(ax, rows: Sequence[Row], styles: dict[str, dict], heading: str) ->
         style = place | {"color": styles[name]["color"]}
         height = 0.88 - 0.06 * k
         ax.text(1.02, height, "×", **style | {"fontsize": 13})
-        ax.text(1.08, height, f"{name.split()[1]}: {failed} of {tried}", **style)
+        ax.text(1.08, height, f"{name.split(maxsplit=1)[-1]}: {failed} of {tried}", **style)
