@@ -254,8 +254,7 @@ def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, mon
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(pieces, "progress_bar", lambda *_: Bar())
-    monkeypatch.setattr(plain, "PIECE_STEPS", 20)
-    monkeypatch.setattr(pieces, "PIECE_STEPS", 20)
+    monkeypatch.setattr(plain, "PIECE_STEPS", 40)
     options = {"t1": 10.0, "ts": smooth_flow.ts, "progress": True}
     flow = gflow.solve_flow(wave, smooth_net, throw=False, **options)
     assert flow.result_name == "interrupted" and flow.stats["num_steps"] == 60

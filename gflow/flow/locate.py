@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from gflow.flow.hessian import field_jacobian
 from gflow.flow.kinks import SwitchedRisk
 from gflow.flow.loop import Loop, Settings, State, advance, begin, handed_over
-from gflow.flow.problem import Piece, Problem
+from gflow.flow.problem import PIECE_STEPS, Piece, Problem
 from gflow.flow.solvers import accurate_share, with_jacobian
 from gflow.flow.stabilised import spectral_radius
 from gflow.results import RESULTS
@@ -30,6 +30,8 @@ class Located:
     ts: Float[Array, " times"]
     max_kinks: int
 
+    located = True
+
     @property
     def loop(self) -> Loop:
         problem = self.problem
@@ -46,6 +48,9 @@ class Located:
 
     def start(self) -> State:
         return _start(self.loop, self.theta0)
+
+    def steps_of_piece(self, done: int) -> int:
+        return min(PIECE_STEPS, max(done, PIECE_STEPS // 4))
 
     def advance(self, state: State, max_steps: int) -> State:
         """After some steps; `max_steps` counts from the start."""

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from gflow.flow.checkpoint import Checkpoint
 from gflow.flow.choice import SOLVERS, Progress, better_solver
-from gflow.flow.problem import PIECE_STEPS, Piece, Problem
+from gflow.flow.problem import Piece, Problem
 from gflow.progress import progress_bar
 from gflow.results import RESULTS
 
@@ -28,7 +28,11 @@ class Run(Protocol):
     @property
     def ts(self) -> Float[Array, " times"]: ...
 
+    @property
+    def located(self) -> bool: ...
+
     def start(self) -> Any: ...
+    def steps_of_piece(self, done: int) -> int: ...
     def advance(self, state: Any, max_steps: int) -> Any: ...
     def hand_over(self, state: Any, solver: diffrax.AbstractSolver) -> tuple["Run", Any]: ...
     def unfinished(self, state: Any) -> bool: ...
@@ -57,7 +61,8 @@ def solve_in_pieces(
         try:
             while run.unfinished(state) and int(state.steps) < max_steps:
                 before = state
-                state = run.advance(state, min(int(state.steps) + PIECE_STEPS, max_steps))
+                done = int(state.steps)
+                state = run.advance(state, min(done + run.steps_of_piece(done), max_steps))
                 kinks = run.kinks_met(state)
                 met = f", {kinks:,} kinks" if kinks else ""
                 bar.advance(int(state.saved) - int(before.saved), f"t = {float(state.t):.4g}{met}")
@@ -107,5 +112,6 @@ def _better(run: Run, before: Any, state: Any) -> diffrax.AbstractSolver | None:
             radius=lambda: run.spectral_radius(state),
             rtol=float(run.problem.rtol),
             num_params=len(run.theta0),
+            located=run.located,
         )
     )

@@ -17,6 +17,9 @@ from gflow.flow.stop import stop_result
 from gflow.flow.work import Work, total, work_of_solve
 from gflow.results import RESULTS
 
+# With so many parameters steps take long, and pauses no time.
+_LARGE = 2000
+
 
 class State(NamedTuple):
     """Where the flow is, and what was saved."""
@@ -43,15 +46,21 @@ class Plain:
     t1: Float[Array, ""]
     ts: Float[Array, " times"]
 
+    located = False
+
     def whole(self, max_steps: int) -> Piece:
         return _whole(self.problem, self.theta0, self.t0, self.t1, self.ts, max_steps)
 
     def start(self) -> State:
         return _start(self.problem, self.theta0, self.t0, self.t1, self.ts)
 
+    def steps_of_piece(self, done: int) -> int:
+        """Always the same, as the program is compiled for it."""
+        return PIECE_STEPS // (2 if len(self.theta0) < _LARGE else 8)
+
     def advance(self, state: State, max_steps: int) -> State:
         """After some steps; `max_steps` counts from the start."""
-        budget = min(max_steps - int(state.steps), PIECE_STEPS)
+        budget = max_steps - int(state.steps)
         return _advance(self.problem, state, self.t0, self.t1, self.ts, budget)
 
     def hand_over(self, state: State, solver: diffrax.AbstractSolver) -> tuple["Plain", State]:
