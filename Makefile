@@ -9,7 +9,7 @@ run: .venv/app.stamp
 	$(BIN)/gflow run
 
 test: .venv/dev.stamp
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

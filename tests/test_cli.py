@@ -130,7 +130,7 @@ def test_divergence_and_a_spent_budget_are_reported(tmp_path):
 def test_an_interrupted_run_leaves_what_it_has(tmp_path):
     # Chattering across kinks, this flow takes many minutes.
     options = ("run", "--data", "zigzag", "--t1", 1e3, "--rtol", 1e-9, "--kinks", "ignore")
-    options += ("--out", "r")
+    options += ("--max-steps", 10**9, "--out", "r")
     command = [sys.executable, "-m", "gflow", *map(str, options)]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

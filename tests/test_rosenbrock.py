@@ -26,6 +26,7 @@ from gflow.flow.rosenbrock import (
     WEIGHTS,
     RodasInterpolation,
 )
+from gflow.flow.work import Counted, nothing_done
 from gflow.networks import split_trainable
 
 DATA = Path(__file__).parent / "data"
@@ -116,7 +117,7 @@ def test_steps_of_decay_at_every_stiffness():
     rates = -jnp.geomspace(1e-2, 1e8, 41)
     term = diffrax.ODETerm(lambda t, y, args: rates * y)
     solver, zero, one = gflow.Rodas5P(), jnp.asarray(0.0), jnp.asarray(1.0)
-    y, error, *_ = solver.step(term, zero, one, jnp.ones(41), None, None, False)
+    y, error, *_ = solver.step(term, zero, one, jnp.ones(41), None, START_STATE, False)
     exact = np.exp(rates)
     assert np.abs(y).max() < 1 and np.abs(y[rates < -1e7]).max() < 1e-5
     np.testing.assert_allclose(y, [growth(complex(r)).real for r in rates], atol=1e-9)
@@ -132,6 +133,7 @@ def pendulum(t, y, args):
 
 
 START = {"angle": jnp.asarray(1.0), "speed": jnp.asarray(0.5)}
+START_STATE = Counted(nothing_done())
 
 
 @eqx.filter_jit
@@ -168,7 +170,7 @@ def test_order_of_the_dense_output_of_one_step(exact_pendulum):
     term, zero, errors = diffrax.ODETerm(pendulum), jnp.asarray(0.0), []
     for k, h in enumerate(sizes):
         solver = gflow.Rodas5P()
-        y1, _, dense, *_ = solver.step(term, zero, jnp.asarray(h), START, None, None, False)
+        y1, _, dense, *_ = solver.step(term, zero, jnp.asarray(h), START, None, START_STATE, False)
         inside = solver.interpolation_cls(t0=zero, t1=jnp.asarray(h), **dense)
         assert isinstance(inside, RodasInterpolation)
         y = inside.evaluate(0.4 * h)

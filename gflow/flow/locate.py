@@ -1,6 +1,7 @@
 """The flow with every kink located, crossed or slid along."""
 
 import dataclasses
+from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
@@ -74,8 +75,8 @@ class Located:
     def spectral_radius(self, state: State) -> float:
         return float(_spectral_radius(self.risk, state))
 
-    def piece(self, state: State) -> Piece:
-        return _piece(self.loop, state)
+    def ending(self, state: State) -> Callable[[], Piece]:
+        return eqx.Partial(_piece, self.loop, state)
 
 
 @eqx.filter_jit
@@ -108,7 +109,6 @@ def _spectral_radius(risk: SwitchedRisk, state: State) -> Array:
     return spectral_radius(product, noise, jnp.zeros((), theta.dtype), tol=0.02)[0]
 
 
-@eqx.filter_jit
 def _piece(loop: Loop, state: State) -> Piece:
     well = state.result == RESULTS.successful
     result = RESULTS.where(well & state.repelled, RESULTS.repelled, state.result)

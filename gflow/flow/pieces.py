@@ -1,8 +1,10 @@
 """A solve piece by piece: to show where it is, to choose its solver, and to keep what was done."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import diffrax
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -39,7 +41,7 @@ class Run(Protocol):
     def kinks_met(self, state: Any) -> int: ...
     def step_size(self, state: Any) -> float: ...
     def spectral_radius(self, state: Any) -> float: ...
-    def piece(self, state: Any) -> Piece: ...
+    def ending(self, state: Any) -> Callable[[], Piece]: ...
 
 
 class Switch(NamedTuple):
@@ -52,9 +54,13 @@ class Switch(NamedTuple):
 
 def solve_in_pieces(
     run: Run, *, max_steps: int, choose: bool, progress: bool, checkpoint: Checkpoint | None
-) -> Piece:
+) -> tuple[Callable[[], Piece], Switch | None]:
     """The solve, with pauses after some steps; if it may `choose`, with another solver from where
-    that is better; from the `checkpoint` on if there is one."""
+    that is better; from the `checkpoint` on if there is one.
+
+    Returns what makes the piece from the last state, to be compiled with what follows, and the
+    switch that was made.
+    """
     run, state, switch = _start(run, checkpoint)
     interrupted = False
     with progress_bar(len(run.ts) if progress else None, "gradient flow") as bar:
@@ -77,10 +83,13 @@ def solve_in_pieces(
             interrupted = True
     if checkpoint is not None:
         checkpoint.save({"switch": switch}, state, last=True)
-    piece = run.piece(state)
-    if switch is not None:
-        # As arrays, or the program that makes the trajectory would be compiled for these numbers.
-        piece = piece._replace(switched=(switch.name, *map(jnp.asarray, switch[1:])))
+    # As arrays, or the program that makes the trajectory would be compiled for these numbers.
+    switched = None if switch is None else (switch.name, *map(jnp.asarray, switch[1:]))
+    return eqx.Partial(_ended, run.ending(state), switched, interrupted), switch
+
+
+def _ended(ending: Callable[[], Piece], switched, interrupted: bool) -> Piece:
+    piece = ending()._replace(switched=switched)
     return piece._replace(result=RESULTS.interrupted) if interrupted else piece
 
 

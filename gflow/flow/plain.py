@@ -1,6 +1,7 @@
 """The flow of a smooth field, or across kinks: plain adaptive integration by diffrax."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import diffrax
@@ -81,8 +82,8 @@ class Plain:
     def spectral_radius(self, state: State) -> float:
         return float(_spectral_radius(self.problem, state.y[:-1]))
 
-    def piece(self, state: State) -> Piece:
-        return _piece(state)
+    def ending(self, state: State) -> Callable[[], Piece]:
+        return eqx.Partial(_piece, state)
 
 
 @eqx.filter_jit

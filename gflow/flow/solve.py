@@ -144,12 +144,12 @@ def solve_flow(
     if choose or progress or checkpoint is not None:
         kept = _checkpoint(checkpoint, run, kinks, choose)
         how = {"choose": choose, "progress": progress, "checkpoint": kept}
-        piece = solve_in_pieces(run, max_steps=max_steps, **how)
+        ending, switch = solve_in_pieces(run, max_steps=max_steps, **how)
     else:
-        piece = run.whole(max_steps)
-    names = [type(problem.solver).__name__] + ([piece.switched[0]] if piece.switched else [])
+        ending, switch = eqx.Partial(_given, run.whole(max_steps)), None
+    names = [type(problem.solver).__name__] + ([switch.name] if switch else [])
     method = "gradient flow, " + ", then ".join(names) + (KINKS_IGNORED if ignored else "")
-    trajectory = recorded(lambda: _record(problem, piece, method))
+    trajectory = recorded(lambda: _record(problem, ending, method))
     if is_concrete(trajectory.ts):
         trajectory = keep_first(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
     if advice := trajectory.advice():
@@ -167,9 +167,13 @@ def _checkpoint(directory: Any, run: Run, kinks: str, choose: bool) -> Checkpoin
     return Checkpoint(directory, fingerprint(*parts, budget))
 
 
+def _given(piece: Piece) -> Piece:
+    return piece
+
+
 @eqx.filter_jit
-def _record(problem: Problem, piece: Piece, method: str) -> Trajectory:
-    piece = piece.with_end()
+def _record(problem: Problem, ending: Callable[[], Piece], method: str) -> Trajectory:
+    piece = ending().with_end()
     _, unravel = ravel_pytree(problem.trained)
     stats = {
         "num_steps": piece.steps,
