@@ -138,7 +138,7 @@ def test_an_interrupted_run_leaves_what_it_has(tmp_path):
     while not list(tmp_path.glob(".r.*.partial")):
         assert process.poll() is None
         time.sleep(0.2)
-    time.sleep(12)
+    time.sleep(10)
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors

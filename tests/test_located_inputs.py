@@ -227,16 +227,6 @@ def test_implicit_solvers_take_the_tolerances_of_the_steps():
     assert gflow.compare(flow, exact).largest < 1e-7
 
 
-def test_single_precision_networks_on_double_precision_data():
-    risk, net = small_problem()
-    single = jax.tree.map(lambda a: a.astype(jnp.float32) if eqx.is_array(a) else a, net)
-    with pytest.warns(UserWarning, match="float32"):
-        flow = gflow.solve_flow(risk, single, t1=2.0)
-    assert flow.final.w.dtype == jnp.float32
-    exact = gflow.solve_flow(risk, net, t1=2.0)
-    assert distance(flow.final, exact.final) < 1e-3
-
-
 def test_derivatives_of_located_flows_are_refused():
     risk, net = small_problem()
     end = lambda net: gflow.solve_flow(risk, net, t1=0.1).risk[-1]

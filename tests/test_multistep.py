@@ -143,12 +143,3 @@ def test_any_diffeqsolve_in_both_directions():
         stepsize_controller=diffrax.PIDController(1e-8, 1e-10),
     )
     assert float(backwards.ys["slow"][0]) == pytest.approx(1.0, rel=1e-6)
-
-
-def test_vmap_gives_the_single_runs():
-    risk, _ = problem(5)
-    nets = [gflow.ShallowNet(1, 5, key=key) for key in jax.random.split(jax.random.key(3), 3)]
-    run = lambda net: gflow.solve_flow(risk, net, t1=20.0, max_kinks=200, solver=gflow.BDF5())
-    many = eqx.filter_jit(eqx.filter_vmap(run))(jax.tree.map(lambda *a: jnp.stack(a), *nets))
-    for k, net in enumerate(nets):
-        np.testing.assert_allclose(many.risk[k], run(net).risk, rtol=1e-7)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from gflow.flow.checkpoint import Checkpoint
 from gflow.flow.choice import SOLVERS, Progress, better_solver
 from gflow.flow.problem import Piece, Problem
+from gflow.interrupts import noted_interrupts
 from gflow.progress import progress_bar
 from gflow.results import RESULTS
 
@@ -63,9 +64,10 @@ def solve_in_pieces(
     """
     run, state, switch = _start(run, checkpoint)
     interrupted = False
-    with progress_bar(len(run.ts) if progress else None, "gradient flow") as bar:
+    total = len(run.ts) if progress else None
+    with progress_bar(total, "gradient flow") as bar, noted_interrupts() as noted:
         try:
-            while run.unfinished(state) and int(state.steps) < max_steps:
+            while run.unfinished(state) and int(state.steps) < max_steps and not noted:
                 before = state
                 done = int(state.steps)
                 state = run.advance(state, min(done + run.steps_of_piece(done), max_steps))
@@ -81,6 +83,7 @@ def solve_in_pieces(
                     checkpoint.save({"switch": switch}, state)
         except KeyboardInterrupt:
             interrupted = True
+    interrupted = interrupted or bool(noted)
     if checkpoint is not None:
         checkpoint.save({"switch": switch}, state, last=True)
     # As arrays, or the program that makes the trajectory would be compiled for these numbers.

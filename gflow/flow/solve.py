@@ -104,7 +104,7 @@ def solve_flow(
     - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
       equinox filter specification.
     - `progress`: shows a progress bar with the flow time reached. The flow is then solved in
-      pieces, and Ctrl-C ends it with the result "interrupted".
+      pieces, as without a `solver`, and Ctrl-C ends it with the result "interrupted".
     - `checkpoint`: a directory where the state is kept from time to time, at 5 % of the run time at
       most. A flow that was ended there, by whatever, goes on when it is solved again with the same
       arguments, `max_steps`, `progress` and `throw` apart, and comes to the same result.
