@@ -133,7 +133,13 @@ def test_an_interrupted_run_leaves_what_it_has(tmp_path):
     options += ("--max-steps", 10**9, "--out", "r")
     command = [sys.executable, "-m", "gflow", *map(str, options)]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Programs in the background start with the signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(tmp_path.glob(".r.*.partial")):
         assert process.poll() is None

@@ -240,7 +240,7 @@ def test_saved_times_need_not_reach_the_end_in_pieces(wave, smooth_net):
     assert (np.asarray(flow.ts) == ts).all() and flow.succeeded
 
 
-def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, monkeypatch):
+def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, monkeypatch, request):
     class Bar:
         calls = 0
 
@@ -257,6 +257,9 @@ def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, mon
                 with contextlib.suppress(KeyboardInterrupt):
                     signal.raise_signal(signal.SIGINT)
 
+    # Programs in the background start with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     monkeypatch.setattr(pieces, "progress_bar", lambda *_: Bar())
     monkeypatch.setattr(plain, "PIECE_STEPS", 40)
     options = {"t1": 10.0, "ts": smooth_flow.ts, "progress": True}
