@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import diffrax
 import jax
 import numpy as np
 import pytest
@@ -74,6 +75,13 @@ def test_a_flow_that_changed_its_solver_goes_on_with_that(tmp_path, monkeypatch)
     assert again.stats["switched_at"] == whole.stats["switched_at"]
 
 
+def test_a_solver_that_does_not_count_its_work(tmp_path, wave, smooth_net):
+    solve = lambda: gflow.solve_flow(
+        wave, smooth_net, t1=0.1, solver=diffrax.ImplicitEuler(), rtol=1e-3, checkpoint=tmp_path
+    )
+    assert solve().risk[-1] == solve().risk[-1]
+
+
 def test_a_spent_budget_can_be_raised(tmp_path):
     risk, net = small_problem()
     solve = lambda **more: gflow.solve_flow(risk, net, t1=12.0, checkpoint=tmp_path, **more)
@@ -99,7 +107,7 @@ def test_an_unusable_checkpoint_is_named(tmp_path):
     with pytest.raises(gflow.ArgumentError, match="`checkpoint`.*cannot be read"):
         solve()
     with pytest.raises(gflow.ArgumentError, match="`checkpoint`.*traced"):
-        jax.jit(lambda w: solve(net=None) if w is None else _end(risk, w, tmp_path))(net.w)
+        jax.jit(lambda w: _end(risk, w, tmp_path))(net.w)
 
 
 def _end(risk, w, directory):

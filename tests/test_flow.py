@@ -375,3 +375,30 @@ for name, case in cases.items():
         raise AssertionError(name)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_risks_that_hold_traced_arrays(wave, smooth_net):
+    def end(decay):
+        risk = lambda net: wave(net) + decay * jnp.sum(net.w**2)
+        return gflow.solve_flow(risk, smooth_net, t1=1.0, ts=[1.0]).risk[-1]
+
+    decay, step = 0.1, 1e-4
+    alone = end(decay)
+    np.testing.assert_allclose(jax.vmap(end)(jnp.array([decay, 0.2]))[0], alone, rtol=1e-7)
+    slope = (end(decay + step) - end(decay - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(end)(decay), slope, rtol=1e-4)
+    with pytest.raises(gflow.ArgumentError, match="`progress`: got a traced risk"):
+        jax.grad(
+            lambda c: gflow.solve_flow(
+                lambda net: c * wave(net), smooth_net, t1=1.0, progress=True
+            ).risk[-1]
+        )(1.0)
+
+
+def test_ctrl_c_without_a_progress_bar_is_passed_on(wave, smooth_net, monkeypatch):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plain.Plain, "advance", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        gflow.solve_flow(wave, smooth_net, t1=1.0)

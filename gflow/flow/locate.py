@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -14,7 +13,7 @@ from gflow.flow.kinks import SwitchedRisk
 from gflow.flow.loop import Loop, Settings, State, advance, begin, handed_over
 from gflow.flow.problem import PIECE_STEPS, Piece, Problem
 from gflow.flow.solvers import accurate_share, with_jacobian
-from gflow.flow.stabilised import spectral_radius
+from gflow.flow.stabilised import radius_at
 from gflow.results import RESULTS
 from gflow.trajectory import Kinks
 
@@ -103,10 +102,7 @@ def _hand_over(loop: Loop, state: State) -> State:
 def _spectral_radius(risk: SwitchedRisk, state: State) -> Array:
     """Of the Jacobian of the field, where the state is."""
     field = lambda theta: risk.field(state.t, jnp.append(theta, 0.0), state.pattern)[:-1]
-    theta = state.y[:-1]
-    product = lambda v: jax.jvp(field, (theta,), (v,))[1]
-    noise = jax.random.normal(jax.random.key(0), theta.shape, theta.dtype)
-    return spectral_radius(product, noise, jnp.zeros((), theta.dtype), tol=0.02)[0]
+    return radius_at(field, state.y[:-1])
 
 
 def _piece(loop: Loop, state: State) -> Piece:

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gflow.arguments import ArgumentError, Described, is_concrete
 from gflow.flow.checkpoint import Checkpoint
 from gflow.flow.choice import SOLVERS, Progress, better_solver
 from gflow.flow.problem import Piece, Problem
@@ -34,6 +35,7 @@ class Run(Protocol):
     @property
     def located(self) -> bool: ...
 
+    def whole(self, max_steps: int) -> Piece: ...
     def start(self) -> Any: ...
     def steps_of_piece(self, done: int) -> int: ...
     def advance(self, state: Any, max_steps: int) -> Any: ...
@@ -60,9 +62,15 @@ def solve_in_pieces(
     that is better; from the `checkpoint` on if there is one.
 
     Returns what makes the piece from the last state, to be compiled with what follows, and the
-    switch that was made.
+    switch that was made. Ctrl-C ends the solve, where `progress` is shown with what was reached.
     """
     run, state, switch = _start(run, checkpoint)
+    if not is_concrete(state):
+        # The risk holds traced arrays: nothing can be looked at on the way.
+        if progress or checkpoint is not None:
+            name = "progress" if progress else "checkpoint"
+            raise ArgumentError(name, Described("a traced risk"), "a known one, for pauses")
+        return eqx.Partial(as_it_is, run.whole(max_steps)), None
     interrupted = False
     total = len(run.ts) if progress else None
     with progress_bar(total, "gradient flow") as bar, noted_interrupts() as noted:
@@ -86,9 +94,15 @@ def solve_in_pieces(
     interrupted = interrupted or bool(noted)
     if checkpoint is not None:
         checkpoint.save({"switch": switch}, state, last=True)
+    if interrupted and not progress:
+        raise KeyboardInterrupt
     # As arrays, or the program that makes the trajectory would be compiled for these numbers.
     switched = None if switch is None else (switch.name, *map(jnp.asarray, switch[1:]))
     return eqx.Partial(_ended, run.ending(state), switched, interrupted), switch
+
+
+def as_it_is(piece: Piece) -> Piece:
+    return piece
 
 
 def _ended(ending: Callable[[], Piece], switched, interrupted: bool) -> Piece:

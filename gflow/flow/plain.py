@@ -6,16 +6,15 @@ from typing import NamedTuple
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.flow import collapse
 from gflow.flow.problem import PIECE_STEPS, Piece, Problem, first_step
 from gflow.flow.solvers import controller
-from gflow.flow.stabilised import spectral_radius
+from gflow.flow.stabilised import radius_at
 from gflow.flow.stop import stop_result
-from gflow.flow.work import Work, total, work_of_solve
+from gflow.flow.work import Work, is_counted, nothing_done, total, work_of_solve
 from gflow.results import RESULTS
 
 # With so many parameters steps take long, and pauses no time.
@@ -93,6 +92,7 @@ def _start(problem: Problem, theta0, t0, t1, ts) -> State:
     if dt is None:
         guess = first_step(theta0, problem.risk_and_grad_norm(theta0)[1])
         dt = jnp.minimum(guess, t1 - t0)
+    inner = problem.solver.init(diffrax.ODETerm(problem.field), t0, t1, y0, None)
     return State(
         t=t0,
         y=y0,
@@ -102,7 +102,7 @@ def _start(problem: Problem, theta0, t0, t1, ts) -> State:
         ys=jnp.full((len(ts), len(y0)), jnp.nan, theta0.dtype),
         steps=zero,
         rejected=zero,
-        work=Work(zero, zero, zero),
+        work=nothing_done() if is_counted(problem.solver, inner) else None,
         result=RESULTS.successful,
     )
 
@@ -178,10 +178,7 @@ def _translate(result, fired: dict[str, Bool[Array, ""]], problem: Problem, y_en
 @eqx.filter_jit
 def _spectral_radius(problem: Problem, theta: Float[Array, " size"]) -> Array:
     """Of the Hessian."""
-    gradient = lambda theta: problem.gradient(theta)[1]
-    product = lambda v: jax.jvp(gradient, (theta,), (v,))[1]
-    noise = jax.random.normal(jax.random.key(0), theta.shape, theta.dtype)
-    return spectral_radius(product, noise, jnp.zeros((), theta.dtype), tol=0.02)[0]
+    return radius_at(lambda theta: problem.gradient(theta)[1], theta)
 
 
 def _piece(s: State) -> Piece:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from gflow.arguments import is_concrete
 
@@ -33,7 +33,7 @@ class Lines(NamedTuple):
             return values
         return jax.ops.segment_sum(values, self.line, len(values))[self.line]
 
-    def members(self, row: Int[Array, ""]) -> Shaped[Array, " rows"]:
+    def members(self, row: Int[Array, ""]) -> Bool[Array, " rows"]:
         """Which rows are on the line of a row."""
         if self.line is None:
             return jnp.arange(len(self.along)) == row

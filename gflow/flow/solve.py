@@ -27,7 +27,7 @@ from gflow.flow import collapse
 from gflow.flow.checkpoint import Checkpoint, fingerprint
 from gflow.flow.kinks import switched
 from gflow.flow.locate import Located
-from gflow.flow.pieces import Run, solve_in_pieces
+from gflow.flow.pieces import Run, as_it_is, solve_in_pieces
 from gflow.flow.plain import Plain
 from gflow.flow.problem import Piece, Problem
 from gflow.flow.solvers import as_solver, with_tolerances
@@ -97,14 +97,13 @@ def solve_flow(
       to `atol` and stays so, as in the class of unique flows; `stats["num_collapsed_units"]` counts
       these.
     - `stop`: a `Stop` that ends the flow early.
-    - `max_steps`: the budget of steps: accepted, rejected, and shortened to end at a kink; with
-      `progress` and kinks ignored, checked after each piece.
+    - `max_steps`: the budget of steps: accepted, rejected, and shortened to end at a kink.
     - `max_kinks`: the budget of kinks.
     - `step_size`: fixed steps of this size instead of adaptive ones, for studies of convergence.
     - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
       equinox filter specification.
     - `progress`: shows a progress bar with the flow time reached. The flow is then solved in
-      pieces, as without a `solver`, and Ctrl-C ends it with the result "interrupted".
+      pieces, and Ctrl-C ends it with the result "interrupted".
     - `checkpoint`: a directory where the state is kept from time to time, at 5 % of the run time at
       most. A flow that was ended there, by whatever, goes on when it is solved again with the same
       arguments, `max_steps`, `progress` and `throw` apart, and comes to the same result.
@@ -146,7 +145,7 @@ def solve_flow(
         how = {"choose": choose, "progress": progress, "checkpoint": kept}
         ending, switch = solve_in_pieces(run, max_steps=max_steps, **how)
     else:
-        ending, switch = eqx.Partial(_given, run.whole(max_steps)), None
+        ending, switch = eqx.Partial(as_it_is, run.whole(max_steps)), None
     names = [type(problem.solver).__name__] + ([switch.name] if switch else [])
     method = "gradient flow, " + ", then ".join(names) + (KINKS_IGNORED if ignored else "")
     trajectory = recorded(lambda: _record(problem, ending, method))
@@ -165,10 +164,6 @@ def _checkpoint(directory: Any, run: Run, kinks: str, choose: bool) -> Checkpoin
         raise ArgumentError("checkpoint", Described("traced arrays"), "known ones: no jax.jit")
     budget = run.max_kinks if isinstance(run, Located) else None
     return Checkpoint(directory, fingerprint(*parts, budget))
-
-
-def _given(piece: Piece) -> Piece:
-    return piece
 
 
 @eqx.filter_jit
