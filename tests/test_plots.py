@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -86,6 +87,14 @@ def test_kinks_and_breakpoints(wave):
     assert shown == len(flow.kinks) > 0
     ax = draw(gflow.plots.breakpoints, flow, wave.x)
     assert sum(len(line.get_xdata()) == len(flow) for line in ax.lines) == 8
+
+
+def test_kinks_at_the_start_are_drawn_on_the_logarithmic_axis(wave):
+    flow = gflow.solve_flow(wave, gflow.ShallowNet(1, 8, key=jax.random.key(4)), t1=12.0, rtol=1e-6)
+    early = eqx.tree_at(lambda f: f.kinks.time, flow, flow.kinks.time.at[:2].set(0.0))
+    ax = draw(gflow.plots.kinks, early)
+    assert ax.get_xscale() == "log"
+    assert min(np.min(line.get_xdata()) for line in ax.lines) > 0
 
 
 def test_kinks_that_were_not_located_are_refused(smooth_flow):

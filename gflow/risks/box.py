@@ -45,7 +45,7 @@ class BoxRisk(Risk):
     a ramp is positive, the third by second moments of the parts where both ramps of a pair are.
     The parts are cut into simplices, 8 for a pair in two dimensions and 54 in three: time and
     memory grow with the square of the width: for 50 units, risk and gradient take 0.6 ms in two
-    dimensions and 5 ms in three, on one core of a CPU.
+    dimensions and 5 ms in three, on one core of a CPU (`python -m benchmarks.risks`).
 
     The error is a few roundings of (‖q‖ + Σᵢ |κᵢ| ‖(wᵢ, bᵢ)‖)², for the box scaled to [−1, 1]^d.
     So the risk of a perfect fit in which kinks inside of the box cancel each other comes out as
