@@ -43,6 +43,22 @@ def kill_after(monkeypatch, count: int, *, switched: bool = False) -> None:
     monkeypatch.setattr(Checkpoint, "save", dying)
 
 
+def seen_steps(monkeypatch) -> list[int]:
+    """The numbers of steps behind each piece that is solved from here on."""
+    seen: list[int] = []
+
+    def watched(advance):
+        def watching(self, state, max_steps):
+            seen.append(int(state.steps))
+            return advance(self, state, max_steps)
+
+        return watching
+
+    for made in (locate.Located, plain.Plain):
+        monkeypatch.setattr(made, "advance", watched(made.advance))
+    return seen
+
+
 @pytest.mark.parametrize("kinks", ["locate", "ignore"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_killed_flow_goes_on_to_the_same_end(kinks, count, tmp_path, monkeypatch):
@@ -53,12 +69,16 @@ def test_a_killed_flow_goes_on_to_the_same_end(kinks, count, tmp_path, monkeypat
         kill_after(patch, count)
         with pytest.raises(Killed):
             solve(checkpoint=tmp_path / "killed")
+    seen = seen_steps(monkeypatch)
     again = solve(checkpoint=tmp_path / "killed")
+    assert seen[0] > 0
     for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(again.params)):
         np.testing.assert_array_equal(one, other)
     assert again.stats["num_steps"] == whole.stats["num_steps"]
     # What has reached its end is there at once.
+    seen.clear()
     assert solve(checkpoint=tmp_path / "killed").risk[-1] == whole.risk[-1]
+    assert not seen
 
 
 def test_a_flow_that_changed_its_solver_goes_on_with_that(tmp_path, monkeypatch):
@@ -82,12 +102,13 @@ def test_a_solver_that_does_not_count_its_work(tmp_path, wave, smooth_net):
     assert solve().risk[-1] == solve().risk[-1]
 
 
-def test_a_spent_budget_can_be_raised(tmp_path):
+def test_a_spent_budget_can_be_raised(tmp_path, monkeypatch):
     risk, net = small_problem()
     solve = lambda **more: gflow.solve_flow(risk, net, t1=12.0, checkpoint=tmp_path, **more)
     short = solve(max_steps=60, throw=False)
     assert short.result_name == "max_steps_reached"
-    assert solve().succeeded
+    seen = seen_steps(monkeypatch)
+    assert solve().succeeded and seen[0] == 60
 
 
 def test_an_unusable_checkpoint_is_named(tmp_path):
@@ -155,7 +176,7 @@ def test_sigkill(tmp_path):
         time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    assert not (tmp_path / "killed.npy").exists()
+    assert not (tmp_path / "killed.npy").exists() and kept.exists()
     assert run("again.npy").wait() == 0
     first, again = (np.load(tmp_path / f"{name}.npy") for name in ("first", "again"))
     np.testing.assert_allclose(again, first, rtol=1e-12, atol=1e-12)
