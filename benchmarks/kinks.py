@@ -41,7 +41,7 @@ from benchmarks.kink_solvers import (
 )
 from benchmarks.work_precision import draw
 from gflow.data import load_table
-from gflow.flow.kinks import switched
+from gflow.flow.switched import switched
 from gflow.networks import split_trainable
 
 DATA = Path(__file__).parent.parent / "tests" / "data"

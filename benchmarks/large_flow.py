@@ -128,15 +128,16 @@ def memory() -> harness.Row:
     for name, program in programs.items():
         planned: Any = jax.jit(program).lower(theta0).compile().memory_analysis()
         needs[name] = planned.temp_size_in_bytes + planned.output_size_in_bytes
-    size = theta0.nbytes
-    more = (needs["solve"] - needs["product"]) / size
+    activations = ROWS * WIDTH * theta0.dtype.itemsize
+    arrays, rest = divmod(needs["solve"], activations)
+    more = rest / theta0.nbytes
     sentence = (
-        f"Memory of the solve by ROCK4: {needs['solve'] / 1e6:.0f} MB; of a gradient "
-        f"{needs['gradient'] / 1e6:.0f} MB, of a Hessian product {needs['product'] / 1e6:.0f} MB, "
-        f"activations included. The solve needs {more:.1f} times the {len(theta0):,} parameters "
-        "more than a product."
+        f"Memory of the solve by ROCK4: {needs['solve'] / 1e6:.0f} MB, {arrays} arrays of "
+        f"activations (rows × units) and {more:.1f} times the {len(theta0):,} parameters; of a "
+        f"gradient {needs['gradient'] / 1e6:.0f} MB, of a Hessian product "
+        f"{needs['product'] / 1e6:.0f} MB."
     )
-    return {"sentence": sentence, "times_parameters": more, "bytes": needs}
+    return {"sentence": sentence, "times_parameters": more, "arrays": arrays, "bytes": needs}
 
 
 def summary(rows: list[harness.Row]) -> Iterator[harness.Row]:

@@ -24,7 +24,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from gflow.arguments import ArgumentError, Described, RealScalar, is_concrete, positive
-from gflow.flow.kinks import SwitchedRisk, switched
+from gflow.flow.kinks import SwitchedRisk
+from gflow.flow.switched import switched
 from gflow.gradients import generalized_gradient
 from gflow.networks import ShallowNet, split_trainable
 from gflow.risks import EmpiricalRisk

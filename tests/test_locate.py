@@ -112,6 +112,16 @@ def test_kinks_of_the_references(reference):
     np.testing.assert_allclose(times, r["event_t"], atol=1e-6)
 
 
+def test_errors_of_the_state_do_not_lead_back_onto_kinks():
+    r = np.load(DATA / "sine_d1_w50_n100.npz")
+    net = gflow.ShallowNet.from_arrays(r["w0"], r["b0"], r["v0"], r["c0"])
+    risk = gflow.EmpiricalRisk(r["X"], r["y"])
+    flow = gflow.solve_flow(risk, net, t1=float(r["t"][-1]), ts=r["t"], rtol=1e-4)
+    # Slides that had just ended would begin and end again, twenty times.
+    assert len(flow.kinks.time) == len(r["event_t"])
+    assert flow.kinks.counts()["slide begins"] == np.sum(r["event_kind"] == "slide")
+
+
 # ---- orders ---------------------------------------------------------------------------------
 
 

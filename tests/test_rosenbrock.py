@@ -15,7 +15,6 @@ from jax.flatten_util import ravel_pytree
 
 import gflow
 from gflow.flow.hessian import field_jacobian
-from gflow.flow.kinks import switched
 from gflow.flow.rosenbrock import (
     COUPLINGS,
     DENSE,
@@ -26,6 +25,7 @@ from gflow.flow.rosenbrock import (
     WEIGHTS,
     RodasInterpolation,
 )
+from gflow.flow.switched import switched
 from gflow.flow.work import Counted, nothing_done
 from gflow.networks import split_trainable
 

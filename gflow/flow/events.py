@@ -63,6 +63,13 @@ class Step(eqx.Module):
     def slide_margin(self, y) -> Float[Array, ""]:
         return slide_margin(self.risk, y, self.pattern)
 
+    def without_slack(self, wanted: Bool[Array, ""]) -> Pattern:
+        """The pattern, if `wanted` without the slack of pairs that the step leaves on their side by
+        as much."""
+        slack = self.pattern.slack
+        far = wanted & (self.kink_margins(self.y_end) > 2 * slack)
+        return eqx.tree_at(lambda p: p.slack, self.pattern, jnp.where(far, 0.0, slack))
+
     def height(self, which, share) -> Array:
         """1.5 eps more than the margin of an event."""
 

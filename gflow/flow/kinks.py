@@ -23,16 +23,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from gflow.activations import PiecewiseLinear
-from gflow.arguments import is_concrete
 from gflow.flow.pattern import Event, Parts, Pattern, least_pair
-from gflow.flow.rows import Lines, by_normals, distinct_rows, lines
+from gflow.flow.rows import Lines, by_normals
 from gflow.networks import ShallowNet
-from gflow.risks import EmpiricalRisk
 
 _MOST_SLIDES = 64
 
@@ -153,6 +149,7 @@ class SwitchedRisk(eqx.Module):
             lift=jnp.zeros((width, slots, dim), theta.dtype),
             projector=jnp.broadcast_to(jnp.eye(dim, dtype=theta.dtype), (width, dim, dim)),
             degenerate=jnp.zeros(width, bool),
+            slack=jnp.zeros(active.shape, theta.dtype),
         )
 
     def repels(self, theta: Array, pattern: Pattern) -> Bool[Array, ""]:
@@ -187,14 +184,15 @@ class SwitchedRisk(eqx.Module):
         """The distance of z from 0 on the side of the pattern, for units and rows of size 1."""
         # Reciprocals of vectors: a division for each pair would cost as much as the field.
         side = jnp.where(pattern.active, z, -z) * (1 / units)[:, None] * (1 / self.sizes)[None, :]
-        return jnp.where(pattern.sliding, jnp.inf, side)
+        return side + pattern.slack
 
     def kink_margin(self, theta: Array, pattern: Pattern, units, unit, row) -> Float[Array, ""]:
         """The margin of one pair."""
         net = self.net(theta)
         z = net.w[unit] @ self.rows[row]
         z = z if net.b is None else z + net.b[unit]
-        return jnp.where(pattern.active[unit, row], z, -z) / (units[unit] * self.sizes[row])
+        side = jnp.where(pattern.active[unit, row], z, -z) / (units[unit] * self.sizes[row])
+        return side + pattern.slack[unit, row]
 
     def slide_margins(self, parts: Parts, pattern: Pattern) -> Float[Array, "width slots"]:
         """min(λ, 1 − λ) of the sliding pairs, negative where λ has left [0, 1]."""
@@ -225,7 +223,7 @@ class SwitchedRisk(eqx.Module):
         least = jnp.where(ahead, below, above)
         return least, jnp.where(ahead, above, below) - least
 
-    def exit(self, pattern: Pattern, parts: Parts) -> tuple[Pattern, Event]:
+    def exit(self, pattern: Pattern, parts: Parts, slack) -> tuple[Pattern, Event]:
         """The end of the slide whose λ has left [0, 1] farthest.
 
         If the pull towards the kink was lost, the flow could leave to either side, or stay.
@@ -238,11 +236,12 @@ class SwitchedRisk(eqx.Module):
         members = self.lines.members(row) & pattern.sliding[unit]
         pattern = self._turned(pattern, unit, row, members, to_active)
         pattern = eqx.tree_at(
-            lambda p: (p.sliding, p.used),
+            lambda p: (p.sliding, p.used, p.slack),
             pattern,
             (
                 pattern.sliding.at[unit].set(pattern.sliding[unit] & ~members),
                 pattern.used.at[unit, slot].set(False),
+                pattern.slack.at[unit].set(jnp.where(members, slack, pattern.slack[unit])),
             ),
         )
         kinds = jnp.where(self._aligned(row) == to_active, 3, 4)
@@ -257,7 +256,12 @@ class SwitchedRisk(eqx.Module):
         """The pattern with the kinks of some rows, on the line of one, turned with that."""
         side = self._aligned(row) == to_active
         active = jnp.where(members, side, pattern.active[unit])
-        return eqx.tree_at(lambda p: p.active, pattern, pattern.active.at[unit].set(active))
+        slack = jnp.where(members, 0.0, pattern.slack[unit])
+        return eqx.tree_at(
+            lambda p: (p.active, p.slack),
+            pattern,
+            (pattern.active.at[unit].set(active), pattern.slack.at[unit].set(slack)),
+        )
 
     def arrive(
         self, pattern: Pattern, parts: Parts, units, eps: float, circles: Bool[Array, ""]
@@ -298,11 +302,14 @@ class SwitchedRisk(eqx.Module):
         was_active = active[row]
         pattern = self._turned(pattern, unit, row, members, ~was_active)
         changed = eqx.tree_at(
-            lambda p: (p.active, p.sliding, p.used, p.slots),
+            lambda p: (p.active, p.sliding, p.slack, p.used, p.slots),
             pattern,
             (
                 pattern.active.at[unit].set(pattern.active[unit] & ~(members & slides)),
                 pattern.sliding.at[unit].set(pattern.sliding[unit] | (members & slides)),
+                pattern.slack.at[unit].set(
+                    jnp.where(members & slides, jnp.inf, pattern.slack[unit])
+                ),
                 pattern.used.at[unit, slot].set(slides | pattern.used[unit, slot]),
                 pattern.slots.at[unit, slot].set(jnp.where(slides, row, pattern.slots[unit, slot])),
             ),
@@ -312,14 +319,14 @@ class SwitchedRisk(eqx.Module):
         kinds = jnp.where(slides, jnp.where(stuck, 5, 2), crossed)
         return changed, Event(unit, row, members, kinds, jnp.asarray(False))
 
-    def event(self, theta: Array, pattern: Pattern, parts: Parts, units, eps: float, circles):
+    def event(self, theta: Array, pattern: Pattern, parts: Parts, units, eps, slack, circles):
         """θ, the pattern and the event after the kink or the end of a slide that is due.
 
         At zero the events of a unit can lead to one another in `circles`.
         """
         # A slide that rests on the boundary of [0, 1] is not held there, and ends, too.
         over = jnp.min(self.slide_margins(parts, pattern)) <= eps
-        exit = lambda: self.exit(pattern, parts)
+        exit = lambda: self.exit(pattern, parts, slack)
         arrive = lambda: self.arrive(pattern, parts, units, eps, circles)
         pattern, event = jax.lax.cond(over, exit, arrive)
 
@@ -352,46 +359,3 @@ class SwitchedRisk(eqx.Module):
                 pattern.degenerate.at[unit].set(stuck),
             ),
         )
-
-
-def switched(risk: Any, trained: PyTree, frozen: PyTree) -> SwitchedRisk | None:
-    """The risk pattern by pattern, or None where no kinks are known.
-
-    That is where the risk is not the `EmpiricalRisk` of a `ShallowNet`, its activation is smooth,
-    or neither w nor b is trained.
-    """
-    net = eqx.combine(trained, frozen)
-    if not isinstance(risk, EmpiricalRisk) or not isinstance(net, ShallowNet):
-        return None
-    activation = net.activation
-    if not isinstance(activation, PiecewiseLinear) or not activation.kinked:
-        return None
-    if trained.w is None and trained.b is None:
-        return None
-    # In the precision of the parameters, which is that of the flow.
-    dtype = net.w.dtype
-    rows, first, group = distinct_rows(risk.x.astype(dtype))
-    # Done by NumPy if it can be: eager operations of JAX would take as long as a short flow.
-    like = np if is_concrete(rows) else jnp
-    x = like.asarray(rows)
-    ones = like.ones((x.shape[0], 1), x.dtype)
-    parts = ([x] if trained.w is not None else []) + ([ones] if trained.b is not None else [])
-    sizes = like.linalg.norm(x if net.b is None else like.concatenate([x, ones], 1), axis=1)
-    # A row at the origin of a net without biases has no kink: its z is always 0.
-    sizes = like.where(sizes > 0, sizes, 1.0)
-    normals = like.concatenate(parts, axis=1)
-    n, weights = risk.num_data, risk.weights
-    return SwitchedRisk(
-        trained=trained,
-        frozen=frozen,
-        rows=rows,
-        group=group,
-        first=first,
-        y=risk.y.astype(dtype) if jnp.issubdtype(risk.y.dtype, jnp.floating) else risk.y,
-        weights=jnp.asarray(like.full(n, 1 / n, dtype) if weights is None else weights, dtype),
-        normals=jnp.asarray(normals),
-        sizes=jnp.asarray(sizes, dtype),
-        lines=lines(normals, sizes),
-        loss=risk.loss,
-        slope=activation.negative_slope,
-    )

@@ -109,6 +109,7 @@ class Loop(eqx.Module):
         t = jnp.where(keep, t, s.t)
         aim = Aim(jnp.where(cut, s.t + found.share * dt, jnp.inf), found.which)
 
+        s = s._replace(pattern=step.without_slack(keep & ~arrives))
         kept, (y, pattern, log, resolved) = self._save_and_resolve(s, t, y, inside, units, arrives)
         fresh = lambda new, old: jnp.where(keep, new, old)
         work = work_of_step(self.settings.solver, s.solver_state, solver_state, s.made_jump)
@@ -211,7 +212,7 @@ class Loop(eqx.Module):
             def resolve(y, pattern, log):
                 circles = resolved.events > 2 * sum(pattern.active.shape)
                 theta, pattern, event = self.risk.event(
-                    y[:-1], pattern, parts, units, self.eps, circles
+                    y[:-1], pattern, parts, units, self.eps, self.settings.rtol, circles
                 )
                 log = _logged(log, t, event, self.risk.lines.line is None)
                 after = Resolved(resolved.events + 1, resolved.repelled | event.repelled)

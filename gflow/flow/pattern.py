@@ -12,7 +12,9 @@ class Pattern(eqx.Module):
 
     `slots` are the sliding rows of each unit, where `used`. With their normals M, zero elsewhere,
     `lift` is $(M M^\top)^{-1} M$ and `projector` the projector $1 - M^\top (M M^\top)^{-1} M$ onto
-    the directions in which the unit is free.
+    the directions in which the unit is free. `slack` is how far past its kink a pair may go:
+    infinite for one that slides; the tolerance for one that slid until just now, as slides end with
+    a speed of 0 across the kink, to which errors of the state add what may point back at it.
     """
 
     active: Bool[Array, "width rows"]
@@ -22,6 +24,7 @@ class Pattern(eqx.Module):
     lift: Float[Array, "width slots dim"]
     projector: Float[Array, "width dim dim"]
     degenerate: Bool[Array, " width"]
+    slack: Float[Array, "width rows"]
 
 
 class Parts(NamedTuple):

@@ -25,13 +25,13 @@ from gflow.arguments import (
 )
 from gflow.flow import collapse
 from gflow.flow.checkpoint import Checkpoint, fingerprint
-from gflow.flow.kinks import switched
 from gflow.flow.locate import Located
 from gflow.flow.pieces import Run, as_it_is, solve_in_pieces
 from gflow.flow.plain import Plain
 from gflow.flow.problem import Piece, Problem
 from gflow.flow.solvers import as_solver, with_tolerances
 from gflow.flow.stop import Stop, as_stop
+from gflow.flow.switched import switched
 from gflow.networks import split_trainable
 from gflow.trajectory import KINKS_IGNORED, Trajectory, finish, keep_first, record, recorded
 
