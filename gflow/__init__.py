@@ -13,6 +13,12 @@ from gflow.compare import (
     compare as compare,
     observed_order as observed_order,
 )
+from gflow.critical import (
+    CriticalPoint as CriticalPoint,
+    Kind as Kind,
+    NotFoundError as NotFoundError,
+    refine as refine,
+)
 from gflow.descent import descend as descend
 from gflow.flow import (
     BDF5 as BDF5,

@@ -1,0 +1,194 @@
+"""Of what kind a critical point is: from the Hessian, from symmetries that explain its zeros, from
+the kinks it is on, and, where these leave it open, from points nearby."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from gflow.activations import PiecewiseLinear
+from gflow.critical.landscape import Landscape
+from gflow.critical.newton import Found, Spectral, newton
+from gflow.critical.point import Kind, Zeros
+from gflow.critical.units import Units
+from gflow.networks import ShallowNet
+
+# How far along directions of which nothing is known points are looked at, in shares of ‖θ‖.
+_REACH = 0.03
+_MOST_PROBES = 6
+# Risks that differ by less, in shares of the scale of the risk, count as the same.
+SAME_RISK = 1e-11
+
+
+class Verdict(NamedTuple):
+    """The kind, why, and the directions in which the risk falls, as columns."""
+
+    kind: Kind
+    message: str
+    falls: np.ndarray
+
+
+class Kinks(NamedTuple):
+    """Of the kinks that a point slides on the jumps of the slope, and the normals; and the normals
+    of others that it touches, towards the side on which it is critical."""
+
+    jumps: np.ndarray
+    normals: np.ndarray
+    touched: np.ndarray
+
+
+class Level(NamedTuple):
+    """The risk as a function of the parameters, its value at the point, and its scale."""
+
+    risk: Callable[[np.ndarray], float]
+    value: float
+    scale: float
+
+
+def explained_zeros(now: Spectral, net, trained, units: Units | None) -> Zeros:
+    """Counts the zero eigenvalues, and those whose eigenvectors span what leaves the network's
+    function as it is because of dead units, or of the rescaling of homogeneous ones."""
+    null = now.vectors[:, now.zero]
+    total = null.shape[1]
+    if units is None or total == 0:
+        return Zeros(total, 0, 0, total)
+    dead, scaled = _symmetries(net, trained, units)
+    by_dead = _dimension(null, dead)
+    both = _dimension(null, np.concatenate([dead, scaled], axis=1))
+    return Zeros(total, by_dead, both - by_dead, total - both)
+
+
+def _dimension(null: np.ndarray, directions: np.ndarray) -> int:
+    """The dimension of the span of the directions that lie in the null space."""
+    if directions.shape[1] == 0:
+        return 0
+    left, sizes, _ = np.linalg.svd(directions, full_matrices=False)
+    span = left[:, sizes > 1e-9 * max(sizes[0], 1e-300)]
+    return int(np.sum(np.linalg.svd(null.T @ span, compute_uv=False) > 0.999))
+
+
+def _symmetries(net: ShallowNet, trained, units: Units) -> tuple[np.ndarray, np.ndarray]:
+    """Directions in the trained parameters that do nothing to first order, as columns: those of
+    dead and degenerate units, and the rescaling of the others."""
+    names = [name for name in "wbvc" if getattr(trained, name) is not None]
+    sizes = [getattr(net, name).size for name in names]
+    starts = dict(zip(names, np.cumsum([0, *sizes])))
+    size = sum(sizes)
+
+    def direction(unit: int, entries: dict[str, np.ndarray]) -> np.ndarray:
+        made = np.zeros(size)
+        for name, values in entries.items():
+            if name in starts:
+                flat = np.ravel(values)
+                begin = starts[name] + unit * len(flat)
+                made[begin : begin + len(flat)] = flat
+        return made
+
+    dead, scaled = [np.zeros((size, 0))], [np.zeros((size, 0))]
+    parts = {name: np.asarray(getattr(net, name), float) for name in names if name != "c"}
+    everywhere = set(units.dead)
+    for unit in sorted(everywhere | set(units.degenerate)):
+        # A degenerate unit that is moved may become active.
+        free = parts if unit in everywhere else {n: a for n, a in parts.items() if n == "v"}
+        for name, array in free.items():
+            for one in np.eye(array[unit].size):
+                dead.append(direction(unit, {name: one})[:, None])
+    homogeneous = isinstance(net.activation, PiecewiseLinear)
+    whole = {"w", "v"} <= set(names) and (net.b is None or "b" in names)
+    for unit in range(len(net.w)) if homogeneous and whole else ():
+        if unit not in everywhere:
+            along = {n: (-1.0 if n == "v" else 1.0) * array[unit] for n, array in parts.items()}
+            scaled.append(direction(unit, along)[:, None])
+    return np.concatenate(dead, axis=1), np.concatenate(scaled, axis=1)
+
+
+def classified(
+    land: Landscape,
+    found: Found,
+    now: Spectral,
+    zeros: Zeros,
+    kinks: Kinks,
+    at_zero: np.ndarray | None,
+    level: Level,
+    *,
+    optimum: float,
+    rounding: float,
+) -> Verdict:
+    """The kind of a critical point, where 0 or the known `optimum` is the least risk; `at_zero` is
+    a direction in which the risk falls from a unit at zero, if there is one."""
+    theta, nothing = found.theta, np.zeros((len(found.theta), 0))
+    if level.value <= optimum + rounding:
+        least = "zero" if optimum == 0 else f"the known least one, {optimum:g},"
+        return Verdict(Kind.GLOBAL_MINIMUM, f"The risk is {least} to rounding.", nothing)
+    concave = kinks.jumps < 0
+    across = kinks.normals[concave].T
+    across = across / np.linalg.norm(across, axis=0)
+    bent = now.vectors[:, ~now.zero & (now.values < 0)]
+    inside = _on_its_side(bent, kinks.touched)
+    falls = np.concatenate([inside, across], axis=1)
+    if falls.shape[1]:
+        how = f"{falls.shape[1]} directions in which the risk falls"
+        how += ", some across a kink" if concave.any() else ""
+        return Verdict(Kind.SADDLE, f"There are {how}.", falls)
+    if at_zero is not None:
+        message = "From a unit at w = b = 0 the risk falls in some direction."
+        return Verdict(Kind.SADDLE, message, at_zero[:, None])
+    if bent.shape[1]:
+        message = (
+            f"{bent.shape[1]} eigenvalues are negative, in directions across kinks that it "
+            "touches: second order leaves the kind open."
+        )
+        return Verdict(Kind.DEGENERATE, message, nothing)
+    if zeros.unexplained == 0:
+        return Verdict(Kind.LOCAL_MINIMUM, _no_fall(zeros, len(kinks.jumps)), nothing)
+    return _by_probes(land, theta, now, zeros, level)
+
+
+def _on_its_side(directions: np.ndarray, touched: np.ndarray) -> np.ndarray:
+    """Those of the directions, or of their opposites, along which no kink is crossed."""
+    heights = touched @ directions
+    rounding = 1e-9 * np.linalg.norm(touched, axis=1, keepdims=True)
+    ahead, behind = (np.all(sign * heights >= -rounding, axis=0) for sign in (1, -1))
+    return np.where(ahead, 1.0, -1.0)[ahead | behind] * directions[:, ahead | behind]
+
+
+def _no_fall(zeros: Zeros, kinks: int) -> str:
+    along = f" along the {kinks} kinks it is on" if kinks else ""
+    if zeros.total == 0:
+        return f"All eigenvalues{along} are positive."
+    return (
+        f"All eigenvalues{along} are positive but {zeros.total}, which dead units ({zeros.dead}) "
+        f"and the rescaling of units ({zeros.rescaling}) explain."
+    )
+
+
+def _by_probes(land: Landscape, theta, now: Spectral, zeros: Zeros, level: Level) -> Verdict:
+    """From points along directions of which second order says nothing.
+
+    Where critical points of the same risk lie in all these directions, they form a manifold of
+    which the Hessian is positive across it: a local minimum. A lower risk shows a saddle.
+    """
+    null, size = now.vectors[:, now.zero], float(np.linalg.norm(theta))
+    rng, start = np.random.default_rng(0), land.local(theta).value
+    reach, flat = _REACH * size, True
+    for _ in range(min(_MOST_PROBES, 2 * null.shape[1])):
+        direction = null @ rng.normal(size=null.shape[1])
+        begin = theta + reach * direction / np.linalg.norm(direction)
+        there = newton(land, begin, near=begin, radius=0.5 * reach, stop_at_kinks=False)
+        if level.risk(there.theta) < level.value - SAME_RISK * level.scale:
+            fall = (there.theta - theta) / np.linalg.norm(there.theta - theta)
+            message = "Second order leaves it open; a point nearby has a lower risk."
+            return Verdict(Kind.SADDLE, message, fall[:, None])
+        same = abs(there.local.value - start) <= SAME_RISK * level.scale
+        flat = flat and there.converged and same
+    if flat:
+        message = (
+            f"All eigenvalues are positive but {zeros.total}, and in these directions are critical "
+            "points of the same risk."
+        )
+        return Verdict(Kind.LOCAL_MINIMUM, message, null[:, :0])
+    message = (
+        f"{zeros.unexplained} eigenvalues are zero for no known reason: second order leaves the "
+        "kind open, and no point looked at nearby has a lower risk."
+    )
+    return Verdict(Kind.DEGENERATE, message, null[:, :0])

@@ -1,0 +1,124 @@
+"""Newton's method for the zeros of a gradient, where they need not be isolated."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gflow.critical.landscape import Landscape, Local
+
+# Residuals count as zero below these shares of ‖Hessian‖ ‖θ‖, in roundings: the first ends the
+# iteration, the second is asked for where it makes no progress.
+_FLOOR, _ENOUGH = 2.0, 500.0
+_MOST = 200
+_MOST_TRIALS = 60
+_LEAST_SHARE = 1 / 64
+_TINY = np.finfo(float).tiny
+
+
+class Found(NamedTuple):
+    """Where the iteration ended: `converged`, or, if `kink` is not None, at a kink of that unit and
+    row; otherwise it came too far, or made no progress."""
+
+    theta: np.ndarray
+    local: Local
+    residual: float
+    scale: float
+    steps: int
+    converged: bool
+    far: bool = False
+    kink: tuple[int, int] | None = None
+
+
+class Spectral(NamedTuple):
+    """Gradient and Hessian in the free directions, on the eigenvectors of the Hessian.
+
+    Eigenvalues of which nothing is known but roundings are zero.
+    """
+
+    values: np.ndarray
+    vectors: np.ndarray
+    gradient: np.ndarray
+    zero: np.ndarray
+
+    @property
+    def norm(self) -> float:
+        return float(np.linalg.norm(self.gradient))
+
+    @property
+    def largest(self) -> float:
+        return float(np.max(np.abs(self.values), initial=0.0))
+
+
+def spectral(local: Local, basis: np.ndarray) -> Spectral:
+    """On the columns of the basis; `vectors` are in all parameters."""
+    values, vectors = np.linalg.eigh(basis.T @ local.hessian @ basis)
+    vectors = basis @ vectors
+    eps = np.finfo(local.gradient.dtype).eps
+    tolerance = 100 * max(len(values), 1) * eps * np.max(np.abs(values), initial=0.0)
+    return Spectral(values, vectors, vectors.T @ local.gradient, np.abs(values) <= tolerance)
+
+
+def newton(
+    land: Landscape,
+    theta: np.ndarray,
+    *,
+    near: np.ndarray,
+    radius: float,
+    stop_at_kinks: bool = True,
+) -> Found:
+    """Follows θ to a zero of the gradient, within `radius` of `near`, by the Levenberg–Marquardt
+    method: steps −(H² + μ²)⁻¹ H g with μ in proportion to ‖g‖.
+
+    These converge quadratically to a point of a manifold of critical points, if the Hessian
+    vanishes along the manifold only (Yamashita and Fukushima, Computing Suppl. 15, 2001), and to
+    critical points of any kind. Long steps are shortened until the next, by the same Hessian, would
+    be shorter (the natural monotonicity test of Deuflhard, Newton Methods for Nonlinear Problems,
+    2011, section 3.3): along a curved valley the gradient itself grows at first.
+    """
+    eps = np.finfo(theta.dtype).eps
+    here, damping, scale, steps = land.local(theta), 1.0, 0.0, 0
+    made = lambda converged=False, far=False, kink=None: Found(
+        theta, here, now.norm, scale, steps, converged, far, kink
+    )
+    while True:
+        now = spectral(here, land.basis)
+        size = float(np.linalg.norm(theta))
+        scale = max(scale, now.largest * size)
+        enough = now.norm <= _ENOUGH * eps * scale
+        if now.norm <= _FLOOR * eps * scale or not np.isfinite(now.norm) or steps == _MOST:
+            return made(converged=bool(enough))
+        share, far = 1.0, False
+        for _ in range(_MOST_TRIALS):
+            invert = _Inverse(now, damping * now.norm / max(size, _TINY))
+            full = -invert(now.gradient)
+            step = share * full
+            far = bool(np.linalg.norm(theta + step - near) > radius)
+            if not far:
+                at_kink, pair = land.first_kink(theta, step)
+                if at_kink < 1 and stop_at_kinks:
+                    theta = theta + at_kink * step
+                    return made(kink=pair)
+                there = land.local(theta + step)
+                left = np.linalg.norm(invert(now.vectors.T @ there.gradient))
+                if left <= (1 - share / 4) * np.linalg.norm(full):
+                    break
+            if enough and np.linalg.norm(full) <= _ENOUGH * eps * size:
+                return made(converged=True)
+            share, damping = (share / 2, damping) if share > _LEAST_SHARE else (1.0, 10 * damping)
+        else:
+            return made(converged=bool(enough), far=far)
+        theta, here, steps = theta + step, there, steps + 1
+        damping = max(damping / 4, 1.0)
+
+
+class _Inverse:
+    """(H² + μ²)⁻¹ H on the eigenvectors of H, that is nothing where H is zero."""
+
+    def __init__(self, now: Spectral, damping: float):
+        values = np.where(now.zero, 0.0, now.values)
+        divisor = values**2 + damping**2
+        self.shares = np.divide(values, divisor, out=np.zeros_like(values), where=divisor > 0)
+        self.vectors = now.vectors
+
+    def __call__(self, gradient: np.ndarray) -> np.ndarray:
+        return self.vectors @ (self.shares * gradient)
