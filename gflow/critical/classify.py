@@ -108,14 +108,14 @@ def classified(
     now: Spectral,
     zeros: Zeros,
     kinks: Kinks,
-    at_zero: np.ndarray | None,
+    corner: np.ndarray | None,
     level: Level,
     *,
     optimum: float,
     rounding: float,
 ) -> Verdict:
-    """The kind of a critical point, where 0 or the known `optimum` is the least risk; `at_zero` is
-    a direction in which the risk falls from a unit at zero, if there is one."""
+    """The kind of a critical point, where 0 or the known `optimum` is the least risk; `corner` is
+    a direction in which the risk falls from a unit at zero, or one that touches the data."""
     theta, nothing = found.theta, np.zeros((len(found.theta), 0))
     if level.value <= optimum + rounding:
         least = "zero" if optimum == 0 else f"the known least one, {optimum:g},"
@@ -130,9 +130,12 @@ def classified(
         how = f"{falls.shape[1]} directions in which the risk falls"
         how += ", some across a kink" if concave.any() else ""
         return Verdict(Kind.SADDLE, f"There are {how}.", falls)
-    if at_zero is not None:
-        message = "From a unit at w = b = 0 the risk falls in some direction."
-        return Verdict(Kind.SADDLE, message, at_zero[:, None])
+    if corner is not None:
+        message = (
+            "The risk falls from a unit at w = b = 0, or from one that touches the data without "
+            "being active."
+        )
+        return Verdict(Kind.SADDLE, message, corner[:, None])
     if bent.shape[1]:
         message = (
             f"{bent.shape[1]} eigenvalues are negative, in directions across kinks that it "
@@ -149,7 +152,7 @@ def _on_its_side(directions: np.ndarray, touched: np.ndarray) -> np.ndarray:
     heights = touched @ directions
     rounding = 1e-9 * np.linalg.norm(touched, axis=1, keepdims=True)
     ahead, behind = (np.all(sign * heights >= -rounding, axis=0) for sign in (1, -1))
-    return np.where(ahead, 1.0, -1.0)[ahead | behind] * directions[:, ahead | behind]
+    return (directions * np.where(ahead, 1.0, -1.0))[:, ahead | behind]
 
 
 def _no_fall(zeros: Zeros, kinks: int) -> str:

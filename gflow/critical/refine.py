@@ -16,7 +16,7 @@ from gflow.critical.newton import Found, newton, spectral
 from gflow.critical.point import CriticalPoint, Kind, NotFoundError, Sliding, as_net
 from gflow.critical.search import MOST_PATTERNS, along_kinks, pattern_at, touched as touched_kinks
 from gflow.critical.units import list_units
-from gflow.critical.zero import entries_at_zero, fall_at_zero
+from gflow.critical.zero import entries_at_zero, fall_at_corners
 from gflow.flow.switched import switched
 from gflow.networks import ShallowNet, split_trainable
 from gflow.risks import BoxRisk, GaussianRisk
@@ -107,11 +107,10 @@ def _described(
     end = eqx.combine(as_net(trained, found.theta), frozen)
     value, scale = float(risk(end)), _scale(risk, end, begin)
     now = spectral(found.local, land.basis)
-    kinks, residual, sliding = (
-        Kinks(np.zeros(0), np.zeros(0), np.zeros((0, len(theta)))),
-        now.norm,
-        (),
-    )
+    none = np.zeros((0, len(theta)))
+    kinks, residual = Kinks(np.zeros(0), none, none), now.norm
+    sliding: tuple[Sliding, ...] = ()
+    touched: tuple[tuple[int, int], ...] = ()
     if isinstance(land, OfPattern):
         datum = np.asarray(land.risk.first)
         weights, jumps, residual = land.weights(found.theta)
@@ -126,10 +125,10 @@ def _described(
     zeros = explained_zeros(now, end, trained, units)
     if found.converged:
         rounding = _rounding(risk, scale, optimum)
-        at_zero = fall_at_zero(risk, trained, frozen, found.theta, units, SAME_RISK * scale)
+        corner = fall_at_corners(risk, trained, frozen, found.theta, SAME_RISK * scale)
         level = Level(lambda p: float(risk(eqx.combine(as_net(trained, p), frozen))), value, scale)
         verdict = classified(
-            land, found, now, zeros, kinks, at_zero, level, optimum=optimum, rounding=rounding
+            land, found, now, zeros, kinks, corner, level, optimum=optimum, rounding=rounding
         )
     else:
         verdict = Verdict(Kind.NOT_FOUND, _why(found, patterns), np.zeros((len(theta), 0)))

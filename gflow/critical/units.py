@@ -72,6 +72,19 @@ def units_at_zero(net: ShallowNet) -> tuple[int, ...]:
     return tuple(np.flatnonzero(sizes <= 1e-12 * np.max(sizes, initial=0.0)).tolist())
 
 
+def units_at_corners(risk: Any, net: Any) -> tuple[int, ...]:
+    """The ReLU units at zero, and the dead ones that touch the data or the edge of the support."""
+    activation = net.activation if isinstance(net, ShallowNet) else None
+    if not isinstance(activation, PiecewiseLinear) or activation.negative_slope != 0:
+        return ()
+    w, b = np.asarray(net.w, float), 0.0 if net.b is None else np.asarray(net.b, float)
+    span = _range_of_preactivations(risk, w, b)
+    if span is None:
+        return units_at_zero(net)
+    sizes = np.sqrt(np.sum(w**2, axis=1) + b**2)
+    return tuple(np.flatnonzero(np.abs(span[1]) <= 1e-9 * sizes).tolist())
+
+
 def _range_of_preactivations(risk: Any, w: np.ndarray, b: Any):
     """The least and the largest preactivation of each unit on the data, or in the support."""
     if isinstance(risk, EmpiricalRisk):

@@ -1,4 +1,4 @@
-"""Units with w = b = 0, where the risk has a corner."""
+"""Units with w = b = 0, where the risk has a corner, and those that only touch the data."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from gflow.critical.units import Units, units_at_zero
+from gflow.critical.units import units_at_corners, units_at_zero
 from gflow.networks import ShallowNet
 
 _DIRECTIONS = 256
@@ -27,23 +27,25 @@ def entries_at_zero(trained: PyTree, net: Any) -> np.ndarray:
     return np.concatenate([np.ravel(a) for a in jax.tree.leaves(flags)])
 
 
-def fall_at_zero(
-    risk, trained: PyTree, frozen: PyTree, theta: np.ndarray, units: Units | None, least: float
+def fall_at_corners(
+    risk, trained: PyTree, frozen: PyTree, theta: np.ndarray, least: float
 ) -> np.ndarray | None:
-    """A direction of w, b and v of such units along which the risk falls by more than `least`
-    within a small step; None if none was found."""
-    if units is None or not units.degenerate:
+    """A direction of w, b and v of units at zero, or of dead ones that touch the data or the edge
+    of the support, in which the risk falls by more than `least` within a small step; None if none
+    was found."""
+    net = _network(trained, frozen, theta)
+    corners = list(units_at_corners(risk, net))
+    if not corners:
         return None
-    net = eqx.combine(trained, frozen)
     flags = jax.tree.map(lambda a: np.zeros(a.shape, bool), trained)
     for name in ("w", "b", "v"):
         if getattr(flags, name) is not None:
-            getattr(flags, name)[list(units.degenerate)] = True
+            getattr(flags, name)[corners] = True
     moved = np.concatenate([np.ravel(a) for a in jax.tree.leaves(flags)])
     rng = np.random.default_rng(0)
     directions = rng.normal(size=(_DIRECTIONS, len(theta))) * moved
     sizes = np.linalg.norm(directions, axis=1, keepdims=True)
-    if not moved.any() or not isinstance(net, ShallowNet):
+    if not moved.any():
         return None
     directions /= sizes
     step = _STEP * max(float(np.linalg.norm(theta)), np.finfo(float).tiny)
@@ -51,6 +53,10 @@ def fall_at_zero(
     start = float(_values(risk, trained, frozen, jnp.asarray(theta[None]))[0])
     best = int(np.nanargmin(values))
     return directions[best] if values[best] < start - least else None
+
+
+def _network(trained: PyTree, frozen: PyTree, theta: np.ndarray) -> Any:
+    return eqx.combine(ravel_pytree(trained)[1](jnp.asarray(theta)), frozen)
 
 
 @eqx.filter_jit
