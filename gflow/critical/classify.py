@@ -18,6 +18,9 @@ _REACH = 0.03
 _MOST_PROBES = 6
 # Risks that differ by less, in shares of the scale of the risk, count as the same.
 SAME_RISK = 1e-11
+# Falls count from here on, and have to be seen at several distances, these shares of the farthest.
+LOWER = 1e-14
+_SHARES = (1.0, 1 / 4, 1 / 16)
 
 
 class Verdict(NamedTuple):
@@ -171,19 +174,18 @@ def _by_probes(land: Landscape, theta, now: Spectral, zeros: Zeros, level: Level
     Where critical points of the same risk lie in all these directions, they form a manifold of
     which the Hessian is positive across it: a local minimum. A lower risk shows a saddle.
     """
-    null, size = now.vectors[:, now.zero], float(np.linalg.norm(theta))
-    rng, start = np.random.default_rng(0), land.local(theta).value
-    reach, flat = _REACH * size, True
+    null, reach = now.vectors[:, now.zero], _REACH * float(np.linalg.norm(theta))
+    rng, start, flat = np.random.default_rng(0), land.local(theta).value, True
     for _ in range(min(_MOST_PROBES, 2 * null.shape[1])):
         direction = null @ rng.normal(size=null.shape[1])
-        begin = theta + reach * direction / np.linalg.norm(direction)
-        there = newton(land, begin, near=begin, radius=0.5 * reach, stop_at_kinks=False)
-        if level.risk(there.theta) < level.value - SAME_RISK * level.scale:
-            fall = (there.theta - theta) / np.linalg.norm(there.theta - theta)
-            message = "Second order leaves it open; a point nearby has a lower risk."
-            return Verdict(Kind.SADDLE, message, fall[:, None])
+        direction /= np.linalg.norm(direction)
+        there = _relaxed(land, theta, reach * direction)
         same = abs(there.local.value - start) <= SAME_RISK * level.scale
         flat = flat and there.converged and same
+        if all(_is_lower(land, theta, share * reach * direction, level) for share in _SHARES):
+            fall = there.theta - theta
+            message = "Second order leaves it open; points nearby have lower risks."
+            return Verdict(Kind.SADDLE, message, (fall / np.linalg.norm(fall))[:, None])
     if flat:
         message = (
             f"All eigenvalues are positive but {zeros.total}, and in these directions are critical "
@@ -192,6 +194,17 @@ def _by_probes(land: Landscape, theta, now: Spectral, zeros: Zeros, level: Level
         return Verdict(Kind.LOCAL_MINIMUM, message, null[:, :0])
     message = (
         f"{zeros.unexplained} eigenvalues are zero for no known reason: second order leaves the "
-        "kind open, and no point looked at nearby has a lower risk."
+        "kind open, and no points looked at nearby have lower risks."
     )
     return Verdict(Kind.DEGENERATE, message, null[:, :0])
+
+
+def _relaxed(land: Landscape, theta, step) -> Found:
+    begin, radius = theta + step, 0.5 * float(np.linalg.norm(step))
+    return newton(land, begin, near=begin, radius=radius, stop_at_kinks=False)
+
+
+def _is_lower(land: Landscape, theta, step, level: Level) -> bool:
+    """Whether the risk is lower next to the end of a step; beyond kinks it is that of another
+    pattern."""
+    return level.risk(_relaxed(land, theta, step).theta) < level.value - LOWER * level.scale

@@ -11,7 +11,7 @@ from gflow.critical.landscape import Landscape, Local
 _FLOOR, _ENOUGH = 2.0, 500.0
 _MOST = 200
 _MOST_TRIALS = 60
-_LEAST_SHARE = 1 / 64
+_LEAST_SHARE, _SHORT = 1 / 64, 1e-3
 _TINY = np.finfo(float).tiny
 
 
@@ -96,13 +96,19 @@ def newton(
             if not far:
                 at_kink, pair = land.first_kink(theta, step)
                 if at_kink < 1 and stop_at_kinks:
+                    if enough:
+                        return made(converged=True)
                     theta = theta + at_kink * step
                     return made(kink=pair)
                 there = land.local(theta + step)
-                left = np.linalg.norm(invert(now.vectors.T @ there.gradient))
-                if left <= (1 - share / 4) * np.linalg.norm(full):
+                after = now.vectors.T @ there.gradient
+                left = np.linalg.norm(invert(after))
+                better = left <= (1 - share / 4) * np.linalg.norm(full)
+                # What is zero to a rounding must not lead far away.
+                short = np.linalg.norm(step) <= _SHORT * size
+                if (better and not enough) or (short and np.linalg.norm(after) < 0.5 * now.norm):
                     break
-            if enough and np.linalg.norm(full) <= _ENOUGH * eps * size:
+            if enough:
                 return made(converged=True)
             share, damping = (share / 2, damping) if share > _LEAST_SHARE else (1.0, 10 * damping)
         else:

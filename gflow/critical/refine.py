@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from gflow.arguments import ArgumentError, Described, RealScalar, finite, is_concrete, positive
-from gflow.critical.classify import SAME_RISK, Kinks, Level, Verdict, classified, explained_zeros
+from gflow.critical.classify import LOWER, Kinks, Level, Verdict, classified, explained_zeros
 from gflow.critical.landscape import Landscape, OfPattern, Smooth
 from gflow.critical.newton import Found, newton, spectral
 from gflow.critical.point import CriticalPoint, Kind, NotFoundError, Sliding, as_net
@@ -125,7 +125,7 @@ def _described(
     zeros = explained_zeros(now, end, trained, units)
     if found.converged:
         rounding = _rounding(risk, scale, optimum)
-        corner = fall_at_corners(risk, trained, frozen, found.theta, SAME_RISK * scale)
+        corner = fall_at_corners(risk, trained, frozen, found.theta, LOWER * scale)
         level = Level(lambda p: float(risk(eqx.combine(as_net(trained, p), frozen))), value, scale)
         verdict = classified(
             land, found, now, zeros, kinks, corner, level, optimum=optimum, rounding=rounding

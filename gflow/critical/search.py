@@ -56,8 +56,8 @@ def _decided(land: OfPattern, theta, unit: int, rows: np.ndarray) -> OfPattern:
 
 def along_kinks(land: OfPattern, theta: np.ndarray, reach: float) -> tuple[OfPattern, Found, int]:
     """Follows θ from pattern to pattern to a critical point, at most `reach` away: where a step
-    meets a kink, along it if that attracts the flow, or is convex and met again, across it
-    otherwise; off kinks whose weight is not in (0, 1).
+    meets a kink, across it if the flow leads there, along it if it is convex otherwise; off kinks
+    whose weight is not in (0, 1).
 
     **Returns:** the last pattern, where the search ended, and the number of patterns.
     """
@@ -73,7 +73,7 @@ def along_kinks(land: OfPattern, theta: np.ndarray, reach: float) -> tuple[OfPat
             met[found.kink] += 1
             if met[found.kink] > _MOST_MEETINGS:
                 return land, found, patterns
-            after = _past(land, theta, *found.kink, again=met[found.kink] > 1)
+            after = _past(land, theta, *found.kink)
         elif found.converged:
             after = _off(land, theta)
         if after is land:
@@ -110,12 +110,14 @@ def touched(land: OfPattern, theta: np.ndarray) -> list[tuple[int, int]]:
     return found
 
 
-def _past(land: OfPattern, theta, unit: int, row: int, *, again: bool) -> OfPattern:
-    """The pattern after a kink that is met, for the first time or `again`."""
+def _past(land: OfPattern, theta, unit: int, row: int) -> OfPattern:
+    """The pattern after a kink that is met: the flow crosses it if it leads to the other side on
+    both; otherwise, or if only Newton's step leads across, a convex kink is held."""
     held = land.holding(theta, unit, row)
     gradients = held.gradients_of_kinks([pair for pair in held.held if pair[0] == unit])
     if np.linalg.matrix_rank(gradients, tol=1e-9 * np.linalg.norm(gradients)) == len(gradients):
         weights, jumps, _ = held.weights(theta)
-        if jumps[-1] > 0 and (again or 0 < weights[-1] < 1):
+        beyond = weights[-1] <= 0 if land.active[unit, row] else weights[-1] >= 1
+        if jumps[-1] > 0 and not beyond:
             return held
     return land.crossed(theta, unit, row)

@@ -37,22 +37,28 @@ def fall_at_corners(
     corners = list(units_at_corners(risk, net))
     if not corners:
         return None
+    start = float(_values(risk, trained, frozen, jnp.asarray(theta[None]))[0])
+    for unit in corners:
+        moved = _entries_of(trained, unit)
+        size = np.linalg.norm(theta[moved]) or np.linalg.norm(theta)
+        directions = np.zeros((_DIRECTIONS, len(theta)))
+        directions[:, moved] = np.random.default_rng(unit).normal(size=(_DIRECTIONS, moved.sum()))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        near = jnp.asarray(theta + _STEP * size * directions, theta.dtype)
+        values = np.asarray(_values(risk, trained, frozen, near))
+        best = int(np.nanargmin(values))
+        if values[best] < start - least:
+            return directions[best]
+    return None
+
+
+def _entries_of(trained: PyTree, unit: int) -> np.ndarray:
+    """Which entries of θ are those of w, b and v of a unit."""
     flags = jax.tree.map(lambda a: np.zeros(a.shape, bool), trained)
     for name in ("w", "b", "v"):
         if getattr(flags, name) is not None:
-            getattr(flags, name)[corners] = True
-    moved = np.concatenate([np.ravel(a) for a in jax.tree.leaves(flags)])
-    rng = np.random.default_rng(0)
-    directions = rng.normal(size=(_DIRECTIONS, len(theta))) * moved
-    sizes = np.linalg.norm(directions, axis=1, keepdims=True)
-    if not moved.any():
-        return None
-    directions /= sizes
-    step = _STEP * max(float(np.linalg.norm(theta)), np.finfo(float).tiny)
-    values = np.asarray(_values(risk, trained, frozen, jnp.asarray(theta + step * directions)))
-    start = float(_values(risk, trained, frozen, jnp.asarray(theta[None]))[0])
-    best = int(np.nanargmin(values))
-    return directions[best] if values[best] < start - least else None
+            getattr(flags, name)[unit] = True
+    return np.concatenate([np.ravel(a) for a in jax.tree.leaves(flags)])
 
 
 def _network(trained: PyTree, frozen: PyTree, theta: np.ndarray) -> Any:
