@@ -41,11 +41,13 @@ class Kinks(NamedTuple):
 
 
 class Level(NamedTuple):
-    """The risk as a function of the parameters, its value at the point, and its scale."""
+    """The risk as a function of the parameters, its value at the point, and its scale; and the size
+    of the parameters."""
 
     risk: Callable[[np.ndarray], float]
     value: float
     scale: float
+    size: float
 
 
 def explained_zeros(now: Spectral, net, trained, units: Units | None) -> Zeros:
@@ -174,7 +176,7 @@ def _by_probes(land: Landscape, theta, now: Spectral, zeros: Zeros, level: Level
     Where critical points of the same risk lie in all these directions, they form a manifold of
     which the Hessian is positive across it: a local minimum. A lower risk shows a saddle.
     """
-    null, reach = now.vectors[:, now.zero], _REACH * float(np.linalg.norm(theta))
+    null, reach = now.vectors[:, now.zero], _REACH * level.size
     rng, start, flat = np.random.default_rng(0), land.local(theta).value, True
     for _ in range(min(_MOST_PROBES, 2 * null.shape[1])):
         direction = null @ rng.normal(size=null.shape[1])

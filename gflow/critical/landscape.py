@@ -2,7 +2,7 @@
 Hessian, and the directions in which the parameters are free."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -27,6 +27,7 @@ class Local(NamedTuple):
     hessian: Float[np.ndarray, "size size"]
 
 
+@runtime_checkable
 class Landscape(Protocol):
     """A smooth risk. Parameters move along the orthonormal columns of `basis`."""
 

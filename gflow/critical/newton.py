@@ -11,16 +11,20 @@ from gflow.critical.landscape import Landscape, Local
 _FLOOR, _ENOUGH = 2.0, 500.0
 _MOST = 200
 _MOST_TRIALS = 60
+# μ, as a multiple of ‖g‖/‖θ‖.
+_DAMPING = 0.1
 _LEAST_SHARE, _SHORT = 1 / 64, 1e-3
+_CUTS = (0.0, 1e-9, 1e-6, 1e-3)
 _TINY = np.finfo(float).tiny
 
 
 class Found(NamedTuple):
-    """Where the iteration ended: `converged`, or, if `kink` is not None, at a kink of that unit and
-    row; otherwise it came too far, or made no progress."""
+    """Where the iteration ended, and `before` the last step: `converged`, or, if `kink` is not
+    None, at a kink of that unit and row; otherwise it came too far, or made no progress."""
 
     theta: np.ndarray
     local: Local
+    before: Local
     residual: float
     scale: float
     steps: int
@@ -58,6 +62,13 @@ def spectral(local: Local, basis: np.ndarray) -> Spectral:
     return Spectral(values, vectors, vectors.T @ local.gradient, np.abs(values) <= tolerance)
 
 
+def unsettled(found: Found, now: Spectral) -> np.ndarray:
+    """The eigenvalues that the last step changed by a tenth: they may be zero at the point that is
+    approached, as where L = x⁴, to which Newton's method converges linearly."""
+    before = np.sum(now.vectors * (found.before.hessian @ now.vectors), axis=0)
+    return np.abs(before - now.values) > 0.1 * np.abs(now.values)
+
+
 def newton(
     land: Landscape,
     theta: np.ndarray,
@@ -71,50 +82,82 @@ def newton(
 
     These converge quadratically to a point of a manifold of critical points, if the Hessian
     vanishes along the manifold only (Yamashita and Fukushima, Computing Suppl. 15, 2001), and to
-    critical points of any kind. Long steps are shortened until the next, by the same Hessian, would
-    be shorter (the natural monotonicity test of Deuflhard, Newton Methods for Nonlinear Problems,
-    2011, section 3.3): along a curved valley the gradient itself grows at first.
+    critical points of any kind. Long steps are shortened until the next, by the same Hessian, is
+    shorter by most of what the Hessian promises: along a curved valley the gradient itself grows at
+    first (the natural monotonicity test of Deuflhard, Newton Methods for Nonlinear Problems, 2011,
+    section 3.3).
     """
     eps = np.finfo(theta.dtype).eps
-    here, damping, scale, steps = land.local(theta), 1.0, 0.0, 0
+    here, damping, scale, steps = land.local(theta), _DAMPING, 0.0, 0
+    before, size = here, _TINY
     made = lambda converged=False, far=False, kink=None: Found(
-        theta, here, now.norm, scale, steps, converged, far, kink
+        theta, here, before, now.norm, scale, steps, converged, far, kink
     )
     while True:
         now = spectral(here, land.basis)
-        size = float(np.linalg.norm(theta))
+        size = max(size, float(np.linalg.norm(theta)))
         scale = max(scale, now.largest * size)
         enough = now.norm <= _ENOUGH * eps * scale
         if now.norm <= _FLOOR * eps * scale or not np.isfinite(now.norm) or steps == _MOST:
             return made(converged=bool(enough))
+        if now.zero.all():
+            # Nothing is known of where to go.
+            return made(converged=bool(enough))
+        if enough:
+            there = _polished(land, theta, now, stop_at_kinks)
+            if there is None:
+                return made(converged=True)
+            before, (theta, here), steps = here, there, steps + 1
+            continue
         share, far = 1.0, False
         for _ in range(_MOST_TRIALS):
-            invert = _Inverse(now, damping * now.norm / max(size, _TINY))
+            invert = _Inverse(now, damping * now.norm / size)
             full = -invert(now.gradient)
             step = share * full
             far = bool(np.linalg.norm(theta + step - near) > radius)
             if not far:
                 at_kink, pair = land.first_kink(theta, step)
                 if at_kink < 1 and stop_at_kinks:
-                    if enough:
-                        return made(converged=True)
                     theta = theta + at_kink * step
                     return made(kink=pair)
-                there = land.local(theta + step)
-                after = now.vectors.T @ there.gradient
-                left = np.linalg.norm(invert(after))
-                better = left <= (1 - share / 4) * np.linalg.norm(full)
-                # What is zero to a rounding must not lead far away.
-                short = np.linalg.norm(step) <= _SHORT * size
-                if (better and not enough) or (short and np.linalg.norm(after) < 0.5 * now.norm):
+                local = land.local(theta + step)
+                left, promised, whole = (
+                    np.linalg.norm(invert(gradient))
+                    for gradient in (
+                        now.vectors.T @ local.gradient,
+                        now.gradient + share * now.values * (now.vectors.T @ full),
+                        now.gradient,
+                    )
+                )
+                if left < whole and left <= promised + 0.6 * (whole - promised):
                     break
-            if enough:
-                return made(converged=True)
             share, damping = (share / 2, damping) if share > _LEAST_SHARE else (1.0, 10 * damping)
         else:
-            return made(converged=bool(enough), far=far)
-        theta, here, steps = theta + step, there, steps + 1
-        damping = max(damping / 4, 1.0)
+            return made(far=far)
+        theta, before, here, steps = theta + step, here, local, steps + 1
+        damping = max(damping / 4, _DAMPING)
+
+
+def _polished(
+    land: Landscape, theta: np.ndarray, now: Spectral, stop_at_kinks: bool
+) -> tuple[np.ndarray, Local] | None:
+    """A short step from a point that is critical to some roundings to one of half the gradient,
+    with as many eigenvectors as that allows; None if there is none.
+
+    Where gradient and eigenvalue are both roundings, the point says nothing of where to go.
+    """
+    size = float(np.linalg.norm(theta))
+    for cut in _CUTS:
+        used = ~now.zero & (np.abs(now.values) > cut * now.largest)
+        step = -_Inverse(now._replace(zero=~used), 0.0)(now.gradient)
+        if np.linalg.norm(step) > _SHORT * size:
+            continue
+        if stop_at_kinks and land.first_kink(theta, step)[0] < 1:
+            continue
+        local = land.local(theta + step)
+        if np.linalg.norm(land.basis.T @ local.gradient) < 0.5 * now.norm:
+            return theta + step, local
+    return None
 
 
 class _Inverse:

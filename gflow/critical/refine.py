@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from gflow.arguments import ArgumentError, Described, RealScalar, finite, is_concrete, positive
 from gflow.critical.classify import LOWER, Kinks, Level, Verdict, classified, explained_zeros
 from gflow.critical.landscape import Landscape, OfPattern, Smooth
-from gflow.critical.newton import Found, newton, spectral
+from gflow.critical.newton import Found, newton, spectral, unsettled
 from gflow.critical.point import CriticalPoint, Kind, NotFoundError, Sliding, as_net
 from gflow.critical.search import MOST_PATTERNS, along_kinks, pattern_at, touched as touched_kinks
 from gflow.critical.units import list_units
@@ -65,7 +65,8 @@ def refine(
     rounding; a saddle if the Hessian has a negative eigenvalue along the kinks it is on, or one of
     these repels; a local minimum if all eigenvalues are positive, but for zeros that dead units and
     rescaling explain, or along which the same risk and critical points were found; degenerate
-    otherwise. Eigenvalues below 100 P ε of the largest, P in number, count as zero.
+    otherwise. Eigenvalues below 100 P ε of the largest, P in number, count as zero, and so do those
+    that the last step of the search changed by a tenth.
 
     **Raises:** `NotFoundError` if there is no critical point within `radius`, as for a flow that
     still travels or diverges; `ArgumentError` for what cannot be used.
@@ -107,6 +108,8 @@ def _described(
     end = eqx.combine(as_net(trained, found.theta), frozen)
     value, scale = float(risk(end)), _scale(risk, end, begin)
     now = spectral(found.local, land.basis)
+    moving = unsettled(found, now)
+    now = now._replace(zero=now.zero | moving)
     none = np.zeros((0, len(theta)))
     kinks, residual = Kinks(np.zeros(0), none, none), now.norm
     sliding: tuple[Sliding, ...] = ()
@@ -124,9 +127,11 @@ def _described(
     units = list_units(risk, end, frozenset(kink.unit for kink in sliding))
     zeros = explained_zeros(now, end, trained, units)
     if found.converged:
-        rounding = _rounding(risk, scale, optimum)
+        rounding = _rounding(risk, scale, optimum, exact=not moving.any())
         corner = fall_at_corners(risk, trained, frozen, found.theta, LOWER * scale)
-        level = Level(lambda p: float(risk(eqx.combine(as_net(trained, p), frozen))), value, scale)
+        size = float(max(np.linalg.norm(theta), np.linalg.norm(found.theta)))
+        at = lambda p: float(risk(eqx.combine(as_net(trained, p), frozen)))
+        level = Level(at, value, scale, size)
         verdict = classified(
             land, found, now, zeros, kinks, corner, level, optimum=optimum, rounding=rounding
         )
@@ -180,8 +185,8 @@ def _scale(risk, net, begin: float) -> float:
     return max(float(risk(nothing)), begin, np.finfo(float).tiny)
 
 
-def _rounding(risk, scale: float, optimum: float) -> float:
+def _rounding(risk, scale: float, optimum: float, *, exact: bool) -> float:
     """Up to where risks count as the optimum. Sums of squares of residuals that are roundings are
-    far below the roundings of other sums."""
+    far below the roundings of other sums, at points that were reached exactly."""
     squares = optimum == 0 and not isinstance(risk, (BoxRisk, GaussianRisk))
-    return scale * (1e-20 if squares else 1e-13)
+    return scale * ((1e-20 if exact else 1e-15) if squares else 1e-13)

@@ -22,7 +22,8 @@ def pattern_at(risk: SwitchedRisk, theta: np.ndarray) -> OfPattern:
     """The pattern where θ is. Of the kinks at which it is, those are held whose weight in the
     minimal-norm subgradient is inside (0, 1)."""
     net = risk.net(jnp.asarray(theta))
-    zero = units_at_zero(net)
+    # A single weight at 0 is at a kink like any other.
+    zero = units_at_zero(net) if risk.whole else ()
     land = OfPattern(risk, np.zeros((len(net.w), len(risk.rows)), bool))
     tied = (land.margins(theta) <= TIED) & np.any(land.normals != 0, axis=1)
     tied[list(zero)] = False
