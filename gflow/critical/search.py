@@ -15,7 +15,7 @@ MOST_PATTERNS = 200
 # A kink that is met more often stands between critical points of both its sides.
 _MOST_MEETINGS = 4
 # Weights of kinks count as 0 or 1 up to this.
-_WEIGHT = 1e-9
+_WEIGHT, _NEARLY = 1e-9, 1e-4
 
 
 def pattern_at(risk: SwitchedRisk, theta: np.ndarray) -> OfPattern:
@@ -45,10 +45,16 @@ def _decided(land: OfPattern, theta, unit: int, rows: np.ndarray) -> OfPattern:
     gradients = base.gradients_of_kinks(pairs)
     columns = (jumps[:, None] * gradients).T
     used = np.any(gradients != 0, axis=0)
-    found = lsq_linear(columns[used], -gradient[used], (0.0, 1.0), method="bvls", tol=1e-14)
+    columns = columns[used]
+    found = lsq_linear(columns, -gradient[used], (0.0, 1.0), method="bvls", tol=1e-14)
+    # How far beyond 0 or 1 the weight would go. Those at 0 or 1 to a little are held, too, until
+    # the point is found.
+    pull = np.abs(columns.T @ (columns @ found.x + gradient[used]))
+    beyond = pull / np.maximum(np.sum(columns**2, axis=0), np.finfo(float).tiny)
     land = base
-    for pair, weight in zip(pairs, found.x):
-        if _WEIGHT < weight < 1 - _WEIGHT:
+    for pair, weight, outside, jump in zip(pairs, found.x, beyond, jumps):
+        inside = _WEIGHT < weight < 1 - _WEIGHT
+        if inside or (jump > 0 and outside < _NEARLY):
             land = land.holding(theta, *pair)
         else:
             land = land.on_side(theta, pair, active=bool(weight > 0.5))
