@@ -1,6 +1,7 @@
 r"""Proved lower bounds of ‖∇f‖²/f, and upper bounds of ‖∇²f‖, over a ball of parameters.
 
-For $f = |e|^2$ with residuals $e(\theta)$, $J = \partial e/\partial\theta$ and $\nabla f = 2J^\top e$,
+For $f = |e|^2$ with residuals $e(\theta)$ and $J = \partial e/\partial\theta$, where
+$\nabla f = 2J^\top e$,
 
 $$\frac{\|\nabla f\|^2}{f} \ge 4\,\sigma_{\min}(J)^2, \qquad
   \|\nabla^2 f\| \le 2\,\|J\|^2 + 2\,\mathrm{Lip}(J)\,\sqrt f .$$

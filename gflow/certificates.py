@@ -132,10 +132,10 @@ def chatterjee(
     that the path is no longer than $2\sqrt{f(x_0)/\alpha} < r$.
 
     **Gradient descent.** Let M bound ‖∇²f‖ over the ball where $f \le f(x_0)$, let
-    $4f(x_0) < (1-\varepsilon)^2 r^2\alpha$ and $\eta = 2\varepsilon/M$. Along each step, a part s ≤ η
-    of it lowers f by at least $(1-\varepsilon)\,s\,\|\nabla f\|^2$, and so $\sqrt f$ by at least
-    $(1-\varepsilon)\frac{\sqrt\alpha}2$ times the way made. As above, the polygon stays within the
-    ball, $f(x_k) \le (1-\delta)^k f(x_0)$ and $\|x_k - x^*\| \le (1-\delta)^{k/2} r$ with
+    $4f(x_0) < (1-\varepsilon)^2 r^2\alpha$ and $\eta = 2\varepsilon/M$. A step, or a part of it of
+    size s ≤ η, lowers f by at least $(1-\varepsilon)\,s\,\|\nabla f\|^2$, and so $\sqrt f$ by at
+    least $(1-\varepsilon)\frac{\sqrt\alpha}2$ times the way made. As above, the polygon stays
+    within the ball, $f(x_k) \le (1-\delta)^k f(x_0)$, $\|x_k - x^*\| \le (1-\delta)^{k/2} r$ and
     $\delta = (1-\varepsilon)\alpha\eta$.
 
     **What is proved.** Lower bounds of α come

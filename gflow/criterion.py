@@ -66,7 +66,7 @@ class Problem(NamedTuple):
 
     def criterion(self, radius: float) -> float:
         """The proved r² α/(4 f)."""
-        return criterion(radius, self.bounds.alpha(radius), self.value)
+        return float(criterion(radius, self.bounds.alpha(radius), self.value))
 
     @property
     def too_small(self) -> float:
@@ -126,7 +126,7 @@ class Problem(NamedTuple):
         """Whether what was found refutes the criterion at its radius, or at a larger one."""
         radius = found.radius if radius is None else radius
         value = (1 - self.slack) * self.value
-        return criterion(radius, (1 + self.slack) * found.ratio, value) <= 1
+        return bool(criterion(radius, (1 + self.slack) * found.ratio, value) <= 1)
 
     def scan(self, also: float, starts: int, key: PRNGKeyArray) -> tuple[list[Found], float]:
         """Searches in balls of many radii, `also` among them, and the radius up to which the

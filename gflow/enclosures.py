@@ -4,8 +4,9 @@ A quantity x(θ) (preactivations, activations, derivatives of the output) has it
 an interval for each entry, and *shares*: bounds of what the parameters of each layer contribute.
 Over the ball ‖θ − θ⁰‖ ≤ r the change of x is a sum of parts Δ_j x of the layers j, with
 
-$$|\Delta_j x_i| \le \text{entry}_{ij}\,\rho_j, \quad \|\Delta_j x\| \le \text{norm}_j\,\rho_j, \quad
-  \rho_j = \|\theta_j - \theta^0_j\|, \quad \textstyle\sum_j \rho_j^2 \le r^2,$$
+$$|\Delta_j x_i| \le \text{entry}_{ij}\,\rho_j, \quad
+  \|\Delta_j x\| \le \text{norm}_j\,\rho_j,
+  \quad \rho_j = \|\theta_j - \theta^0_j\|, \quad \textstyle\sum_j \rho_j^2 \le r^2,$$
 
 so that |Δx_i| ≤ r ‖entry_i‖: the radius is shared among the layers. The last share is that of
 rounding, and not multiplied by any ρ: a running error analysis in the standard model of floating

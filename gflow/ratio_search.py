@@ -70,10 +70,9 @@ def smallest_ratios(
         before, point = state
         radius, key = radius_and_key
         random = jax.random.normal(key, (starts, theta.size), theta.dtype)
-        random = theta + radius * random / jnp.linalg.norm(random, axis=1, keepdims=True)
-        found, points = jax.vmap(descend, (0, None))(
-            jnp.concatenate([point[None], theta[None], random]), radius
-        )
+        random = radius * random / jnp.linalg.norm(random, axis=1, keepdims=True)
+        inside = jnp.concatenate([point[None], theta[None], theta[None] + random])
+        found, points = jax.vmap(descend, (0, None))(inside, radius)
         k = jnp.argmin(found)
         better = found[k] < before
         state = jnp.where(better, found[k], before), jnp.where(better, points[k], point)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import erf, expit
 
-from gflow.activations import PiecewiseLinear, Smooth, as_activation
+from gflow.activations import Activation, PiecewiseLinear, Smooth, as_activation
 from gflow.arguments import ArgumentError, finite, one_of, positive
 
 Values = Float[np.ndarray, "*shape"]
@@ -107,7 +108,12 @@ def host_activation(activation: Any, bounds: SlopeBounds | None) -> HostActivati
 
     **Raises:** `ArgumentError` if the function contradicts `bounds` at a sample of points.
     """
-    known = as_activation(activation)
+    return _host_activation(as_activation(activation), bounds)
+
+
+# Kept, so that a function of the user's own is compiled once.
+@lru_cache(maxsize=64)
+def _host_activation(known: Activation, bounds: SlopeBounds | None) -> HostActivation | None:
     if isinstance(known, PiecewiseLinear):
         return _piecewise_linear(known)
     function = known.function if isinstance(known, Smooth) else known

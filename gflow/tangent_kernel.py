@@ -19,7 +19,7 @@ from gflow.trajectory import Trajectory
 
 
 def tangent_kernel(
-    risk: EmpiricalRisk, net: PyTree, trainable: Sequence[str] | PyTree | None = None
+    risk: Callable[[Any], Array], net: PyTree, trainable: Sequence[str] | PyTree | None = None
 ) -> Float[Array, "outputs outputs"]:
     r"""The neural tangent kernel of a network on the rows of a risk, as a matrix,
 
@@ -36,16 +36,16 @@ def tangent_kernel(
 
     **Raises:** `ArgumentError` for other risks.
     """
-    if not isinstance(risk, EmpiricalRisk):
-        raise ArgumentError("risk", Described(type(risk).__name__), "an EmpiricalRisk")
     jacobian = output_jacobian(risk, net, trainable)
     return jacobian @ jacobian.T
 
 
 def output_jacobian(
-    risk: EmpiricalRisk, net: PyTree, trainable: Sequence[str] | PyTree | None = None
+    risk: Any, net: PyTree, trainable: Sequence[str] | PyTree | None = None
 ) -> Float[Array, "outputs parameters"]:
     """The Jacobian of all outputs on the rows of the risk in the trained parameters."""
+    if not isinstance(risk, EmpiricalRisk):
+        raise ArgumentError("risk", Described(type(risk).__name__), "an EmpiricalRisk")
     trained, frozen = split_trainable(net, trainable)
     theta, unravel = ravel_pytree(trained)
     outputs = lambda p: risk.predictions(eqx.combine(unravel(p), frozen)).reshape(-1)
@@ -53,12 +53,10 @@ def output_jacobian(
 
 
 def smallest_eigenvalue(
-    risk: EmpiricalRisk, net: PyTree, trainable: Sequence[str] | PyTree | None = None
+    risk: Callable[[Any], Array], net: PyTree, trainable: Sequence[str] | PyTree | None = None
 ) -> Float[Array, ""]:
     """λ_min(K) of the `tangent_kernel`, from the singular values of J: to rounding of ‖J‖, not of
     ‖J‖². Jittable and vmappable."""
-    if not isinstance(risk, EmpiricalRisk):
-        raise ArgumentError("risk", Described(type(risk).__name__), "an EmpiricalRisk")
     return _least(output_jacobian(risk, net, trainable))
 
 

@@ -1,0 +1,122 @@
+"""A thousand random problems: no certificate is contradicted by a long flow."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+import gflow
+
+LENGTH = 12.0
+
+
+class Quadratics(eqx.Module):
+    """Residuals e_i(x) = x·Q_i x/2 + a_i·x − y_i, of which the Jacobian is 1-Lipschitz."""
+
+    q: jax.Array
+    a: jax.Array
+    y: jax.Array
+
+    def __call__(self, x):
+        return 0.5 * jnp.einsum("ijk,j,k->i", self.q, x, x) + self.a @ x - self.y
+
+
+class Slowed(eqx.Module):
+    """The risk divided by α: certified is then a fall like e^{−t}."""
+
+    risk: gflow.EmpiricalRisk | gflow.SumOfSquares
+    alpha: jax.Array
+
+    def __call__(self, net):
+        return self.risk(net) / self.alpha
+
+
+def quadratics(seed):
+    rng = np.random.default_rng(seed)
+    q, a = rng.normal(size=(2, 4, 4)), rng.normal(size=(2, 4))
+    q += np.swapaxes(q, 1, 2)
+    # ‖(Q_i u)_i‖ ≤ |u| holds for the matrix of all rows of Q_i of norm 1.
+    q /= np.linalg.norm(q.reshape(8, 4), 2)
+    y = rng.normal(size=2) * 10 ** rng.uniform(-1.5, 0.5)
+    risk = gflow.SumOfSquares(Quadratics(*map(jnp.asarray, (q, 2 * a, y))), 1.0)
+    return risk, jnp.asarray(0.3 * rng.normal(size=4)), None
+
+
+def shallow(seed):
+    rng = np.random.default_rng(seed)
+    key = jax.random.key(seed)
+    net = gflow.ShallowNet(3, 8, key=key, activation="tanh", init="standard_normal")
+    x = rng.normal(size=(3, 3))
+    y = np.asarray(jax.vmap(net)(x)) + rng.normal(size=3) * 10 ** rng.uniform(-2.5, 0.5)
+    return gflow.EmpiricalRisk(x, y), net, None
+
+
+def identity_and_tanh(z):
+    return z + jnp.tanh(z)
+
+
+SLOPES = gflow.SlopeBounds(1.0, 2.0, 0.77, "bump")
+START = eqx.nn.MLP(3, "scalar", 4, 2, activation=identity_and_tanh, key=jax.random.key(0))
+
+
+def deep(seed):
+    rng = np.random.default_rng(seed)
+    shapes = [a.weight.shape for a in START.layers]
+    weights = [rng.uniform(0.2, 1, shape) for shape in shapes]
+    weights[0] = 0.1 * rng.normal(size=shapes[0]) * rng.integers(2)
+    weights[2] *= 10 ** rng.uniform(-1.5, 1.5)
+    net = eqx.tree_at(lambda m: [a.weight for a in m.layers], START, [*map(jnp.asarray, weights)])
+    return gflow.EmpiricalRisk(rng.normal(size=(3, 3)), rng.normal(size=3)), net, SLOPES
+
+
+@eqx.filter_jit
+@eqx.filter_vmap(in_axes=(eqx.if_array(0), eqx.if_array(0), eqx.if_array(0), None))
+def long_flow(risk, net, alpha, ts):
+    """Risks along the flow, and distances to its last point."""
+    flow = gflow.solve_flow(Slowed(risk, alpha), net, t1=ts[-1], ts=ts, throw=False)
+    arrays = jax.tree.leaves(eqx.filter(flow.params, eqx.is_inexact_array))
+    flat = jnp.concatenate([a.reshape(len(ts), -1) for a in arrays], axis=1)
+    start = ravel_pytree(eqx.filter(net, eqx.is_inexact_array))[0]
+    away = jnp.linalg.norm(flat - start[None], axis=1)
+    return alpha * flow.risk, jnp.linalg.norm(flat - flat[-1:], axis=1), away, flow.ts[-1]
+
+
+def stacked(trees):
+    return jax.tree.map(lambda *a: jnp.stack(a) if eqx.is_array(a[0]) else a[0], *trees)
+
+
+def check(make, count):
+    problems = [make(seed) for seed in range(count)]
+    certificates = [
+        gflow.chatterjee(risk, net, slopes=slopes, starts=0) for risk, net, slopes in problems
+    ]
+    risks, nets, _ = zip(*problems)
+    certified = np.array([c.verdict == "certified" for c in certificates])
+    alpha = jnp.array([c.rate or 1.0 for c in certificates])
+    ts = jnp.linspace(0, LENGTH, 25)
+    # Flows of the others are followed, too, where nothing is promised.
+    risk, distance, away, ends = (
+        np.asarray(a)[certified] for a in long_flow(stacked(risks), stacked(nets), alpha, ts)
+    )
+    assert (ends == LENGTH).all()
+    for k, c in enumerate(c for c in certificates if c.rate):
+        envelope = c.flow_envelope(np.asarray(ts) / c.rate)
+        # Relative errors of the flow of 1e-8 a step, and risks at the rounding of residuals.
+        assert (risk[k] <= envelope.risk * (1 + 1e-5) + 1e-14 * c.initial_risk).all()
+        # The limit is known to the distance that is left at the end.
+        assert (distance[k] <= envelope.distance * (1 + 1e-5) + envelope.distance[-1]).all()
+        assert away[k].max() < c.radius
+    return certified.sum()
+
+
+def test_quadratics_in_four_parameters():
+    assert 100 < check(quadratics, 400) < 400
+
+
+def test_shallow_networks():
+    assert 30 < check(shallow, 300) < 300
+
+
+def test_deep_networks():
+    assert 60 < check(deep, 300) < 300
