@@ -8,7 +8,7 @@ $$\frac{\|\nabla f\|^2}{f} \ge 4\,\sigma_{\min}(J)^2, \qquad
 """
 
 import inspect
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -58,7 +58,7 @@ class SumOfSquares(eqx.Module):
         return jnp.sum(self.residual(theta) ** 2)
 
 
-class Bounds(eqx.Module):
+class Bounds(ABC):
     """What is proved of f over balls about the start."""
 
     @abstractmethod
@@ -85,9 +85,11 @@ class Bounds(eqx.Module):
 class GivenBounds(Bounds):
     """Bounds that the user supplies, as functions of the radius."""
 
-    alpha_bound: Callable | None
-    curvature_bound: Callable | None
-    reason: str | None
+    def __init__(
+        self, alpha_bound: Callable | None, curvature_bound: Callable | None, reason: str | None
+    ):
+        self.alpha_bound, self.curvature_bound = alpha_bound, curvature_bound
+        self.reason = reason
 
     def value(self) -> float | None:
         return None
@@ -107,10 +109,6 @@ class GivenBounds(Bounds):
 
 class SquaresBounds(Bounds):
     """Those of a `SumOfSquares`, from the singular values of J at the start."""
-
-    risk: SumOfSquares
-    least: float
-    largest: float
 
     def __init__(self, risk: SumOfSquares, net: PyTree, trainable: Any):
         self.risk = risk
@@ -167,16 +165,7 @@ class NetworkBounds(Bounds):
       Chatterjee's mechanism for the first layer, of which the inputs are the data.
     """
 
-    layers: list[Layer]
-    activation: HostActivation | None
-    x: np.ndarray
-    y: np.ndarray
-    weights: np.ndarray
-    margin: float
-    least: float
-    largest: float
-
-    def __init__(self, layers, activation, risk: EmpiricalRisk):
+    def __init__(self, layers: list[Layer], activation: HostActivation | None, risk: EmpiricalRisk):
         x, y = (np.asarray(a, float) for a in (risk.x, risk.y))
         n = len(x)
         weights = np.full(n, 1 / n) if risk.weights is None else np.asarray(risk.weights, float)
@@ -191,6 +180,7 @@ class NetworkBounds(Bounds):
         least, largest = singular_values(rooted, self.margin)
         rounding = self._change(at_start, Ball(0.0, self.margin))
         self.least, self.largest = max(least - rounding, 0.0), largest + rounding
+        self._alphas: dict[float, float] = {}
 
     def _over(self, radius: float, lipschitz: bool = False) -> Enclosed:
         return enclose(self.layers, self.activation, self.x, Ball(radius, self.margin, lipschitz))
@@ -215,12 +205,17 @@ class NetworkBounds(Bounds):
         return float((1 + self.margin) * self.weights @ np.sum(off**2, axis=1))
 
     def alpha(self, radius: float) -> float:
+        if radius not in self._alphas:
+            self._alphas[radius] = self._alpha(radius)
+        return self._alphas[radius]
+
+    def _alpha(self, radius: float) -> float:
         ball, over = Ball(radius, self.margin), self._over(radius)
         if self._kink(over) is not None:
             return 0.0
         whole = max(self.least - self._change(over, ball), 0.0) ** 2
         layers = sum(self._of_layer(block, ball) for block in over.blocks)
-        return 4 * (1 - self.margin) * max(whole, layers)
+        return float(4 * (1 - self.margin) * max(whole, layers))
 
     def _of_layer(self, block: Block, ball: Ball) -> float:
         """A lower bound of λ_min of this layer's part of JJᵀ."""

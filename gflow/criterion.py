@@ -87,8 +87,11 @@ class Problem(NamedTuple):
             return float(radii[0])
         if values[k] >= AMPLE:
             return self._bisected(low, radii[k], AMPLE)
+        if values[k] * _GRID_RATIO**2 < 1:
+            # α falls with r, so that no radius in between is good enough.
+            return float(radii[k])
         shrink = (5**0.5 - 1) / 2
-        for _ in range(24):
+        while high > 1.002 * low:
             inner, outer = high - shrink * (high - low), low + shrink * (high - low)
             if self.criterion(inner) >= self.criterion(outer):
                 high = outer
@@ -102,7 +105,7 @@ class Problem(NamedTuple):
         return self._bisected(self.too_small, radius, 1 + 1e-9)
 
     def _bisected(self, low: float, high: float, wanted: float) -> float:
-        for _ in range(24):
+        while high > (1 + 1e-4) * low:
             middle = (low * high) ** 0.5
             if self.criterion(middle) >= wanted:
                 high = middle
