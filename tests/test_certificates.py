@@ -223,18 +223,24 @@ def test_slopes_over_intervals(function, centre, below, above):
 # ---------------------------------------------------------------- deep networks
 
 
-@pytest.mark.parametrize("out_size", ["scalar", 2])
-def test_deep_networks_are_certified_at_large_last_layers(out_size):
-    def certified(last):
-        risk, net = deep(last, out_size)
-        return risk, net, gflow.chatterjee(risk, net, slopes=SLOPES, starts=0)
+def deep_certificate(last, out_size="scalar"):
+    risk, net = deep(last, out_size)
+    return gflow.chatterjee(risk, net, slopes=SLOPES, starts=0)
 
-    assert certified(0.03)[2].verdict != "certified"
+
+@pytest.mark.parametrize(("out_size", "last"), [("scalar", 1e2), (2, 1e5)])
+def test_deep_networks_are_certified_at_large_last_layers(out_size, last):
+    assert deep_certificate(0.03, out_size).verdict != "certified"
+    certificate, large = (deep_certificate(a, out_size) for a in (last, 10 * last))
+    assert certificate.verdict == large.verdict == "certified"
     # The risk at the start does not depend on the last layer, and the kernel grows like its square.
-    _, _, large = certified(1e3)
-    risk, net, certificate = certified(1e2)
-    assert large.verdict == certificate.verdict == "certified"
+    assert large.initial_risk == pytest.approx(certificate.initial_risk, rel=1e-9)
     assert large.rate == pytest.approx(100 * certificate.rate, rel=0.1)
+
+
+def test_flow_and_descent_keep_the_promises():
+    risk, net = deep(1e2)
+    certificate = deep_certificate(1e2)
     flow = gflow.solve_flow(risk, net, t1=20 / certificate.rate)
     envelope = certificate.flow_envelope(flow.ts)
     # The flow is solved to 1e-8 of the risk.

@@ -43,12 +43,17 @@ def quadratics(seed):
     return risk, jnp.asarray(0.3 * rng.normal(size=4)), None
 
 
+@eqx.filter_jit
+def predictions(net, x):
+    return jax.vmap(net)(x)
+
+
 def shallow(seed):
     rng = np.random.default_rng(seed)
     key = jax.random.key(seed)
     net = gflow.ShallowNet(3, 8, key=key, activation="tanh", init="standard_normal")
     x = rng.normal(size=(3, 3))
-    y = np.asarray(jax.vmap(net)(x)) + rng.normal(size=3) * 10 ** rng.uniform(-2.5, 0.5)
+    y = predictions(net, x) + rng.normal(size=3) * 10 ** rng.uniform(-2.5, 0.5)
     return gflow.EmpiricalRisk(x, y), net, None
 
 
@@ -66,8 +71,12 @@ def deep(seed):
     weights = [rng.uniform(0.2, 1, shape) for shape in shapes]
     weights[0] = 0.1 * rng.normal(size=shapes[0]) * rng.integers(2)
     weights[2] *= 10 ** rng.uniform(0, 2)
-    net = eqx.tree_at(lambda m: [a.weight for a in m.layers], START, [*map(jnp.asarray, weights)])
-    return gflow.EmpiricalRisk(rng.normal(size=(3, 6)), rng.normal(size=3)), net, SLOPES
+    parameters = lambda m: [a.weight for a in m.layers] + [a.bias for a in m.layers]
+    biases = [np.zeros(len(w)) for w in weights]
+    net = eqx.tree_at(parameters, START, [*map(jnp.asarray, weights + biases)])
+    x = rng.normal(size=(3, 6))
+    y = predictions(net, x) + rng.normal(size=3) * 10 ** rng.uniform(-2, 1.5)
+    return gflow.EmpiricalRisk(x, y), net, SLOPES
 
 
 @eqx.filter_jit
