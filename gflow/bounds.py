@@ -180,6 +180,10 @@ class NetworkBounds(Bounds):
         least, largest = singular_values(rooted, self.margin)
         rounding = self._change(at_start, Ball(0.0, self.margin))
         self.least, self.largest = max(least - rounding, 0.0), largest + rounding
+        self.of_inputs = [
+            singular_values(self._rooted(block.inputs()), self.margin)[0]
+            for block in at_start.blocks
+        ]
         self._alphas: dict[float, float] = {}
 
     def _over(self, radius: float, lipschitz: bool = False) -> Enclosed:
@@ -214,13 +218,12 @@ class NetworkBounds(Bounds):
         if self._kink(over) is not None:
             return 0.0
         whole = max(self.least - self._change(over, ball), 0.0) ** 2
-        layers = sum(self._of_layer(block, ball) for block in over.blocks)
+        layers = sum(self._of_layer(k, block, ball) for k, block in enumerate(over.blocks))
         return float(4 * (1 - self.margin) * max(whole, layers))
 
-    def _of_layer(self, block: Block, ball: Ball) -> float:
+    def _of_layer(self, k: int, block: Block, ball: Ball) -> float:
         """A lower bound of λ_min of this layer's part of JJᵀ."""
-        inputs = self._rooted(block.inputs())
-        least, _ = singular_values(inputs, self.margin)
+        least = self.of_inputs[k]
         moves = self._rooted(block.layer.reach * block.a.norm)
         least -= ball.radius * np.linalg.norm(moves[:, :-1], 2) + np.linalg.norm(moves[:, -1])
         if least <= 0:

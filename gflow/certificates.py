@@ -129,7 +129,8 @@ def chatterjee(
     implies that the gradient flow from $x_0$ stays in the ball, converges to some $x^*$ with
     $f(x^*) = 0$, and $f \le e^{-\alpha t} f(x_0)$, $\|x - x^*\| \le r e^{-\alpha t/2}$ (Chatterjee,
     arXiv 2203.16462). The reason: $\frac{d}{dt}\sqrt f \le -\frac{\sqrt\alpha}2 \|\nabla f\|$, so
-    that the path is no longer than $2\sqrt{f(x_0)/\alpha} < r$.
+    that the path is no longer than $2\sqrt{f(x_0)/\alpha} < r$, and from time t on no longer than
+    $2\sqrt{f(x(t))/\alpha}$.
 
     **Gradient descent.** Let M bound ‖∇²f‖ over the ball where $f \le f(x_0)$, let
     $4f(x_0) < (1-\varepsilon)^2 r^2\alpha$ and $\eta = 2\varepsilon/M$. A step, or a part of it of

@@ -134,22 +134,22 @@ def backward(layer: Layer, index: int, q: Enclosure, ball: Ball) -> Enclosure:
 
 def activate(activation: HostActivation, z: Enclosure, ball: Ball) -> tuple[Enclosure, Enclosure]:
     """The activations σ(z), and the slopes σ'(z)."""
-    bounds, slope = activation.bounds, activation.slope(z.centre)
+    bounds = activation.bounds
     steepest = max(abs(bounds.least), abs(bounds.largest))
-    least, most = activation.slopes(z.low, z.centre, z.high)
+    least, slope, most = activation.slopes(z.low, z.centre, z.high)
     off = ball.margin * steepest
     least, most = np.maximum(least - off, bounds.least), np.minimum(most + off, bounds.largest)
     largest = np.maximum(abs(least), abs(most))
-    centre = activation.value(z.centre)
+    low, centre, high = activation.value(np.stack([z.low, z.centre, z.high]))
     rounding = ball.margin * (abs(centre) + steepest * abs(z.centre))
     entry = largest[..., None] * z.entry
     norm = largest.max(axis=-1, keepdims=True) * z.norm
     entry[..., -1] += rounding
     norm[..., -1] += np.linalg.norm(rounding, axis=-1)
-    low, high = -np.full_like(centre, np.inf), np.full_like(centre, np.inf)
-    if bounds.least >= 0:
-        low, high = (activation.value(end) for end in (z.low, z.high))
-        low, high = low - ball.margin * abs(low), high + ball.margin * abs(high)
+    # Only of an increasing activation are the values in between.
+    far = 0.0 if bounds.least >= 0 else np.inf
+    low = low - ball.margin * (abs(low) + steepest * abs(z.low)) - far
+    high = high + ball.margin * (abs(high) + steepest * abs(z.high)) + far
     a = _tightened(centre, low, high, entry, norm, ball)
     slope_entry, slope_norm = bounds.curvature * z.entry, bounds.curvature * z.norm
     slope_entry[..., -1] += off

@@ -55,18 +55,20 @@ class HostActivation(NamedTuple):
     bounds: SlopeBounds
     kinked: bool = False
 
-    def slopes(self, low: Values, centre: Values, high: Values) -> tuple[Values, Values]:
-        """The least and the largest slope over [low, high], which holds the centre."""
+    def slopes(self, low: Values, centre: Values, high: Values) -> tuple[Values, Values, Values]:
+        """The least slope over [low, high], that at the centre, and the largest."""
         least, largest, curvature, shape = vars(self.bounds).values()
         if shape == "rising" or self.kinked:
-            lows, highs = self.slope(low), self.slope(high)
-            return np.minimum(lows, highs), np.maximum(lows, highs)
+            lows, middle, highs = self.slope(np.stack([low, centre, high]))
+            return np.minimum(lows, highs), middle, np.maximum(lows, highs)
         if shape == "bump":
-            nearest = np.where((low <= 0) & (high >= 0), 0.0, np.minimum(abs(low), abs(high)))
-            return self.slope(np.maximum(abs(low), abs(high))), self.slope(nearest)
+            ends = abs(low), abs(high)
+            nearest = np.where((low <= 0) & (high >= 0), 0.0, np.minimum(*ends))
+            least, middle, most = self.slope(np.stack([np.maximum(*ends), centre, nearest]))
+            return least, middle, most
         change = curvature * np.maximum(high - centre, centre - low)
         middle = self.slope(centre)
-        return np.maximum(middle - change, least), np.minimum(middle + change, largest)
+        return np.maximum(middle - change, least), middle, np.minimum(middle + change, largest)
 
 
 def _sech_squared(z):

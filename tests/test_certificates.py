@@ -215,7 +215,7 @@ def test_slopes_over_intervals(function, centre, below, above):
 
     host = host_activation(function, SLOPES)
     low, high = np.array([centre - below]), np.array([centre + above])
-    least, most = host.slopes(low, np.array([centre]), high)
+    least, _, most = host.slopes(low, np.array([centre]), high)
     inside = host.slope(np.linspace(low[0], high[0], 101))
     assert least[0] <= inside.min() * (1 + 1e-12) and most[0] >= inside.max() * (1 - 1e-12)
 
