@@ -192,7 +192,7 @@ def chatterjee(
     if not is_concrete(risk, net):
         raise ArgumentError("net", Described("traced arrays"), "known ones: outside jax.jit")
     key = jax.random.key(0) if key is None else key
-    bounds = _bounds(risk, net, trainable, slopes, alpha_bound, curvature_bound)
+    bounds = lambda: _bounds(risk, net, trainable, slopes, alpha_bound, curvature_bound)
     problem = Problem.of(risk, net, trainable, bounds)
     if critical_point is not None:
         problem = problem._replace(critical=problem.distance_to(critical_point))

@@ -1,5 +1,6 @@
 """At which radii Chatterjee's criterion 4 f(x⁰) < r² α(x⁰, r) is proved, and at which it fails."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -53,12 +54,13 @@ class Problem(NamedTuple):
     slack: float
 
     @classmethod
-    def of(cls, risk, net, trainable, bounds: Bounds) -> "Problem":
+    def of(cls, risk, net, trainable, make_bounds: Callable[[], Bounds]) -> "Problem":
         trained, frozen = split_trainable(net, trainable)
         value, gradient = (float(a) for a in _value_and_gradient(risk, trained, frozen))
         if not np.isfinite([value, gradient]).all() or value < 0:
             got = Described(f"{value:.6g} at `net`, with a gradient of norm {gradient:.6g}")
             raise ArgumentError("risk", got, "a finite value of at least 0, and a finite gradient")
+        bounds = make_bounds()
         proved = bounds.value()
         slack = reliable_share(jax.tree.leaves(trained)[0].dtype)
         value = value if proved is None else proved

@@ -71,6 +71,7 @@ def test_constants_along_a_flow(data, weighted):
     net = gflow.ShallowNet(3, 7, key=jax.random.key(1), activation="tanh")
     flow = gflow.solve_flow(risk, net, t1=2.0, ts=np.linspace(0, 2, 9))
     constants = gflow.pl_constants(risk, flow)
+    assert constants.kernel_bound is not None
     assert (constants.kernel_bound <= constants.ratio * (1 + 1e-12)).all()
     assert constants.least == constants.ratio.min() > 0
     assert "least" in repr(constants)
