@@ -117,12 +117,12 @@ def check(make, count):
 
 
 def test_quadratics_in_four_parameters():
-    assert 200 < check(quadratics, 800) < 800
+    assert 200 < check(quadratics, 880) < 880
 
 
 def test_shallow_networks():
-    assert 30 < check(shallow, 100) < 100
+    assert 15 < check(shallow, 60) < 60
 
 
 def test_deep_networks():
-    assert 50 < check(deep, 100) < 100
+    assert 25 < check(deep, 60) < 60
