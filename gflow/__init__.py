@@ -6,6 +6,12 @@ from typing import TYPE_CHECKING
 from gflow import piecewise as piecewise
 from gflow.activations import Activation as Activation
 from gflow.arguments import ArgumentError as ArgumentError
+from gflow.bounds import SumOfSquares as SumOfSquares
+from gflow.certificates import (
+    Certificate as Certificate,
+    Envelope as Envelope,
+    chatterjee as chatterjee,
+)
 from gflow.clarke import clarke_gradient as clarke_gradient
 from gflow.compare import (
     Gap as Gap,
@@ -40,11 +46,18 @@ from gflow.risks import (
     Risk as Risk,
 )
 from gflow.sharpness import sharpness as sharpness
+from gflow.slopes import SlopeBounds as SlopeBounds
 from gflow.smoothings import (
     EventuallyExact as EventuallyExact,
     lowered_biases as lowered_biases,
     smoothed as smoothed,
     smoothed_gradient as smoothed_gradient,
+)
+from gflow.tangent_kernel import (
+    PLConstants as PLConstants,
+    pl_constants as pl_constants,
+    smallest_eigenvalue as smallest_eigenvalue,
+    tangent_kernel as tangent_kernel,
 )
 from gflow.trajectory import (
     Diagnostics as Diagnostics,

@@ -1,0 +1,138 @@
+r"""The tangent kernel of a network on the data of a risk, and what it says of the risk's slope."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from gflow.arguments import ArgumentError, Described
+from gflow.networks import split_trainable
+from gflow.risks import EmpiricalRisk
+from gflow.risks.empirical import squared_loss
+from gflow.trajectory import Trajectory
+
+
+def tangent_kernel(
+    risk: Callable[[Any], Array], net: PyTree, trainable: Sequence[str] | PyTree | None = None
+) -> Float[Array, "outputs outputs"]:
+    r"""The neural tangent kernel of a network on the rows of a risk, as a matrix,
+
+    $$K = J J^\top, \qquad
+      J = \frac{\partial (N_\theta(x_1), \dots, N_\theta(x_n))}{\partial\theta},$$
+
+    in the trained parameters (Jacot, Gabriel and Hongler, arXiv 1806.07572). Along the gradient
+    flow of the mean of squares, the residuals $e_k = N(x_k) - y_k$ follow $\dot e = -\frac2n K e$.
+
+    **Arguments:** `risk`: an `EmpiricalRisk`; `net`, `trainable`: as in `solve_flow`.
+
+    **Returns:** K, of shape (n, n), or (n·k, n·k) for output of shape (k,), rows of one datum
+    together. ReLU'(0) = 0. Jittable and vmappable.
+
+    **Raises:** `ArgumentError` for other risks.
+    """
+    jacobian = output_jacobian(risk, net, trainable)
+    return jacobian @ jacobian.T
+
+
+def output_jacobian(
+    risk: Any, net: PyTree, trainable: Sequence[str] | PyTree | None = None
+) -> Float[Array, "outputs parameters"]:
+    """The Jacobian of all outputs on the rows of the risk in the trained parameters."""
+    if not isinstance(risk, EmpiricalRisk):
+        raise ArgumentError("risk", Described(type(risk).__name__), "an EmpiricalRisk")
+    trained, frozen = split_trainable(net, trainable)
+    theta, unravel = ravel_pytree(trained)
+    outputs = lambda p: risk.predictions(eqx.combine(unravel(p), frozen)).reshape(-1)
+    return jax.jacrev(outputs)(theta)
+
+
+def smallest_eigenvalue(
+    risk: Callable[[Any], Array], net: PyTree, trainable: Sequence[str] | PyTree | None = None
+) -> Float[Array, ""]:
+    """λ_min(K) of the `tangent_kernel`, from the singular values of J: to rounding of ‖J‖, not of
+    ‖J‖². Jittable and vmappable."""
+    return _least(output_jacobian(risk, net, trainable))
+
+
+def _least(jacobian: Float[Array, "outputs parameters"]) -> Float[Array, ""]:
+    rows, columns = jacobian.shape
+    if rows > columns:
+        return jnp.zeros((), jacobian.dtype)
+    return jnp.linalg.svd(jacobian, compute_uv=False)[-1] ** 2
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class PLConstants:
+    """The Polyak–Łojasiewicz ratio along a trajectory.
+
+    - `ts`, shape (times,): the saved times.
+    - `ratio`, shape (times,): ‖∇L‖²/L, inf where L = 0. It is the rate at which the risk falls at
+      that time: along the flow d log L / dt = −‖∇L‖²/L.
+    - `kernel_bound`, shape (times,): 4 λ_min(Ω^{1/2} K Ω^{1/2}) with the weights Ω = diag(ω) of the
+      rows, (4/n) λ_min(K) for equal ones, which is at most the ratio. None for other risks than an
+      `EmpiricalRisk` with squared loss.
+    """
+
+    ts: np.ndarray
+    ratio: np.ndarray
+    kernel_bound: np.ndarray | None
+
+    @property
+    def least(self) -> float:
+        """The smallest ratio over the saved times: L falls at least like e^{−least·t} if it holds
+        in between, too."""
+        return float(np.min(self.ratio))
+
+    def __repr__(self) -> str:
+        k = int(np.argmin(self.ratio))
+        text = (
+            f"PLConstants at {len(self.ts)} times\n"
+            f"  ‖∇L‖²/L        {self.ratio[0]:.4g} → {self.ratio[-1]:.4g}, "
+            f"least {self.least:.4g} at t = {self.ts[k]:.4g}"
+        )
+        if self.kernel_bound is None:
+            return text
+        bound = self.kernel_bound
+        return text + (
+            f"\n  (4/n) λ_min(K) {bound[0]:.4g} → {bound[-1]:.4g}, least {np.min(bound):.4g}"
+        )
+
+
+def pl_constants(
+    risk: Callable[[Any], Array],
+    trajectory: Trajectory,
+    trainable: Sequence[str] | PyTree | None = None,
+) -> PLConstants:
+    """The ratio ‖∇L‖²/L at the saved times of a trajectory, and the bound from the tangent kernel.
+
+    **Arguments:** `risk`, `trainable`: those that `trajectory` was made with. The gradient norm is
+    that of the trajectory, the minimal-norm Clarke one where kinks were located.
+
+    **Returns:** `PLConstants`. Runs on the host, so not under `jax.jit`.
+    """
+    risks, norms = np.asarray(trajectory.risk, float), np.asarray(trajectory.grad_norm, float)
+    ratio = np.divide(norms**2, risks, out=np.full(len(risks), np.inf), where=risks > 0)
+    bound = None
+    if isinstance(risk, EmpiricalRisk) and risk.loss is squared_loss:
+        bound = np.asarray(_kernel_bounds(risk, trajectory.params, trainable))
+    return PLConstants(np.asarray(trajectory.ts), ratio, bound)
+
+
+@eqx.filter_jit
+def _kernel_bounds(risk: EmpiricalRisk, nets: PyTree, trainable) -> Float[Array, " times"]:
+    arrays, rest = eqx.partition(nets, eqx.is_array)
+
+    def bound(part):
+        jacobian = output_jacobian(risk, eqx.combine(part, rest), trainable)
+        outputs = jacobian.shape[0] // risk.num_data
+        if risk.weights is None:
+            return 4 * _least(jacobian) / risk.num_data
+        return 4 * _least(jnp.sqrt(jnp.repeat(risk.weights, outputs))[:, None] * jacobian)
+
+    return jax.lax.map(bound, arrays)
