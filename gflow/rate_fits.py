@@ -1,0 +1,243 @@
+"""Laws of decay fitted to logs of gaps, with intervals that allow for correlated deviations."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from gflow.rate_laws import Law, at_ends
+
+_STEPS = 30
+# Correlations of neighbouring deviations that are averaged over, even in atanh.
+_PHI = np.tanh(np.linspace(-1.5, 4.0, 45))
+_LEVEL = 0.025
+_ROUNDING = 4e-16
+# Nested tails: each has this share of the points of the one before, and at least so many points.
+_SHARE, _LEAST = 0.75, 12
+
+
+def student_t(freedom: int) -> float:
+    """The two-sided 95 % quantile of Student's distribution."""
+    return float(stdtrit(freedom, 1 - _LEVEL))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a law says about one tail.
+
+    `interval` is the 95 % interval of `value`, `params` are those of its best form `law`, `rms` the
+    root mean square deviation in log gap, `bic` the information criterion of the best form, and
+    `num_effective` the number of independent deviations.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    law: Law
+    params: np.ndarray
+    rms: float
+    bic: float
+    num_effective: float
+
+    @property
+    def half(self) -> float:
+        return (self.interval[1] - self.interval[0]) / 2
+
+
+def _least_squares(law: Law, p, u, y, bounds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Levenberg and Marquardt's method; parameters that would leave their bounds stay on them."""
+    low, high = bounds
+    value, slope = at_ends(law, p, u)
+    residual = y - value
+    best = residual @ residual
+    damping = 1e-4
+    for _ in range(_STEPS):
+        scale = np.sqrt(np.sum(slope**2, axis=0)) + 1e-300
+        a = slope / scale
+        gram, force = a.T @ a, a.T @ residual
+        while True:
+            step = np.linalg.solve(gram + damping * np.eye(len(p)), force) / scale
+            trial = np.clip(p + step, low, high)
+            value, slope_there = at_ends(law, trial, u)
+            there = y - value
+            square = there @ there
+            if square <= best or damping > 1e8:
+                break
+            damping *= 8
+        if not square <= best:
+            break
+        change = best - square
+        p, residual, slope, best = trial, there, slope_there, square
+        damping = max(damping / 12, 1e-14)
+        if change <= 1e-12 * best:
+            break
+    return p, residual, slope
+
+
+def _start(law: Law, u, y) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None:
+    """The best of the law's starts, with the parameters that enter linearly solved for."""
+    u0 = float(u[0, 0])
+    low, high = law.bounds(u0)
+    free = (np.append([-np.inf] * 2, low), np.append([np.inf] * 2, high))
+    found, least = None, np.inf
+    for more in law.starts(u0):
+        p = np.append(_line_start(law, u, y, more), more)
+        for _ in range(3):
+            value, slope = at_ends(law, p, u)
+            if not np.isfinite(slope).all():
+                break
+            step = np.linalg.lstsq(slope[:, :3], y - value, rcond=1e-12)[0]
+            moved = np.clip(p + np.append(step, [0.0] * (len(p) - len(step))), *free)
+            there = at_ends(law, moved, u)[0]
+            if not np.sum((y - there) ** 2) <= np.sum((y - value) ** 2):
+                break
+            p = moved
+        square = np.sum((y - at_ends(law, p, u)[0]) ** 2)
+        if square < least:
+            found, least = p, square
+    return None if found is None else (found, free)
+
+
+def _line_start(law: Law, u, y, more) -> np.ndarray:
+    """Level and slope of the law with its other parameters as given."""
+    unit = np.append([0.0, 1.0], more)
+    if u.shape[1] == 1:
+        at = law.curve(np.append([0.0, 0.0], more), u)[1][:, 0, :2]
+        return np.linalg.lstsq(at, y, rcond=None)[0]
+    # Between two times the law falls by its slope there, times the length.
+    x = -law.curve(unit, u)[0]
+    sign = np.sign(x[0, 1] - x[0, 0])
+    middle, length = x.mean(axis=1), np.abs(x[:, 1] - x[:, 0])
+    slope = np.polyfit(middle, y - np.log(length), 1)[0]
+    p = np.append([0.0, -slope if -slope * sign > 0 else 1e-2 * sign], more)
+    return np.array([np.mean(y - at_ends(law, p, u)[0]), p[1]])
+
+
+class _Parts(NamedTuple):
+    """A mixture of Student distributions, one for each correlation of the deviations."""
+
+    weight: np.ndarray
+    centre: np.ndarray
+    scale: np.ndarray
+    freedom: np.ndarray
+
+
+def _spread(law: Law, p, residual, slope, y) -> tuple[_Parts, float, float]:
+    """The distribution of the number of interest for deviations that are an autoregressive process
+    of order one, by restricted maximum likelihood for each correlation φ in turn; the information
+    criterion; the number of independent deviations."""
+    n, k = slope.shape
+    q, r = np.linalg.qr(slope)
+    row = np.linalg.lstsq(r.T, np.eye(k)[law.of], rcond=1e-13)[0]
+    a = np.concatenate([q, residual[:, None]], axis=1)
+    inner = a[1:-1].T @ a[1:-1] if n > 2 else 0.0
+    cross = a[1:].T @ a[:-1]
+    ends = np.outer(a[0], a[0]) + np.outer(a[-1], a[-1])
+    phi = _PHI[:, None, None]
+    gram = (1 + phi**2) * inner + ends - phi * (cross + cross.T)
+    qq, qr, rr = gram[:, :k, :k], gram[:, :k, k], gram[:, k, k]
+    shift = np.linalg.solve(qq, qr[:, :, None])[:, :, 0]
+    floor = n * (_ROUNDING * (1 + np.abs(y).max())) ** 2
+    square = np.maximum(rr - np.sum(qr * shift, axis=1), 0.0) + floor
+    stationary = np.log1p(-(_PHI**2))
+    likelihood = (
+        stationary - np.linalg.slogdet(qq)[1] - (n - k) * np.log(square)
+    ) / 2
+    weight = np.exp(likelihood - likelihood.max())
+    variance = np.einsum("j,mjk,k->m", row, np.linalg.inv(qq), row) * square / (n - k)
+    parts = _Parts(
+        weight / weight.sum(),
+        p[law.of] + shift @ row,
+        np.sqrt(variance),
+        np.full(len(_PHI), float(n - k)),
+    )
+    deviance = n * np.log(square / n) - stationary
+    best = int(np.argmin(deviance))
+    effective = np.clip(n * (1 - _PHI[best]) / (1 + _PHI[best]), k + 1.0, n)
+    return parts, float(deviance[best] + (k + 1) * np.log(effective)), float(effective)
+
+
+def _quantile(parts: _Parts, level: float) -> float:
+    low = float(np.min(parts.centre - 60 * parts.scale))
+    high = float(np.max(parts.centre + 60 * parts.scale))
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = parts.weight @ stdtr(parts.freedom, (middle - parts.centre) / parts.scale)
+        low, high = (middle, high) if below < level else (low, middle)
+    return (low + high) / 2
+
+
+def estimate(laws: tuple[Law, ...], u: np.ndarray, y: np.ndarray) -> Estimate | None:
+    """Fits the forms of a law to one tail, and averages over them by their information criteria.
+
+    `u`: shape (points, 1), times over the last one, or (points, 2) for decreases; `y`: the logs.
+    None if no form can be fitted.
+    """
+    fits: list[tuple[Any, ...]] = []
+    for law in laws:
+        start = _start(law, u, y) if len(y) >= 4 + len(law.starts(0.5)[0]) else None
+        if start is None:
+            continue
+        p, residual, slope = _least_squares(law, start[0], u, y, start[1])
+        if np.isfinite(slope).all() and np.isfinite(residual).all():
+            fits.append((law, p, residual, *_spread(law, p, residual, slope, y)))
+    if not fits:
+        return None
+    bic = np.array([fit[4] for fit in fits])
+    odds = np.exp(-(bic - bic.min()) / 2)
+    odds /= odds.sum()
+    columns = zip(*(fit[3]._replace(weight=w * fit[3].weight) for fit, w in zip(fits, odds)))
+    parts = _Parts(*map(np.concatenate, columns))
+    kept = parts.weight > 1e-7
+    parts = _Parts(*(column[kept] for column in parts))
+    law, p, residual, _, least, effective = fits[int(np.argmin(bic))]
+    low, value, high = (_quantile(parts, level) for level in (_LEVEL, 0.5, 1 - _LEVEL))
+    rms = float(np.sqrt(np.mean(residual**2)))
+    return Estimate(value, (low, high), law, p, rms, float(least), effective)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A law on the tail that says most about it.
+
+    `value`, `interval`: over that tail and the later ones within it. `estimate`: on the tail, which
+    has `count` points. `estimates`: on all nested tails, by their number of points.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    count: int
+    estimate: Estimate
+    estimates: dict[int, Estimate]
+
+
+def longest_tail(laws: tuple[Law, ...], u, y, *, whole: bool = False) -> Tail | None:
+    """Fits a law to nested tails, takes the one with the shortest interval (all points if `whole`),
+    and averages over the later ones.
+
+    The interval of a tail is widened by the square of the factor by which deviations get smaller in
+    the two tails next within it: where they do, they are not noise, but terms that the law lacks.
+    """
+    counts, count = [], len(y)
+    while count >= _LEAST or not counts:
+        counts.append(count)
+        count = int(_SHARE * count)
+    found = {m: e for m in counts if (e := estimate(laws, u[-m:], y[-m:])) is not None}
+    if not found or (whole and counts[0] not in found):
+        return None
+    kept, estimates = np.array(list(found)), list(found.values())
+    rms, half = np.array([(e.rms, e.half) for e in estimates]).T
+    rms = np.maximum(rms, _ROUNDING * (1 + np.abs(y).max()))
+    excess = [
+        max([1.0, *(rms[k] / rms[j] for j in (k + 1, k + 2) if j < len(rms) and kept[j] >= 16)])
+        for k in range(len(rms))
+    ]
+    half = half * np.square(excess) + np.finfo(float).tiny
+    first = 0 if whole else int(np.argmin(half))
+    values = np.array([e.value for e in estimates[first:]])
+    # Odds between those of independent estimates, half^-2, and the choice of the best alone.
+    odds = (half[first] / half[first:]) ** 3
+    odds /= odds.sum()
+    mean = float(odds @ values)
+    reach = float(np.sqrt(odds @ (half[first:] ** 2 + (values - mean) ** 2)))
+    return Tail(mean, (mean - reach, mean + reach), int(kept[first]), estimates[first], found)
