@@ -4,17 +4,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
 from gflow.rate_laws import Law, at_ends
 
 _STEPS = 30
 # Correlations of neighbouring deviations that are averaged over, even in atanh.
-_PHI = np.tanh(np.linspace(-1.5, 4.0, 45))
+_PHI = np.tanh(np.linspace(-1.5, 4.0, 31))
 _LEVEL = 0.025
 _ROUNDING = 4e-16
 # Nested tails: each has this share of the points of the one before, and at least so many points.
 _SHARE, _LEAST = 0.75, 12
+# Intervals of this share of the value are short enough: a longer tail is then worth more.
+_FINE = 2e-4
 
 
 def student_t(freedom: int) -> float:
@@ -50,7 +52,7 @@ def _least_squares(law: Law, p, u, y, bounds) -> tuple[np.ndarray, np.ndarray, n
     value, slope = at_ends(law, p, u)
     residual = y - value
     best = residual @ residual
-    damping = 1e-4
+    damping, exact = 1e-4, len(y) * (_ROUNDING * (1 + np.abs(y).max())) ** 2
     for _ in range(_STEPS):
         scale = np.sqrt(np.sum(slope**2, axis=0)) + 1e-300
         a = slope / scale
@@ -61,7 +63,7 @@ def _least_squares(law: Law, p, u, y, bounds) -> tuple[np.ndarray, np.ndarray, n
             value, slope_there = at_ends(law, trial, u)
             there = y - value
             square = there @ there
-            if square <= best or damping > 1e8:
+            if square <= best or damping > 1e6:
                 break
             damping *= 8
         if not square <= best:
@@ -69,33 +71,24 @@ def _least_squares(law: Law, p, u, y, bounds) -> tuple[np.ndarray, np.ndarray, n
         change = best - square
         p, residual, slope, best = trial, there, slope_there, square
         damping = max(damping / 12, 1e-14)
-        if change <= 1e-12 * best:
+        if change <= 1e-8 * best or best <= exact:
             break
     return p, residual, slope
 
 
-def _start(law: Law, u, y) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None:
-    """The best of the law's starts, with the parameters that enter linearly solved for."""
+def _start(law: Law, u, y, known: np.ndarray | None) -> tuple[np.ndarray, Any] | None:
+    """The best of the law's starts, or of the parameters `known` from a longer tail."""
     u0 = float(u[0, 0])
     low, high = law.bounds(u0)
-    free = (np.append([-np.inf] * 2, low), np.append([np.inf] * 2, high))
+    bounds = (np.append([-np.inf] * 2, low), np.append([np.inf] * 2, high))
     found, least = None, np.inf
-    for more in law.starts(u0):
-        p = np.append(_line_start(law, u, y, more), more)
-        for _ in range(3):
-            value, slope = at_ends(law, p, u)
-            if not np.isfinite(slope).all():
-                break
-            step = np.linalg.lstsq(slope[:, :3], y - value, rcond=1e-12)[0]
-            moved = np.clip(p + np.append(step, [0.0] * (len(p) - len(step))), *free)
-            there = at_ends(law, moved, u)[0]
-            if not np.sum((y - there) ** 2) <= np.sum((y - value) ** 2):
-                break
-            p = moved
+    for more in law.starts(u0) if known is None else [known]:
+        p = np.append(_line_start(law, u, y, more), more) if known is None else known
+        p = np.clip(p, *bounds)
         square = np.sum((y - at_ends(law, p, u)[0]) ** 2)
         if square < least:
             found, least = p, square
-    return None if found is None else (found, free)
+    return None if found is None else (found, bounds)
 
 
 def _line_start(law: Law, u, y, more) -> np.ndarray:
@@ -127,8 +120,9 @@ def _spread(law: Law, p, residual, slope, y) -> tuple[_Parts, float, float]:
     of order one, by restricted maximum likelihood for each correlation φ in turn; the information
     criterion; the number of independent deviations."""
     n, k = slope.shape
-    q, r = np.linalg.qr(slope)
-    row = np.linalg.lstsq(r.T, np.eye(k)[law.of], rcond=1e-13)[0]
+    size = np.linalg.norm(slope, axis=0) + np.finfo(float).tiny
+    q, r = np.linalg.qr(slope / size)
+    row = np.linalg.lstsq(r.T, np.eye(k)[law.of] / size, rcond=1e-13)[0]
     a = np.concatenate([q, residual[:, None]], axis=1)
     inner = a[1:-1].T @ a[1:-1] if n > 2 else 0.0
     cross = a[1:].T @ a[:-1]
@@ -157,29 +151,35 @@ def _spread(law: Law, p, residual, slope, y) -> tuple[_Parts, float, float]:
     return parts, float(deviance[best] + (k + 1) * np.log(effective)), float(effective)
 
 
-def _quantile(parts: _Parts, level: float) -> float:
-    low = float(np.min(parts.centre - 60 * parts.scale))
-    high = float(np.max(parts.centre + 60 * parts.scale))
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = parts.weight @ stdtr(parts.freedom, (middle - parts.centre) / parts.scale)
-        low, high = (middle, high) if below < level else (low, middle)
-    return (low + high) / 2
+def _interval(parts: _Parts) -> tuple[float, tuple[float, float]]:
+    """Mean, and the 95 % interval of the Student distribution with the variance of the mixture."""
+    mean = float(parts.weight @ parts.centre)
+    freedom = float(parts.freedom.min())
+    inflation = freedom / (freedom - 2) if freedom > 2 else 3.0
+    variance = parts.weight @ (parts.scale**2 * inflation + (parts.centre - mean) ** 2)
+    reach = student_t(max(1, int(freedom))) * float(np.sqrt(variance / inflation))
+    return mean, (mean - reach, mean + reach)
 
 
-def estimate(laws: tuple[Law, ...], u: np.ndarray, y: np.ndarray) -> Estimate | None:
+def estimate(
+    laws: tuple[Law, ...], u: np.ndarray, y: np.ndarray, known: dict[int, np.ndarray] | None = None
+) -> Estimate | None:
     """Fits the forms of a law to one tail, and averages over them by their information criteria.
 
     `u`: shape (points, 1), times over the last one, or (points, 2) for decreases; `y`: the logs.
-    None if no form can be fitted.
+    `known`: parameters to start from, by the number of the form; those found replace them. None if
+    no form can be fitted.
     """
+    known = {} if known is None else known
     fits: list[tuple[Any, ...]] = []
-    for law in laws:
-        start = _start(law, u, y) if len(y) >= 4 + len(law.starts(0.5)[0]) else None
+    for k, law in enumerate(laws):
+        enough = len(y) >= 4 + len(law.starts(0.5)[0])
+        start = _start(law, u, y, known.get(k)) if enough else None
         if start is None:
             continue
         p, residual, slope = _least_squares(law, start[0], u, y, start[1])
         if np.isfinite(slope).all() and np.isfinite(residual).all():
+            known[k] = p
             fits.append((law, p, residual, *_spread(law, p, residual, slope, y)))
     if not fits:
         return None
@@ -188,12 +188,10 @@ def estimate(laws: tuple[Law, ...], u: np.ndarray, y: np.ndarray) -> Estimate | 
     odds /= odds.sum()
     columns = zip(*(fit[3]._replace(weight=w * fit[3].weight) for fit, w in zip(fits, odds)))
     parts = _Parts(*map(np.concatenate, columns))
-    kept = parts.weight > 1e-7
-    parts = _Parts(*(column[kept] for column in parts))
     law, p, residual, _, least, effective = fits[int(np.argmin(bic))]
-    low, value, high = (_quantile(parts, level) for level in (_LEVEL, 0.5, 1 - _LEVEL))
+    value, interval = _interval(parts)
     rms = float(np.sqrt(np.mean(residual**2)))
-    return Estimate(value, (low, high), law, p, rms, float(least), effective)
+    return Estimate(value, interval, law, p, rms, float(least), effective)
 
 
 @dataclass(frozen=True)
@@ -212,8 +210,8 @@ class Tail:
 
 
 def longest_tail(laws: tuple[Law, ...], u, y, *, whole: bool = False) -> Tail | None:
-    """Fits a law to nested tails, takes the one with the shortest interval (all points if `whole`),
-    and averages over the later ones.
+    """Fits a law to nested tails, takes the longest one with an interval of 2e-4 of the value or the
+    shortest of all (all points if `whole`), and averages over the later ones.
 
     The interval of a tail is widened by the square of the factor by which deviations get smaller in
     the two tails next within it: where they do, they are not noise, but terms that the law lacks.
@@ -222,22 +220,36 @@ def longest_tail(laws: tuple[Law, ...], u, y, *, whole: bool = False) -> Tail | 
     while count >= _LEAST or not counts:
         counts.append(count)
         count = int(_SHARE * count)
-    found = {m: e for m in counts if (e := estimate(laws, u[-m:], y[-m:])) is not None}
+    found: dict[int, Estimate] = {}
+    known: dict[int, np.ndarray] = {}
+    for k, m in enumerate(counts):
+        # Along with what fitted the longer tail, from time to time the starts again.
+        known = {} if k % 3 == 0 else known
+        if (e := estimate(laws, u[-m:], y[-m:], known)) is not None:
+            found[m] = e
     if not found or (whole and counts[0] not in found):
         return None
     kept, estimates = np.array(list(found)), list(found.values())
-    rms, half = np.array([(e.rms, e.half) for e in estimates]).T
-    rms = np.maximum(rms, _ROUNDING * (1 + np.abs(y).max()))
-    excess = [
-        max([1.0, *(rms[k] / rms[j] for j in (k + 1, k + 2) if j < len(rms) and kept[j] >= 16)])
-        for k in range(len(rms))
-    ]
-    half = half * np.square(excess) + np.finfo(float).tiny
-    first = 0 if whole else int(np.argmin(half))
-    values = np.array([e.value for e in estimates[first:]])
+    half = _punished(kept, estimates, y)
+    values = np.array([e.value for e in estimates])
+    good = np.maximum(half.min(), _FINE * np.abs(values[int(np.argmin(half))]))
+    first = 0 if whole else int(np.argmax(half <= good))
+    half, values = half[first:], values[first:]
     # Odds between those of independent estimates, half^-2, and the choice of the best alone.
-    odds = (half[first] / half[first:]) ** 3
+    odds = np.maximum(half / good, 1.0) ** -3
     odds /= odds.sum()
     mean = float(odds @ values)
-    reach = float(np.sqrt(odds @ (half[first:] ** 2 + (values - mean) ** 2)))
+    reach = float(np.sqrt(odds @ (half**2 + (values - mean) ** 2)))
     return Tail(mean, (mean - reach, mean + reach), int(kept[first]), estimates[first], found)
+
+
+def _punished(counts: np.ndarray, estimates: list[Estimate], y) -> np.ndarray:
+    """Half the intervals, times the square of what the deviations fall by in tails within."""
+    rms = np.array([e.rms for e in estimates])
+    rms = np.maximum(rms, _ROUNDING * (1 + np.abs(y).max()))
+    within = [
+        [rms[j] for j in (k + 1, k + 2) if j < len(rms) and counts[j] >= 16]
+        for k in range(len(rms))
+    ]
+    excess = np.array([max([1.0, *(r / other for other in w)]) for r, w in zip(rms, within)])
+    return np.array([e.half for e in estimates]) * excess**2 + np.finfo(float).tiny

@@ -75,6 +75,17 @@ def _finite(p, u):
     return p[0] + p[1] * z, np.stack([np.ones_like(z), z, by_log], axis=-1)
 
 
+def _finite_two_terms(p, u):
+    """C (T − t)^q (1 + c (T − t))."""
+    left = np.exp(p[2]) + 1 - u
+    value, slope = _finite(p, u)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sum_ = 1 + p[3] * left
+        value = value + np.log(sum_)
+    by_log = slope[..., 2] + p[3] * np.exp(p[2]) / sum_
+    return value, np.stack([slope[..., 0], slope[..., 1], by_log, left / sum_], axis=-1)
+
+
 def _from_end(u):
     return u - 1
 
@@ -120,8 +131,17 @@ LAWS: dict[str, tuple[Law, ...]] = {
         Law(
             _finite,
             2,
-            lambda u0: [[np.log((1 - u0) * k)] for k in (1e-6, 1e-4, 1e-2, 0.1, 1.0)],
-            lambda u0: ([np.log((1 - u0) * 1e-12)], [np.log((1 - u0) * 2.0)]),
+            lambda u0: [[np.log((1 - u0) * k)] for k in (1e-4, 1e-2, 0.1, 0.4)],
+            lambda u0: ([np.log((1 - u0) * 1e-12)], [np.log((1 - u0) * 0.5)]),
+        ),
+        Law(
+            _finite_two_terms,
+            2,
+            lambda u0: [[np.log((1 - u0) * k), 0.0] for k in (1e-4, 1e-2, 0.1, 0.4)],
+            lambda u0: (
+                [np.log((1 - u0) * 1e-12), -0.5 / (1 - u0)],
+                [np.log((1 - u0) * 0.5), 3 / (1 - u0)],
+            ),
         ),
     ),
 }

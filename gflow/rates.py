@@ -17,6 +17,8 @@ _DECISIVE = 10.0
 # times 1/r.
 _HALF_DECADE = 0.5 * np.log(10.0)
 _LIFETIMES = 2.0
+# Powers of T − t; smaller and larger ones imitate other laws.
+_POWERS = 0.2, 12.0
 
 
 @dataclass(frozen=True)
@@ -283,11 +285,22 @@ def _fit(law: str, tail: Tail, u, end: float) -> Fit:
 
 
 def _contradicted(fits: dict[str, Fit], points: tails.Points) -> set[str]:
-    """Laws that see a gap far above the floor at the time when it is there."""
+    """Laws that see a gap far above the floor at the time when it is there, and finite times with
+    powers or times that are none."""
+    if "finite" in fits and not _is_finite(fits["finite"]):
+        return {"finite"}
     if points.closed is None:
         return set()
     high = 1e3 * max(points.floor, np.finfo(float).tiny)
     return {law for law in ("exponential", "power") if fits[law](points.closed) > high}
+
+
+def _is_finite(fit: Fit) -> bool:
+    """Whether the power is one, and the time is not at its bound, where a straight line has it."""
+    low, high = _POWERS
+    first = fit.window[0] / fit.window[1]
+    _, most = fit.estimate.law.bounds(first)
+    return bool(low < fit.estimate.params[1] < high and fit.estimate.params[2] < most[0] - 0.01)
 
 
 def _compare(found: dict[str, Tail], contradicted: set[str]) -> tuple[str, dict[str, float]]:
@@ -296,7 +309,7 @@ def _compare(found: dict[str, Tail], contradicted: set[str]) -> tuple[str, dict[
     def on(count: int) -> dict[str, float]:
         values = {law: tail.estimates.get(count) for law, tail in found.items()}
         return {
-            law: np.inf if e is None or (law in contradicted and len(contradicted) < 3) else e.bic
+            law: np.inf if e is None or (law in contradicted) else e.bic
             for law, e in values.items()
         }
 

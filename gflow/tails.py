@@ -10,7 +10,11 @@ LEAST_POINTS = 6
 _MOST_POINTS = 150
 # Decreases that are too close together are differences of deviations.
 _MOST_DECREASES = (60, 40, 25, 16)
-_ROUNDING = 1e-14
+# Below this share of the largest gap, and of the risk for decreases a hundred times it, gaps are
+# taken for rounding.
+_ROUNDING = 1e-12
+# Noise deviates from a gap that is so many times larger by less than other things do.
+_CLEAR = 300.0
 
 
 class Points(NamedTuple):
@@ -66,7 +70,7 @@ def of_decreases(t, risk, window: tuple[RealScalar, RealScalar] | None) -> Point
     best: Points | None = None
     if len(t) > 1:
         fallen = risk - risk[-1]
-        height = np.log(np.maximum(fallen, 1e-14 * max(fallen.max(), np.finfo(float).tiny)))
+        height = np.log(np.maximum(fallen, _ROUNDING * max(fallen.max(), np.finfo(float).tiny)))
         for most in _MOST_DECREASES:
             kept = _thinned(np.log(t), height, most)
             ends, fall = np.stack([t[kept][:-1], t[kept][1:]], axis=1), -np.diff(risk[kept])
@@ -107,8 +111,12 @@ def _above_floor(g: np.ndarray) -> tuple[int, float]:
         if len(second) == 0 or np.median(second) >= 0.5 * np.median(first):
             floor = max(floor, float(size[k:].max()))
             break
-    clear = 10 * floor if floor > _ROUNDING * top else floor
-    above = np.flatnonzero(g > clear)
+    for clear in (_CLEAR * floor, 10 * floor):
+        if floor == _ROUNDING * top:
+            clear = floor
+        above = np.flatnonzero(g > clear)
+        if len(above) >= 20:
+            break
     return (int(above[-1]) + 1 if len(above) else 0), floor
 
 
