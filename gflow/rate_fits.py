@@ -1,5 +1,6 @@
 """Laws of decay fitted to logs of gaps, with intervals that allow for correlated deviations."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,8 +71,8 @@ def _least_squares(law: Law, p, u, y, bounds) -> tuple[np.ndarray, np.ndarray, n
             break
         change = best - square
         p, residual, slope, best = trial, there, slope_there, square
-        damping = max(damping / 12, 1e-14)
-        if change <= 1e-8 * best or best <= exact:
+        damping = max(damping / 12, 1e-8)
+        if change <= 1e-5 * best or best <= exact:
             break
     return p, residual, slope
 
@@ -80,7 +81,7 @@ def _start(law: Law, u, y, known: np.ndarray | None) -> tuple[np.ndarray, Any] |
     """The best of the law's starts, or of the parameters `known` from a longer tail."""
     u0 = float(u[0, 0])
     low, high = law.bounds(u0)
-    bounds = (np.append([-np.inf] * 2, low), np.append([np.inf] * 2, high))
+    bounds = np.append([-np.inf, law.slopes[0]], low), np.append([np.inf, law.slopes[1]], high)
     found, least = None, np.inf
     for more in law.starts(u0) if known is None else [known]:
         p = np.append(_line_start(law, u, y, more), more) if known is None else known
@@ -122,7 +123,7 @@ def _spread(law: Law, p, residual, slope, y) -> tuple[_Parts, float, float]:
     n, k = slope.shape
     size = np.linalg.norm(slope, axis=0) + np.finfo(float).tiny
     q, r = np.linalg.qr(slope / size)
-    row = np.linalg.lstsq(r.T, np.eye(k)[law.of] / size, rcond=1e-13)[0]
+    row = np.linalg.lstsq(r.T, np.eye(k)[law.of] / size, rcond=1e-18)[0]
     a = np.concatenate([q, residual[:, None]], axis=1)
     inner = a[1:-1].T @ a[1:-1] if n > 2 else 0.0
     cross = a[1:].T @ a[:-1]
@@ -153,6 +154,11 @@ def _spread(law: Law, p, residual, slope, y) -> tuple[_Parts, float, float]:
 
 def _interval(parts: _Parts) -> tuple[float, tuple[float, float]]:
     """Mean, and the 95 % interval of the Student distribution with the variance of the mixture."""
+    # Without the least likely ones, whose variance can be anything.
+    order = np.argsort(parts.weight)
+    kept = order[np.cumsum(parts.weight[order]) > 2 * _LEVEL]
+    parts = _Parts(*(column[kept] for column in parts))
+    parts = parts._replace(weight=parts.weight / parts.weight.sum())
     mean = float(parts.weight @ parts.centre)
     freedom = float(parts.freedom.min())
     inflation = freedom / (freedom - 2) if freedom > 2 else 3.0
@@ -209,9 +215,18 @@ class Tail:
     estimates: dict[int, Estimate]
 
 
-def longest_tail(laws: tuple[Law, ...], u, y, *, whole: bool = False) -> Tail | None:
+def longest_tail(
+    laws: tuple[Law, ...],
+    u: np.ndarray,
+    y: np.ndarray,
+    *,
+    enough: Callable[[Estimate, float], bool] = lambda estimate, first: True,
+    whole: bool = False,
+) -> Tail | None:
     """Fits a law to nested tails, takes the longest one with an interval of 2e-4 of the value or the
-    shortest of all (all points if `whole`), and averages over the later ones.
+    shortest of all (all points if `whole`), and averages over the later ones. Tails that do not show
+    `enough` of the law, given their estimate and their first time over the last, are chosen only
+    where none does.
 
     The interval of a tail is widened by the square of the factor by which deviations get smaller in
     the two tails next within it: where they do, they are not noise, but terms that the law lacks.
@@ -232,8 +247,11 @@ def longest_tail(laws: tuple[Law, ...], u, y, *, whole: bool = False) -> Tail | 
     kept, estimates = np.array(list(found)), list(found.values())
     half = _punished(kept, estimates, y)
     values = np.array([e.value for e in estimates])
-    good = np.maximum(half.min(), _FINE * np.abs(values[int(np.argmin(half))]))
-    first = 0 if whole else int(np.argmax(half <= good))
+    shown = np.array([enough(e, float(u[-m, 0])) for m, e in found.items()])
+    shown = shown if shown.any() else ~shown
+    best = int(np.argmin(np.where(shown, half, np.inf)))
+    good = np.maximum(half[best], _FINE * np.abs(values[best]))
+    first = 0 if whole else int(np.argmax(shown & (half <= good)))
     half, values = half[first:], values[first:]
     # Odds between those of independent estimates, half^-2, and the choice of the best alone.
     odds = np.maximum(half / good, 1.0) ** -3

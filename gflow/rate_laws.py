@@ -8,6 +8,8 @@ import numpy as np
 
 # The second term of a law at the end of the tail, at most: beyond, the first does not lead yet.
 _SECOND = 1 / 3
+# Higher powers of t cannot be told from exponentials.
+POWERS = (-1.0, 12.0)
 
 
 class Law(NamedTuple):
@@ -16,13 +18,14 @@ class Law(NamedTuple):
     `curve(p, u)` gives its values and their derivatives by the parameters p, in a last axis;
     p[`of`] is the number of interest, p[`offset_at`] an offset of time. `starts(u)` are first
     values of the parameters after the first two, level and slope, and `bounds(u)` their least and
-    greatest ones, given the first u.
+    greatest ones, given the first u; `slopes` are those of the second.
     """
 
     curve: Callable[..., tuple[np.ndarray, np.ndarray]]
     of: int
     starts: Callable[[float], list[list[float]]]
     bounds: Callable[[float], tuple[list[float], list[float]]]
+    slopes: tuple[float, float] = (-np.inf, np.inf)
     offset_at: int | None = None
 
     def offset(self, p: np.ndarray) -> float:
@@ -98,32 +101,34 @@ def _second_bounds(x, u0):
     return [-_SECOND, 1.0 / -x(u0)], [_SECOND, 200.0 / -x(u0)]
 
 
-def _two(x) -> Law:
+def _two(x, **rest) -> Law:
     starts, bounds = partial(_second_starts, x), partial(_second_bounds, x)
-    return Law(partial(_two_terms, x=x), 1, starts, bounds)
+    return Law(partial(_two_terms, x=x), 1, starts, bounds, **rest)
 
 
-def _one(x) -> Law:
-    return Law(partial(_line, x=x), 1, lambda u0: [[]], lambda u0: ([], []))
+def _one(x, **rest) -> Law:
+    return Law(partial(_line, x=x), 1, lambda u0: [[]], lambda u0: ([], []), **rest)
 
 
 LAWS: dict[str, tuple[Law, ...]] = {
     "exponential": (_one(_from_end), _two(_from_end)),
     "power": (
-        _one(np.log),
+        _one(np.log, slopes=POWERS),
         Law(
             _offset,
             1,
             lambda u0: [[-0.6 * u0], [0.2 * u0], [min(u0, 0.5)], [0.1], [0.5]],
             lambda u0: ([-0.95 * u0], [1.0]),
+            slopes=POWERS,
             offset_at=2,
         ),
-        _two(np.log),
+        _two(np.log, slopes=POWERS),
         Law(
             _offset_two_terms,
             1,
             lambda u0: [[0.0, s, k * u0] for s in (0.5, 1.0, 2.0) for k in (-0.5, 0.0, 1.0, 5.0)],
             lambda u0: ([-_SECOND, 0.2, -0.95 * u0], [_SECOND, 4.0, 0.5]),
+            slopes=POWERS,
             offset_at=4,
         ),
     ),

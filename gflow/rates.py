@@ -1,5 +1,6 @@
 """How fast a gap closes: which law of decay its tail follows, and with which rate."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from gflow import tails
 from gflow.arguments import RealScalar, finite
 from gflow.local_slopes import LocalSlopes, local_slopes
 from gflow.rate_fits import Estimate, Tail, longest_tail
-from gflow.rate_laws import LAWS
+from gflow.rate_laws import LAWS, POWERS
 
 # Differences of the information criterion from here on are "very strong" (Kass and Raftery, 1995).
 _DECISIVE = 10.0
@@ -19,6 +20,7 @@ _HALF_DECADE = 0.5 * np.log(10.0)
 _LIFETIMES = 2.0
 # Powers of T − t; smaller and larger ones imitate other laws.
 _POWERS = 0.2, 12.0
+_STEEP = 0.95 * POWERS[1]
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Rate:
     - `window`: the times of the tail that was fitted, and `num_points` in it.
     - `limit`: the limit of the gap: 0, or its estimate with `known_limit=False`.
     - `fits`: the `Fit` of each law; `criterion`: the information criterion of each, less the least,
-      on the longer tail of the two best laws.
+      on the tail of the law whose value is known best.
     - `slopes`: local slopes of the gap and their plateaus, a `LocalSlopes`.
     - `predicted`: the exponential rate that was passed in to compare with.
     """
@@ -208,9 +210,10 @@ def fit_rate(
     spread over the tails within it. It ends where the gap meets its rounding.
 
     **When a law is called.** Its information criterion, −2 log likelihood + (parameters) · log
-    (independent deviations), is lower than that of the other laws by 10 or more, on the longer tail
-    of the best two; its rate is positive with its whole interval; and the tail shows enough of it:
+    (independent deviations), is lower than that of the other laws by 10 or more, on the tail of the
+    law whose value is known best; its rate is positive with its whole interval; and the tail shows enough of it:
     two times 1/r, half a decade of t + t0, or half a decade of T − t. Otherwise it is "undecided".
+    Powers of t above 12 cannot be told from exponentials and are taken for these.
 
     If the limit of the risk is not known (`known_limit=False`), pass the risk itself: the laws are
     then fitted to the decreases between saved times, from which the limit drops out; it is
@@ -235,10 +238,11 @@ def fit_rate(
     points = tails.of_gaps(t, g, window) if known_limit else tails.of_decreases(t, g, window)
     end = float(points.ends[-1, -1])
     u = points.ends / end
+    whole = window is not None
     found = {
         law: tail
         for law, forms in LAWS.items()
-        if (tail := longest_tail(forms, u, points.logs, whole=window is not None)) is not None
+        if (tail := longest_tail(forms, u, points.logs, enough=_enough(law), whole=whole))
     }
     fits = {law: _fit(law, tail, u, end) for law, tail in found.items()}
     better, criterion = _compare(found, _contradicted(fits, points))
@@ -262,37 +266,50 @@ def fit_rate(
 
 def _fit(law: str, tail: Tail, u, end: float) -> Fit:
     value, interval, estimate = tail.value, tail.interval, tail.estimate
-    p, first = estimate.params, float(u[-tail.count, 0])
+    first = float(u[-tail.count, 0])
     if law == "exponential":
         scale = lambda r: r / end
-        seen = p[1] * (1 - first)
     elif law == "power":
-        scale = lambda r: r
-        offset = estimate.law.offset(p)
-        seen = np.log((1 + offset) / (first + offset))
+        scale = lambda p: p
     else:
         scale = lambda log_left: end * (1 + np.exp(log_left))
-        seen = np.log1p((1 - first) * np.exp(-p[2]))
     return Fit(
         law=law,
         value=float(scale(value)),
         interval=(float(scale(interval[0])), float(scale(interval[1]))),
         window=(first * end, end),
         num_points=tail.count,
-        seen=float(seen),
+        seen=_seen(law, estimate, first),
         estimate=estimate,
     )
 
 
+def _seen(law: str, estimate: Estimate, first: float) -> float:
+    """How much of a law a tail shows that begins at `first` times its end; see `Fit`."""
+    p = estimate.params
+    if law == "exponential":
+        return float(p[1] * (1 - first))
+    if law == "power":
+        offset = estimate.law.offset(p)
+        return float(np.log((1 + offset) / (first + offset)))
+    return float(np.log1p((1 - first) * np.exp(-p[2])))
+
+
+def _enough(law: str) -> Callable[[Estimate, float], bool]:
+    least = _LIFETIMES if law == "exponential" else _HALF_DECADE
+    return lambda estimate, first: _seen(law, estimate, first) >= least
+
+
 def _contradicted(fits: dict[str, Fit], points: tails.Points) -> set[str]:
-    """Laws that see a gap far above the floor at the time when it is there, and finite times with
-    powers or times that are none."""
-    if "finite" in fits and not _is_finite(fits["finite"]):
-        return {"finite"}
-    if points.closed is None:
-        return set()
+    """Laws that see a gap far above the floor at the time when it is there; powers too high to be
+    told from exponentials; finite times with powers or times that are none."""
+    out = {"finite"} if "finite" in fits and not _is_finite(fits["finite"]) else set()
+    if "power" in fits and fits["power"].value > _STEEP:
+        out.add("power")
+    if "finite" in out or points.closed is None:
+        return out
     high = 1e3 * max(points.floor, np.finfo(float).tiny)
-    return {law for law in ("exponential", "power") if fits[law](points.closed) > high}
+    return out | {law for law in ("exponential", "power") if fits[law](points.closed) > high}
 
 
 def _is_finite(fit: Fit) -> bool:
@@ -306,18 +323,18 @@ def _is_finite(fit: Fit) -> bool:
 def _compare(found: dict[str, Tail], contradicted: set[str]) -> tuple[str, dict[str, float]]:
     """The better law, and the information criteria less the least."""
 
-    def on(count: int) -> dict[str, float]:
-        values = {law: tail.estimates.get(count) for law, tail in found.items()}
-        return {
-            law: np.inf if e is None or (law in contradicted) else e.bic
-            for law, e in values.items()
-        }
+    def blurred(law: str) -> float:
+        low, high = found[law].interval
+        # Of finite times it is log (T − t) that is known so well.
+        return (high - low) / (1.0 if law == "finite" else abs(found[law].value))
 
-    # First on the longest of all tails, then on the longer one of the two laws that were best.
-    values = on(max(tail.count for tail in found.values()))
-    for _ in range(2):
-        two = sorted(values, key=lambda law: values[law])[:2]
-        values = on(max(found[law].count for law in two))
+    allowed = [law for law in found if law not in contradicted] or list(found)
+    count = found[min(allowed, key=blurred)].count
+    values = {law: np.inf for law in found}
+    for law in allowed:
+        estimate = found[law].estimates.get(count)
+        if estimate is not None and not (law == "power" and estimate.params[1] > _STEEP):
+            values[law] = estimate.bic
     better = min(values, key=lambda law: values[law])
     least = values[better] if np.isfinite(values[better]) else 0.0
     return better, {law: value - least for law, value in values.items()}
