@@ -15,7 +15,7 @@ _PHI = np.tanh(np.linspace(-1.5, 4.0, 31))
 _LEVEL = 0.025
 _ROUNDING = 4e-16
 # Nested tails: each has this share of the points of the one before, and at least so many points.
-_SHARE, _LEAST = 0.75, 12
+_SHARE, _LEAST = 0.7, 12
 # Intervals of this share of the value are short enough: a longer tail is then worth more.
 _FINE = 2e-4
 

@@ -14,10 +14,9 @@ from gflow.rate_laws import LAWS, POWERS
 
 # Differences of the information criterion from here on are "very strong" (Kass and Raftery, 1995).
 _DECISIVE = 10.0
-# How much of a law has to be seen before it is called: half a decade of t + t0 or T − t, or two
-# times 1/r.
-_HALF_DECADE = 0.5 * np.log(10.0)
-_LIFETIMES = 2.0
+# How much of a law has to be seen before it is called: two times 1/r, half a decade of t + t0, or a
+# decade of T − t.
+_SEEN = {"exponential": 2.0, "power": 0.5 * np.log(10.0), "finite": np.log(10.0)}
 # Powers of T − t; smaller and larger ones imitate other laws.
 _POWERS = 0.2, 12.0
 _STEEP = 0.95 * POWERS[1]
@@ -212,7 +211,7 @@ def fit_rate(
     **When a law is called.** Its information criterion, −2 log likelihood + (parameters) · log
     (independent deviations), is lower than that of the other laws by 10 or more, on the tail of the
     law whose value is known best; its rate is positive with its whole interval; and the tail shows enough of it:
-    two times 1/r, half a decade of t + t0, or half a decade of T − t. Otherwise it is "undecided".
+    two times 1/r, half a decade of t + t0, or a decade of T − t. Otherwise it is "undecided".
     Powers of t above 12 cannot be told from exponentials and are taken for these.
 
     If the limit of the risk is not known (`known_limit=False`), pass the risk itself: the laws are
@@ -296,8 +295,7 @@ def _seen(law: str, estimate: Estimate, first: float) -> float:
 
 
 def _enough(law: str) -> Callable[[Estimate, float], bool]:
-    least = _LIFETIMES if law == "exponential" else _HALF_DECADE
-    return lambda estimate, first: _seen(law, estimate, first) >= least
+    return lambda estimate, first: _seen(law, estimate, first) >= _SEEN[law]
 
 
 def _contradicted(fits: dict[str, Fit], points: tails.Points) -> set[str]:
@@ -347,10 +345,11 @@ def _doubt(law: str, fit: Fit, criterion: dict[str, float]) -> str:
     rivals = [other for other, c in criterion.items() if other != law and c < _DECISIVE]
     if rivals:
         return " and ".join([law, *rivals]) + " fit about as well"
-    if law == "exponential" and fit.seen < _LIFETIMES:
+    if fit.seen < _SEEN[law] and law == "exponential":
         return f"the tail shows {fit.seen:.2g} times 1/r only"
-    if law != "exponential" and fit.seen < _HALF_DECADE:
-        return f"the tail shows {fit.seen / np.log(10):.2g} decades of {law} law only"
+    if fit.seen < _SEEN[law]:
+        law = "a power law" if law == "power" else "a finite time"
+        return f"the tail shows {fit.seen / np.log(10):.2g} decades of {law} only"
     return ""
 
 
