@@ -29,8 +29,8 @@ class LocalSlopes:
     - `exponent`, shape (times,): −d log gap / d log t, level where it falls as a power of t.
     - `gap`, shape (times,): the gap, or the speed −dL/dt if only decreases are known; the exponent
       is then that of the gap, one less.
-    - `rate_plateau`, `exponent_plateau`: the longest `Plateau` of each; None where the slope is
-      nowhere positive.
+    - `rate_plateau`, `exponent_plateau`: the longest `Plateau` of each; None where it is
+      nowhere level for half a decade of t, or two times 1/rate.
     """
 
     ts: np.ndarray
@@ -59,8 +59,8 @@ def local_slopes(ends: np.ndarray, logs: np.ndarray) -> LocalSlopes:
         np.exp(y[middle : middle + len(rate)]),
         rate,
         exponent,
-        _plateau(at, rate, along),
-        _plateau(at, exponent, np.log10(at)),
+        _plateau(at, rate, along, 2.0),
+        _plateau(at, exponent, np.log10(at), 0.5),
     )
 
 
@@ -69,8 +69,11 @@ def _slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.sum(x * y, axis=1) / np.sum(x**2, axis=1)
 
 
-def _plateau(t: np.ndarray, slope: np.ndarray, along: np.ndarray) -> Plateau | None:
-    """The stretch, longest in `along`, on which positive slopes differ by 10 % at most."""
+def _plateau(
+    t: np.ndarray, slope: np.ndarray, along: np.ndarray, least: float
+) -> Plateau | None:
+    """The stretch, longest in `along` and at least so long, on which positive slopes differ by 10 %
+    at most."""
     best: tuple[float, int, int] | None = None
     for first in range(len(t)):
         low = np.minimum.accumulate(slope[first:])
@@ -80,7 +83,7 @@ def _plateau(t: np.ndarray, slope: np.ndarray, along: np.ndarray) -> Plateau | N
         if count and (best is None or along[first + count - 1] - along[first] > best[0]):
             last = first + count - 1
             best = (float(along[last] - along[first]), first, last)
-    if best is None:
+    if best is None or best[0] < least:
         return None
     length, first, last = best
     value = float(np.median(slope[first : last + 1]))

@@ -126,7 +126,7 @@ def lojasiewicz(
         implied=implied,
         rate=rate,
         agree=_agree(law, implied, rate),
-        risk_bound=_bound(t, np.abs(gap), 1.0),
+        risk_bound=_bound(*_risks(trajectory, limit), 1.0),
         distance_bound=distance_bound,
         distance_rate=distance_rate,
     )
@@ -178,6 +178,12 @@ def _agree(law: str, implied: tuple[float, tuple[float, float]] | None, rate: Ra
         return rate.value >= 0.99 * value
     overlap = low <= rate.interval[1] and rate.interval[0] <= high
     return bool(overlap or abs(value / rate.value - 1) <= 0.01)
+
+
+def _risks(trajectory: Trajectory, limit: float) -> tuple[np.ndarray, np.ndarray]:
+    t = np.asarray(trajectory.ts, dtype=float)
+    gap = np.abs(np.asarray(trajectory.risk, dtype=float) - limit)
+    return t[np.isfinite(gap)], gap[np.isfinite(gap)]
 
 
 def _distances(trajectory: Trajectory, limit_net: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -62,12 +62,12 @@ def local_slopes(rate: Rate, *, kind: str | None = None, ax: Axes | None = None)
         ax.axhspan(low, high, color=ACTIVE, alpha=0.25, lw=0, zorder=0)
         label = f"fit, {rate.value:.4g}"
         ax.plot(rate.window, [rate.value] * 2, color=ACTIVE, lw=1.2, label=label)
-    top = 2.0 * plateau.value if plateau is not None else np.nanmax(values)
-    if np.isfinite(top) and top > 0:
-        ax.set_ylim(0, top)
+    if plateau is not None:
+        ax.set_ylim(0, 2 * plateau.value)
     ylabel = "−d log gap / d log t" if power else "−d log gap / dt"
     ax.set(xscale="log" if power else "linear", xlabel="flow time t", ylabel=ylabel)
-    ax.legend(frameon=False, fontsize="small")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize="small")
     return ax
 
 
