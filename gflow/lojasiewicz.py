@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -11,7 +12,7 @@ from gflow.arguments import ArgumentError, Described, RealScalar, finite
 from gflow.rate_fits import longest_tail
 from gflow.rate_laws import LINES
 from gflow.rates import Rate, fit_rate
-from gflow.trajectory import Trajectory, named_parameters
+from gflow.trajectory import Trajectory
 
 # Exponents this close to 1/2 mean an exponential rate.
 _HALF_WIDTH = 0.01
@@ -187,15 +188,15 @@ def _risks(trajectory: Trajectory, limit: float) -> tuple[np.ndarray, np.ndarray
 
 
 def _distances(trajectory: Trajectory, limit_net: Any) -> tuple[np.ndarray, np.ndarray]:
-    limit = jax.tree.map(lambda a: np.asarray(a)[None], limit_net)
-    ours, theirs = named_parameters(trajectory.params), named_parameters(limit)
-    if [a.shape[1:] for _, _, a in ours] != [a.shape[1:] for _, _, a in theirs]:
+    ours = jax.tree.leaves(eqx.filter(trajectory.params, eqx.is_array))
+    theirs = jax.tree.leaves(eqx.filter(limit_net, eqx.is_array))
+    if [a.shape[1:] for a in ours] != [b.shape for b in theirs]:
         got = Described("a network of other shapes")
         raise ArgumentError("limit_net", got, "one like those of the trajectory")
     t = np.asarray(trajectory.ts, dtype=float)
     squares = [
         np.sum((np.asarray(a) - np.asarray(b)).reshape(len(t), -1) ** 2, axis=1)
-        for (_, _, a), (_, _, b) in zip(ours, theirs)
+        for a, b in zip(ours, theirs)
     ]
     return t, np.sqrt(np.sum(squares, axis=0))
 

@@ -9,7 +9,7 @@ from scipy.special import stdtrit
 
 from gflow.rate_laws import Law, at_ends
 
-_STEPS = 30
+_STEPS = 20
 # Correlations of neighbouring deviations that are averaged over, even in atanh.
 _PHI = np.tanh(np.linspace(-1.5, 4.0, 31))
 _LEVEL = 0.025
@@ -51,7 +51,7 @@ def _least_squares(law: Law, p, u, y, bounds) -> tuple[np.ndarray, np.ndarray, n
     """Levenberg and Marquardt's method; parameters that would leave their bounds stay on them."""
     low, high = bounds
     value, slope = at_ends(law, p, u)
-    residual = y - value
+    residual, unit = y - value, np.eye(len(p))
     best = residual @ residual
     damping, exact = 1e-4, len(y) * (_ROUNDING * (1 + np.abs(y).max())) ** 2
     for _ in range(_STEPS):
@@ -59,14 +59,14 @@ def _least_squares(law: Law, p, u, y, bounds) -> tuple[np.ndarray, np.ndarray, n
         a = slope / scale
         gram, force = a.T @ a, a.T @ residual
         while True:
-            step = np.linalg.solve(gram + damping * np.eye(len(p)), force) / scale
+            step = np.linalg.solve(gram + damping * unit, force) / scale
             trial = np.clip(p + step, low, high)
             value, slope_there = at_ends(law, trial, u)
             there = y - value
             square = there @ there
-            if square <= best or damping > 1e6:
+            if square <= best or damping > 1e4:
                 break
-            damping *= 8
+            damping *= 10
         if not square <= best:
             break
         change = best - square
@@ -258,7 +258,21 @@ def longest_tail(
     odds /= odds.sum()
     mean = float(odds @ values)
     reach = float(np.sqrt(odds @ (half**2 + (values - mean) ** 2)))
-    return Tail(mean, (mean - reach, mean + reach), int(kept[first]), estimates[first], found)
+    count = int(kept[first])
+    reach = float(np.hypot(reach, _drift(laws, u[-count:], y[-count:], mean)))
+    return Tail(mean, (mean - reach, mean + reach), count, estimates[first], found)
+
+
+def _drift(laws: tuple[Law, ...], u, y, value: float) -> float:
+    """How far the value is from that of the tail without its last third, if that is outside the
+    interval there: where gaps come near the tolerance of a solver, all tails end in its errors."""
+    early = len(y) - len(y) // 3
+    if early < _LEAST:
+        return 0.0
+    before = estimate(laws, u[:early], y[:early])
+    if before is None or abs(before.value - value) <= before.half:
+        return 0.0
+    return abs(before.value - value)
 
 
 def _punished(counts: np.ndarray, estimates: list[Estimate], y) -> np.ndarray:

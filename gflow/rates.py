@@ -249,7 +249,8 @@ def fit_rate(
     if not known_limit:
         limit = float(g[t <= end][-1] - fits[better](end))
     reason = _doubt(better, fits[better], criterion)
-    if not known_limit and limit < 0 <= float(np.min(g)):
+    # A mean of squares has no limit below zero; rounding apart.
+    if not known_limit and limit < -1e-9 * np.max(g) and np.min(g) >= 0:
         reason = "still travelling, the better law has a limit below zero"
     return Rate(
         law="undecided" if reason else better,
