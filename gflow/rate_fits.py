@@ -15,7 +15,7 @@ _PHI = np.tanh(np.linspace(-1.5, 4.0, 31))
 _LEVEL = 0.025
 _ROUNDING = 4e-16
 # Nested tails: each has this share of the points of the one before, and at least so many points.
-_SHARE, _LEAST = 0.7, 12
+_SHARE, _LEAST = 0.7, 8
 # Intervals of this share of the value are short enough: a longer tail is then worth more.
 _FINE = 2e-4
 
@@ -265,22 +265,23 @@ def longest_tail(
 
 def _drift(laws: tuple[Law, ...], u, y, value: float) -> float:
     """How far the value is from that of the tail without its last third, if that is outside the
-    interval there: where gaps come near the tolerance of a solver, all tails end in its errors."""
+    interval there, and no other law: where gaps come near the tolerance of a solver, all tails end in its errors."""
     early = len(y) - len(y) // 3
     if early < _LEAST:
         return 0.0
     before = estimate(laws, u[:early], y[:early])
-    if before is None or abs(before.value - value) <= before.half:
+    if before is None or not before.half < abs(before.value - value) < 0.1 * abs(value):
         return 0.0
     return abs(before.value - value)
 
 
 def _punished(counts: np.ndarray, estimates: list[Estimate], y) -> np.ndarray:
     """Half the intervals, times the square of what the deviations fall by in tails within."""
-    rms = np.array([e.rms for e in estimates])
+    sizes = np.array([len(e.params) for e in estimates])
+    rms = np.array([e.rms for e in estimates]) * np.sqrt(counts / (counts - sizes))
     rms = np.maximum(rms, _ROUNDING * (1 + np.abs(y).max()))
     within = [
-        [rms[j] for j in (k + 1, k + 2) if j < len(rms) and counts[j] >= 16]
+        [rms[j] for j in (k + 1, k + 2) if j < len(rms) and counts[j] >= 2 * sizes[j]]
         for k in range(len(rms))
     ]
     excess = np.array([max([1.0, *(r / other for other in w)]) for r, w in zip(rms, within)])

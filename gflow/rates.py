@@ -272,7 +272,7 @@ def _fit(law: str, tail: Tail, u, end: float) -> Fit:
     elif law == "power":
         scale = lambda p: p
     else:
-        scale = lambda log_left: end * (1 + np.exp(log_left))
+        scale = lambda log_left: end * (1 + np.exp(np.minimum(log_left, 500.0)))
     return Fit(
         law=law,
         value=float(scale(value)),

@@ -57,7 +57,8 @@ def test_lojasiewicz_exponents_of_chains(chain):
     assert found.implied[0] == pytest.approx(depth / (depth - 1), rel=1e-8)
     # sup (1+t) L from the closed form, on the saved times; ‖Θ‖ = √K w ~ t^{-1/(2K-2)}.
     m = 2 * depth - 2
-    exact = (1 + flow.ts) * (0.8**-m + m * flow.ts) ** (-2 * depth / m) / 2
+    ts = np.asarray(flow.ts)
+    exact = (1 + ts) * (0.8**-m + m * ts) ** (-2 * depth / m) / 2
     assert found.risk_bound.constant == pytest.approx(exact.max(), rel=1e-6)
     assert found.risk_bound.falling and found.risk_bound.exponent == 1
     assert found.distance_bound.exponent == pytest.approx(1 / m, rel=1e-4)
