@@ -42,7 +42,7 @@ class LocalSlopes:
 
 
 def local_slopes(ends: np.ndarray, logs: np.ndarray) -> LocalSlopes:
-    """The slopes of logs of gaps at times `ends` (points, 1), or of decreases between (points, 2)."""
+    """The slopes of logs of gaps at times `ends` (points, 1), or of decreases (points, 2)."""
     t, y, less = ends[:, 0], logs, 0.0
     if ends.shape[1] == 2:
         t, y, less = np.sqrt(ends[:, 0] * ends[:, 1]), logs - np.log(ends[:, 1] - ends[:, 0]), 1.0
@@ -69,9 +69,7 @@ def _slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.sum(x * y, axis=1) / np.sum(x**2, axis=1)
 
 
-def _plateau(
-    t: np.ndarray, slope: np.ndarray, along: np.ndarray, least: float
-) -> Plateau | None:
+def _plateau(t: np.ndarray, slope: np.ndarray, along: np.ndarray, least: float) -> Plateau | None:
     """The stretch, longest in `along` and at least so long, on which positive slopes differ by 10 %
     at most."""
     best: tuple[float, int, int] | None = None

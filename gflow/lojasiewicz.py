@@ -116,8 +116,10 @@ def lojasiewicz(
     distance_rate = None if distance is None else _rate_of_distance(*distance)
     distance_bound = None
     if distance is not None:
-        power = distance_rate is not None and distance_rate.law == "power"
-        distance_bound = _bound(*distance, distance_rate.value if power else 1.0)
+        power = 1.0
+        if distance_rate is not None and distance_rate.law == "power":
+            power = distance_rate.value
+        distance_bound = _bound(*distance, power)
     return Lojasiewicz(
         exponent=exponent,
         interval=interval,

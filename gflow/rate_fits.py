@@ -135,9 +135,7 @@ def _spread(law: Law, p, residual, slope, y) -> tuple[_Parts, float, float]:
     floor = n * (_ROUNDING * (1 + np.abs(y).max())) ** 2
     square = np.maximum(rr - np.sum(qr * shift, axis=1), 0.0) + floor
     stationary = np.log1p(-(_PHI**2))
-    likelihood = (
-        stationary - np.linalg.slogdet(qq)[1] - (n - k) * np.log(square)
-    ) / 2
+    likelihood = (stationary - np.linalg.slogdet(qq)[1] - (n - k) * np.log(square)) / 2
     weight = np.exp(likelihood - likelihood.max())
     variance = np.einsum("j,mjk,k->m", row, np.linalg.inv(qq), row) * square / (n - k)
     parts = _Parts(
@@ -223,10 +221,10 @@ def longest_tail(
     enough: Callable[[Estimate, float], bool] = lambda estimate, first: True,
     whole: bool = False,
 ) -> Tail | None:
-    """Fits a law to nested tails, takes the longest one with an interval of 2e-4 of the value or the
-    shortest of all (all points if `whole`), and averages over the later ones. Tails that do not show
-    `enough` of the law, given their estimate and their first time over the last, are chosen only
-    where none does.
+    """Fits a law to nested tails, takes the longest one with an interval of 2e-4 of the value, or
+    the shortest of all (all points if `whole`), and averages over the later ones. Tails that do not
+    show `enough` of the law, given their estimate and their first time over the last, are chosen
+    only where none does.
 
     The interval of a tail is widened by the square of the factor by which deviations get smaller in
     the two tails next within it: where they do, they are not noise, but terms that the law lacks.
@@ -264,8 +262,9 @@ def longest_tail(
 
 
 def _drift(laws: tuple[Law, ...], u, y, value: float) -> float:
-    """How far the value is from that of the tail without its last third, if that is outside the
-    interval there, and no other law: where gaps come near the tolerance of a solver, all tails end in its errors."""
+    """How far the value is from that of the tail without its last third, where that is outside the
+    interval there but no more than a tenth off: near the tolerance of a solver all tails end in its
+    errors."""
     early = len(y) - len(y) // 3
     if early < _LEAST:
         return 0.0

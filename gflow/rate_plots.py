@@ -50,9 +50,7 @@ def local_slopes(rate: Rate, *, kind: str | None = None, ax: Axes | None = None)
     ax = _axes(ax)
     slopes, power = rate.slopes, kind == "power"
     values, plateau = (
-        (slopes.exponent, slopes.exponent_plateau)
-        if power
-        else (slopes.rate, slopes.rate_plateau)
+        (slopes.exponent, slopes.exponent_plateau) if power else (slopes.rate, slopes.rate_plateau)
     )
     ax.plot(slopes.ts, values, ".-", color=FLOW, ms=3, lw=0.8)
     if plateau is not None:

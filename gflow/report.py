@@ -41,8 +41,8 @@ _LEGEND = (
     "exponential, a power law and a finite time for the tail of the decrease of the risk, with its "
     "standard error. “?”: it could not be told from another one, or too little of it is seen. "
     "“Still travelling”: its limit is below zero, which no mean of squares can have, so that t1 is "
-    "too early for a rate; “not closing”: the rate may be zero. The risk gap is that of the descent "
-    "over the flow at the end."
+    "too early for a rate; “not closing”: the rate may be zero. The risk gap is that of the "
+    "descent over the flow at the end."
 )
 
 

@@ -19,15 +19,15 @@ class Case(NamedTuple):
     correlation: float = 0.5
     until: float = 10.0
     first: float = 1e-2
-    count: int = 150
+    points: int = 150
     known: bool = True
 
     @property
     def times(self) -> np.ndarray:
         """Logarithmic for power laws; even for exponentials, `until` times 1/rate long."""
         if self.law == "power":
-            return np.geomspace(self.first, self.until, self.count)
-        return np.linspace(self.first, self.until, self.count) / self.rate
+            return np.geomspace(self.first, self.until, self.points)
+        return np.linspace(self.first, self.until, self.points) / self.rate
 
     def gap(self, seed: int) -> np.ndarray:
         share, further = self.second
@@ -37,7 +37,7 @@ class Case(NamedTuple):
         else:
             x = self.rate * self.times
             logs = -x + np.log1p(share * np.exp(-further * x))
-        return np.exp(logs + self.noise * correlated(seed, self.count, self.correlation))
+        return np.exp(logs + self.noise * correlated(seed, self.points, self.correlation))
 
 
 def correlated(seed: int, count: int, correlation: float) -> np.ndarray:
@@ -69,7 +69,7 @@ EXPONENTIALS = [
     Case("exponential", 1.0, known=False),
     Case("exponential", 0.3, second=(2.0, 2.0), known=False, noise=1e-4),
     Case("exponential", 0.3, known=False, noise=1e-3, correlation=0.9),
-    Case("exponential", 1.0, count=40, noise=1e-3),
+    Case("exponential", 1.0, points=40, noise=1e-3),
 ]
 POWERS = [
     Case("power", 1.0, until=1e4),
@@ -91,6 +91,6 @@ POWERS = [
     Case("power", 1.5, offset=1.0, until=1e4, known=False),
     Case("power", 1.0, offset=0.1, until=1e3, known=False, noise=1e-4),
     Case("power", 3.0, offset=1.0, until=1e3, known=False, noise=1e-3),
-    Case("power", 1.0, offset=1.0, until=1e3, count=40, noise=1e-3),
+    Case("power", 1.0, offset=1.0, until=1e3, points=40, noise=1e-3),
 ]
 CASES = EXPONENTIALS + POWERS

@@ -53,7 +53,7 @@ def test_lojasiewicz_exponents_of_chains(chain):
     assert found.exponent == pytest.approx(1 - 1 / (2 * depth), rel=1e-9)
     constant = 2 ** (1 / (2 * depth) - 1) / np.sqrt(depth)
     assert found.constant == pytest.approx(constant, rel=1e-6)
-    assert found.implied_law == "power" and found.agree
+    assert found.implied_law == "power" and found.agree and found.implied is not None
     assert found.implied[0] == pytest.approx(depth / (depth - 1), rel=1e-8)
     # sup (1+t) L from the closed form, on the saved times; ‖Θ‖ = √K w ~ t^{-1/(2K-2)}.
     m = 2 * depth - 2
@@ -75,7 +75,7 @@ def test_a_hyperbola_closes_at_the_rate_of_its_spectrum():
     assert "inside the interval" in rate.verdict
     found = gflow.lojasiewicz(flow, 0.0, flow.final)
     assert found.exponent == pytest.approx(0.5, abs=1e-3)
-    assert found.implied_law == "exponential" and found.agree
+    assert found.implied_law == "exponential" and found.agree and found.implied is not None
     assert found.implied[0] == pytest.approx(exact, rel=0.02)
 
 

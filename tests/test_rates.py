@@ -62,11 +62,11 @@ def _random_case(rng, k: int) -> Case:
         second = (rng.uniform(0, 3), rng.uniform(0.5, 5))
         length = rng.uniform(6, 20)
         rate = 10 ** rng.uniform(-2, 1)
-        return Case("exponential", rate, second, until=length, count=80, **both)
+        return Case("exponential", rate, second, until=length, points=80, **both)
     second = (rng.uniform(-0.5, 1), rng.uniform(0.5, 2))
     offset, until = rng.uniform(0.5, 5), 10 ** rng.uniform(3, 6)
     rate = rng.uniform(0.3, 4)
-    return Case("power", rate, second, offset, first=0.1, until=until, count=80, **both)
+    return Case("power", rate, second, offset, first=0.1, until=until, points=80, **both)
 
 
 def test_intervals_cover_as_often_as_they_say():
