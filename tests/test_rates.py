@@ -49,10 +49,12 @@ def test_no_published_case_is_called_by_the_other_law(fits):
 
 
 def test_values_of_the_published_cases_are_close(fits):
-    # Deviations of 1 % over 150 points, a third of them independent, allow some 1 %.
+    # Deviations of 1 % over 150 points, a third of them independent, allow some 1 %, and decreases
+    # a few times as much.
     for case, fit in zip(CASES, fits):
-        bound = 0.002 if case.noise <= 1e-4 else 0.03
-        assert fit.value == pytest.approx(case.rate, rel=bound), case
+        bound = 0.002 if case.noise <= 1e-4 and case.known else 0.03
+        if fit.law == case.law:
+            assert fit.value == pytest.approx(case.rate, rel=bound), case
 
 
 def _random_case(rng, k: int) -> Case:
@@ -78,6 +80,7 @@ def test_intervals_cover_as_often_as_they_say():
         ok and fit.interval[0] <= case.rate <= fit.interval[1]
         for ok, case, fit in zip(right, cases, fits)
     ]
+    print(f"laws right {np.mean(right):.3f}, intervals that hold the truth {np.mean(held):.3f}")
     assert np.mean(right) >= 0.97
     assert 0.90 <= np.mean(held) <= 0.99
 
