@@ -35,6 +35,7 @@ from gflow.flow import (
     solve_flow as solve_flow,
 )
 from gflow.gradients import generalized_gradient as generalized_gradient
+from gflow.lojasiewicz import Lojasiewicz as Lojasiewicz, lojasiewicz as lojasiewicz
 from gflow.networks import ShallowNet as ShallowNet
 from gflow.rates import Rate as Rate, fit_rate as fit_rate
 from gflow.results import RESULTS as RESULTS
@@ -66,9 +67,14 @@ from gflow.trajectory import (
 )
 
 if TYPE_CHECKING:
-    from gflow import experiment as experiment, plots as plots, store as store
+    from gflow import (
+        experiment as experiment,
+        plots as plots,
+        rate_plots as rate_plots,
+        store as store,
+    )
 
-_LAZY = ("experiment", "plots", "store")
+_LAZY = ("experiment", "plots", "rate_plots", "store")
 
 
 def __getattr__(name: str):

@@ -108,9 +108,9 @@ def _row(run: Run, analysis: Analysis, label, trajectory, size, distances) -> tu
 
 
 def _law(rate: Rate) -> str:
-    # A mean of squares has no limit below zero: a fit that has is of a risk still travelling.
-    if rate.interval[0] <= 0 or rate.limit < 0:
-        return "still travelling"
+    for sign in ("still travelling", "not closing"):
+        if rate.reason.startswith(sign):
+            return sign
     return rate.formula() + (" ?" if rate.law == "undecided" else "")
 
 
@@ -132,6 +132,7 @@ def facts(analysis: Analysis) -> dict:
             label: {
                 "law": rate.law,
                 "better": rate.better,
+                "verdict": rate.verdict,
                 "value": rate.value,
                 "interval": list(rate.interval),
                 "window": list(rate.window),

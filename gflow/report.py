@@ -37,11 +37,12 @@ details { margin-top: 1rem; } pre { background: #f5f5f7; padding: .8rem; overflo
 
 _LEGEND = (
     "λ is the largest Hessian eigenvalue at the start; distances are Euclidean, over all "
-    "parameters, at matched times; seconds include compilation. The law is the better of an "
-    "exponential and a power law for the last decade of the decrease of the risk, with its "
-    "standard error. “?”: both laws fit about as well. “Still travelling”: the better law has no "
-    "limit that a mean of squares can have, so that t1 is too early for a rate. The risk gap is "
-    "that of the descent over the flow at the end."
+    "parameters, at matched times; seconds include compilation. The law is the best of an "
+    "exponential, a power law and a finite time for the tail of the decrease of the risk, with its "
+    "standard error. “?”: it could not be told from another one, or too little of it is seen. "
+    "“Still travelling”: its limit is below zero, which no mean of squares can have, so that t1 is "
+    "too early for a rate; “not closing”: the rate may be zero. The risk gap is that of the "
+    "descent over the flow at the end."
 )
 
 

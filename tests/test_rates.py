@@ -1,13 +1,16 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+import rate_cases
+from hypothesis import Phase, given, settings, strategies as st
+from rate_cases import CASES, Case
 
 import gflow
 
 T = np.append(0.0, np.geomspace(1e-3, 100, 200))
 
 
-@settings(max_examples=60, deadline=None)
+# Without shrinking, which takes minutes for fits of some tenths of a second.
+@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     law=st.sampled_from(["exponential", "power"]),
     rate=st.floats(0.05, 3.0),
@@ -20,41 +23,129 @@ def test_exact_laws_are_recognised(law, rate, constant, limit):
     known = limit is None
     fit = gflow.fit_rate(T, gap if known else gap + limit * constant, known_limit=known)
     assert fit.law == law
-    # Rounding of the limit, 1e-16, against decreases of 1e-14 and more of it.
-    assert fit.value == pytest.approx(rate, rel=1e-9 if known else 2e-3)
+    # Rounding of the limit, 1e-16, against decreases of 1e-10 and more of it.
+    assert fit.value == pytest.approx(rate, rel=1e-9 if known else 1e-4)
     assert fit.constant == pytest.approx(constant, rel=1e-8 if known else 0.02)
     assert fit.limit == pytest.approx(0.0 if known else limit * constant, abs=1e-3 * constant)
-    start, end = fit.window
-    assert start >= 0.09 * end and fit.num_points >= 6
+    assert 0 < fit.window[0] < fit.window[1] <= 100 and fit.num_points >= 6
+
+
+@pytest.fixture(scope="module")
+def fits() -> list[gflow.Rate]:
+    """Of the published cases; to the risks of unknown limit half of their start is added."""
+    made = []
+    for seed, case in enumerate(CASES):
+        gap = case.gap(seed)
+        risk = gap if case.known else gap + 0.5 * gap[0]
+        made.append(gflow.fit_rate(case.times, risk, known_limit=case.known))
+    return made
+
+
+def test_no_published_case_is_called_by_the_other_law(fits):
+    called = [fit.law for fit in fits]
+    wrong = [case for case, law in zip(CASES, called) if law not in (case.law, "undecided")]
+    assert len(CASES) == 40 and not wrong
+    assert called.count("undecided") <= 3
+
+
+def test_values_of_the_published_cases_are_close(fits):
+    # Deviations of 1 % over 150 points, a third of them independent, allow some 1 %, and decreases
+    # a few times as much.
+    for case, fit in zip(CASES, fits):
+        bound = 0.002 if case.noise <= 1e-4 and case.known else 0.03
+        if fit.law == case.law:
+            assert fit.value == pytest.approx(case.rate, rel=bound), case
+
+
+def _random_case(rng, k: int) -> Case:
+    """Correlations from 0 to 0.97, deviations from 1e-5 to 1e-2, second terms and offsets."""
+    both = {"correlation": rng.uniform(0, 0.97), "noise": 10 ** rng.uniform(-5, -2)}
+    if k % 2:
+        second = (rng.uniform(0, 3), rng.uniform(0.5, 5))
+        length = rng.uniform(6, 20)
+        rate = 10 ** rng.uniform(-2, 1)
+        return Case("exponential", rate, second, until=length, points=80, **both)
+    second = (rng.uniform(-0.5, 1), rng.uniform(0.5, 2))
+    offset, until = rng.uniform(0.5, 5), 10 ** rng.uniform(3, 6)
+    rate = rng.uniform(0.3, 4)
+    return Case("power", rate, second, offset, first=0.1, until=until, points=80, **both)
+
+
+def test_intervals_cover_as_often_as_they_say():
+    rng = np.random.default_rng(11)
+    cases = [_random_case(rng, k) for k in range(200)]
+    fits = [gflow.fit_rate(case.times, case.gap(k)) for k, case in enumerate(cases)]
+    right = [fit.law == case.law for case, fit in zip(cases, fits)]
+    held = [
+        ok and fit.interval[0] <= case.rate <= fit.interval[1]
+        for ok, case, fit in zip(right, cases, fits)
+    ]
+    print(f"laws right {np.mean(right):.3f}, intervals that hold the truth {np.mean(held):.3f}")
+    assert np.mean(right) >= 0.97
+    assert 0.90 <= np.mean(held) <= 0.99
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-13])
+def test_a_quadratic_problem_has_twice_its_least_eigenvalue(floor):
+    eigenvalues = np.array([0.01, 0.03, 0.1, 0.3, 1, 3, 10])
+    t = np.geomspace(1e-2, 1e4, 300)
+    gap = np.exp(-2 * eigenvalues * t[:, None]).sum(axis=1)
+    gap += floor * np.random.default_rng(0).normal(size=len(t))
+    fit = gflow.fit_rate(t, gap, predicted=0.02)
+    assert fit.law == "exponential" and fit.value == pytest.approx(0.02, rel=1e-3)
+    assert "the spectrum predicts 0.02, " in fit.verdict and fit.predicted == 0.02
+    plateau = fit.slopes.rate_plateau
+    assert plateau.value == pytest.approx(0.02, rel=0.02) and plateau.length > 10
+
+
+def test_a_gap_that_is_zero_from_a_finite_time_on():
+    t = np.linspace(0, 2, 200)
+    fit = gflow.fit_rate(t, np.maximum(1.3 - t, 0) ** 1.5)
+    assert fit.law == "finite" and fit.value == pytest.approx(1.3, rel=1e-9)
+    assert fit.exponent == pytest.approx(1.5, rel=1e-6)
+    assert fit.constant == pytest.approx(1.0, rel=1e-6)
+    assert fit.verdict.startswith("finite time (T - t)^1.5 with T = 1.3")
+
+
+def test_a_flow_that_stops_on_a_kink_in_finite_time():
+    # O2: w = 3 e^-t − 1 until t* = ln 3, and the gap is (w + 1)² / 2 − 1/2; 0 afterwards.
+    t = np.linspace(0, 2, 400)
+    fit = gflow.fit_rate(t, 0.5 * np.maximum(3 * np.exp(-t), 1) ** 2 - 0.5)
+    assert fit.law == "finite" and fit.value == pytest.approx(np.log(3), rel=1e-4)
+    assert fit.exponent == pytest.approx(1, rel=0.02)
 
 
 def test_the_fit_can_be_evaluated_and_reads_well():
     fit = gflow.fit_rate(T, 5 * np.exp(-0.25 * T))
     np.testing.assert_allclose(fit([0.0, 4.0]), [5.0, 5.0 * np.exp(-1)], rtol=1e-9)
-    assert "Rate: gap ~ exp(-(0.25" in repr(fit) and "t = " in repr(fit)
+    assert repr(fit).startswith("Rate: exponential exp(-(0.25") and "t = " in repr(fit)
     noisy = gflow.fit_rate(T[1:], T[1:] ** -1.5 * np.exp(0.05 * np.sin(40 * np.log(T[1:]))))
-    assert noisy.formula() == "t^-(1.498 ± 0.009)" and noisy.law == "power"
-
-
-def test_intervals_cover_as_often_as_they_say_for_independent_deviations():
-    rng = np.random.default_rng(1)
-    covered = 0
-    for _ in range(300):
-        gap = 2 * np.exp(-0.3 * T + 0.01 * rng.normal(size=len(T)))
-        low, high = gflow.fit_rate(T, gap, window=(1, 20)).interval
-        covered += low < 0.3 < high
-    assert 0.91 < covered / 300 < 0.99
+    assert noisy.law == "power" and noisy.value == pytest.approx(1.5, abs=0.01)
+    assert noisy.formula().startswith("t^-(1.50")
 
 
 def test_a_straight_line_is_not_called_a_decay():
-    fit = gflow.fit_rate(T, 5 - 0.01 * T, known_limit=False)
-    assert fit.law == "undecided" and fit.interval[0] <= 0
+    assert gflow.fit_rate(T, 5 - 0.01 * T, known_limit=False).law == "undecided"
 
 
-def test_too_short_to_tell_is_undecided():
-    t = np.linspace(10, 10.1, 20)
-    gap = np.exp(-0.1 * t + 1e-4 * np.sin(99 * t))
+def test_a_risk_on_its_way_below_zero_is_still_travelling():
+    t = np.linspace(1, 50, 100)
+    fit = gflow.fit_rate(t, 1.0 - 0.2 * np.log(t), known_limit=False)
+    assert fit.law == "undecided" and "still travelling" in fit.verdict
+
+
+def test_a_gap_that_stays_is_not_closing():
+    t = np.geomspace(1, 1e4, 100)
+    fit = gflow.fit_rate(t, 1 + 1e-3 * rate_cases.correlated(0, 100, 0.5))
+    assert fit.law == "undecided" and "not closing" in fit.verdict
+
+
+def test_half_a_decade_is_too_short_to_tell():
+    t = np.geomspace(10, 28, 100)
+    gap = t**-1.5 * np.exp(1e-3 * rate_cases.correlated(1, 100, 0.5))
     assert gflow.fit_rate(t, gap).law == "undecided"
+    t = np.linspace(10, 10.1, 20)
+    assert gflow.fit_rate(t, np.exp(-0.1 * t + 1e-4 * np.sin(99 * t))).law == "undecided"
 
 
 def test_the_window_can_be_chosen():
@@ -63,10 +154,32 @@ def test_the_window_can_be_chosen():
     assert fit.value == pytest.approx(2, rel=1e-9) and 2 <= fit.window[0] < fit.window[1] <= 8
 
 
-def test_the_rounding_floor_is_left_out():
-    gap = np.exp(-T) + 1e-17
-    fit = gflow.fit_rate(T, gap)
-    assert fit.value == pytest.approx(1, rel=1e-3) and fit.window[1] < 40
+@pytest.mark.parametrize("kind", ["constant", "noise", "zero", "negative"])
+def test_the_floor_is_left_out(kind):
+    noise = 1e-15 * np.random.default_rng(3).normal(size=len(T))
+    floor = {"constant": 1e-17, "noise": noise, "zero": 0.0, "negative": -1e-15}[kind]
+    gap = np.exp(-T) + floor
+    fit = gflow.fit_rate(T, np.where(T > 35, 0.0, gap) if kind == "zero" else gap)
+    assert fit.law == "exponential" and fit.window[1] < 40
+    assert fit.value == pytest.approx(1, rel=1e-3)
+
+
+def test_a_risk_that_ends_at_rounding_has_the_rate_of_its_way_there():
+    t = np.geomspace(1e-2, 1e4, 300)
+    noise = 1e-16 * np.random.default_rng(4).normal(size=300)
+    fit = gflow.fit_rate(t, 0.42 + np.exp(-0.05 * t) + noise, known_limit=False)
+    assert fit.law == "exponential" and fit.value == pytest.approx(0.05, rel=1e-3)
+    assert fit.limit == pytest.approx(0.42, rel=1e-6)
+
+
+def test_local_slopes_are_level_where_the_law_holds():
+    t = np.geomspace(1e-3, 1e5, 200)
+    slopes = gflow.fit_rate(t, (1 + 4 * t) ** -1.5).slopes
+    late = slopes.ts > 1e3
+    np.testing.assert_allclose(slopes.exponent[late], 1.5, rtol=1e-3)
+    assert slopes.exponent_plateau.value == pytest.approx(1.5, rel=0.02)
+    # Within 5 % from t = 5 on, over four decades and more.
+    assert 3.5 < slopes.exponent_plateau.length < 5
 
 
 @pytest.mark.parametrize(
@@ -75,6 +188,7 @@ def test_the_rounding_floor_is_left_out():
         ((T, T[:-1]), "`ts, gap`: got shapes"),
         ((T[:5], np.ones(5)), "wanted at least 6 with t > 0 and gap > 0"),
         ((T, -np.ones_like(T)), "got 0 usable points"),
+        ((T[::-1], np.ones_like(T)), "wanted times in order"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
