@@ -40,6 +40,7 @@ from gflow.smoothings import (
     smoothed as smoothed,
     smoothed_gradient as smoothed_gradient,
 )
+from gflow.spectrum import Spectrum as Spectrum, hessian_spectrum as hessian_spectrum
 from gflow.trajectory import (
     Diagnostics as Diagnostics,
     Trajectory as Trajectory,
