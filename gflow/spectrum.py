@@ -15,8 +15,11 @@ from gflow.arguments import ArgumentError, Described, RealScalar, is_concrete, p
 from gflow.lanczos import STEPS, Symmetric, extremes, measures
 from gflow.networks import split_trainable
 
+# Products at a time where the Hessian is formed.
+_BATCH = 16
 
-@dataclass(frozen=True, repr=False)
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Spectrum:
     r"""Eigenvalues of a Hessian, $\lambda_1 \le \dots \le \lambda_{size}$, all or the extreme ones.
 
@@ -292,6 +295,14 @@ def _not_finite() -> ArgumentError:
 
 
 @eqx.filter_jit
+def hessian_product(hessian: Hessian, v: Float[Array, " size"]) -> Float[Array, " size"]:
+    """∇²L v."""
+    return hessian.prepared()(v)
+
+
+@eqx.filter_jit
 def _columns(hessian: Hessian) -> Float[Array, "size size"]:
     theta = hessian.theta
-    return jax.lax.map(hessian.prepared(), jnp.eye(theta.size, dtype=theta.dtype), batch_size=16)
+    # Rows of 0 fill the last batch, since another batch size would be compiled beside.
+    rows = jnp.eye(theta.size + -theta.size % _BATCH, theta.size, dtype=theta.dtype)
+    return jax.lax.map(hessian.prepared(), rows, batch_size=_BATCH)[: theta.size]
