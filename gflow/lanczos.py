@@ -8,7 +8,7 @@ taken only as far as they are orthonormal, and no further than an invariant subs
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -63,7 +63,7 @@ def _run(operator: Symmetric, basis: Float[Array, "kept size"], start: Array, nu
         start = outside(start)
         start = start / jnp.linalg.norm(start)
     iterate = hessenberg(num, reortho="full", custom_vjp=False)
-    found = iterate(lambda v: outside(product(v)), outside(start))
+    found: Any = iterate(lambda v: outside(product(v)), outside(start))
     rows, h = found.Q_tall, found.J_small
     within = jnp.tril(jnp.abs(rows @ rows.T - jnp.eye(num, dtype=rows.dtype)))
     overlaps = jnp.concatenate([within, jnp.abs(rows @ basis.T)], axis=1).max(axis=1)
@@ -119,7 +119,8 @@ def extremes(
     Lanczos iteration with thick restarts (Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000) until
     the residuals are at most `tol` times the largest absolute eigenvalue. One start finds one copy
     of each eigenvalue; if `copies` are wanted, runs from new random vectors, orthogonal to what was
-    found, follow until one finds nothing new. The residuals returned are computed from products of their own.
+    found, follow until one finds nothing new. The residuals returned are computed from products of
+    their own.
     """
     search = _Search(operator, like, largest, smallest, tol, key)
     most = max_products - search.wanted
@@ -252,7 +253,7 @@ def measures(
     runs = _probed(operator, sampler_sphere(like, num=probes)(key), depth)
     nodes, weights = np.zeros((2, probes, depth), like.dtype)
     for k in range(probes):
-        run = jax.tree.map(lambda a: a[k], runs)
+        run = _Run(*(a[k] for a in runs))
         used, _ = _sound(run, 0.0)
         diagonal, off = np.asarray(run.diagonal)[:used], np.asarray(run.off)[: used - 1]
         nodes[k, :used], turn = np.linalg.eigh(np.diag(diagonal) + np.diag(off, -1), UPLO="L")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, to_rgba
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import NullLocator, SymmetricalLogLocator
 
 from gflow.arguments import ArgumentError, Described
 from gflow.compare import Gap, Order
@@ -316,6 +316,9 @@ def spectrum(
     symmetric = {"value": "symlog", "linthresh": max(linear_below, np.finfo(values.dtype).tiny)}
     if spectrum.complete or spectrum.nodes is None:
         ax.set_yscale(**symmetric)
+        locator = SymmetricalLogLocator(base=10, linthresh=symmetric["linthresh"])
+        locator.set_params(numticks=11)
+        ax.yaxis.set_major_locator(locator)
         _ranks(spectrum, ax)
     else:
         ax.set_xscale(**symmetric)
@@ -367,6 +370,10 @@ def _per_decade(spectrum: Spectrum, linear_below: float, ax: Axes) -> None:
         ends = spectrum.eigenvalues[those]
         ax.plot(ends, np.full(len(ends), foot), "|", ms=14, mew=1.2, color=colour, label=label)
     ax.axvline(0, color="0.7", lw=0.7, zorder=0)
+    top = np.log10(np.abs(spectrum.nodes).max())
+    ticks = 10.0 ** np.arange(np.floor(top), np.log10(linear_below) + 0.5, -2)
+    ticks = np.concatenate([-ticks, [0], ticks])
+    ax.set_xticks(ticks[(ticks >= x[0]) & (ticks <= x[-1])])
     ax.set(yscale="log", ylim=(foot, None), xlabel="Hessian eigenvalue λ")
     ax.set_ylabel(f"eigenvalues per decade, of {spectrum.size:,}")
 

@@ -11,7 +11,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from gflow.arguments import ArgumentError, Described, RealScalar, is_concrete, positive, positive_int
+from gflow.arguments import (
+    ArgumentError,
+    Described,
+    RealScalar,
+    is_concrete,
+    positive,
+    positive_int,
+)
 from gflow.lanczos import STEPS, Symmetric, extremes, measures
 from gflow.networks import split_trainable
 
@@ -113,9 +120,9 @@ class Spectrum:
         if self.complete:
             values = self.eigenvalues
             return (
-                f"Spectrum of {self.size:,}: {self.num_negative} negative, {self.num_zero} zero (up "
-                f"to {self.zero_below:.1g}), {self.num_positive} positive, from {values[0]:.6g} to "
-                f"{values[-1]:.6g}"
+                f"Spectrum of {self.size:,}: {self.num_negative} negative, {self.num_zero} zero "
+                f"(up to {self.zero_below:.1g}), {self.num_positive} positive, from "
+                f"{values[0]:.6g} to {values[-1]:.6g}"
             )
         some = lambda values: ", ".join(f"{v:.5g}" for v in values[:3]) + ", …" * (len(values) > 3)
         parts = [
@@ -256,7 +263,9 @@ def hessian_spectrum(
         checked=found.checked,
         tol=tol,
         num_products=products,
-        zero_below=max(rounding, float(found.residuals.max())) if zero_below is None else zero_below,
+        zero_below=max(rounding, float(found.residuals.max()))
+        if zero_below is None
+        else zero_below,
         nodes=nodes,
         weights=weights,
     )
