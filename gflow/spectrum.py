@@ -235,39 +235,29 @@ def hessian_spectrum(
     if theta.size <= max(dense_up_to, wanted):
         return _dense(hessian, tol, zero_below)
     to_ends, to_density = jax.random.split(jax.random.key(0) if key is None else key)
+    search = {"tol": tol, "max_products": max_products, "copies": copies, "key": to_ends}
     try:
-        found = extremes(
-            hessian,
-            theta,
-            largest,
-            smallest,
-            tol=tol,
-            max_products=max_products,
-            copies=copies,
-            key=to_ends,
-        )
+        found = extremes(hessian, theta, largest, smallest, **search)
     except FloatingPointError:
         raise _not_finite() from None
-    nodes, weights, products = None, None, found.num_products
+    quadratures, products = (None, None), found.num_products
     if probes:
-        nodes, weights = measures(hessian, theta, probes, depth, key=to_density)
-        products += nodes.size
-    rounding = _rounding(found.values, theta.size)
+        quadratures = measures(hessian, theta, probes, depth, key=to_density)
+        products += quadratures[0].size
+    if zero_below is None:
+        zero_below = max(_rounding(found.values, theta.size), float(found.residuals.max()))
     return Spectrum(
         theta.size,
         found.values,
         found.vectors,
         found.residuals,
-        num_smallest=smallest,
-        complete=False,
-        checked=found.checked,
-        tol=tol,
-        num_products=products,
-        zero_below=max(rounding, float(found.residuals.max()))
-        if zero_below is None
-        else zero_below,
-        nodes=nodes,
-        weights=weights,
+        smallest,
+        False,
+        found.checked,
+        tol,
+        products,
+        zero_below,
+        *quadratures,
     )
 
 
