@@ -22,6 +22,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.kinks --quick
 	$(BIN)/python -m benchmarks.risks --quick
 	$(BIN)/python -m benchmarks.horizons --quick
+	$(BIN)/python -m benchmarks.spectrum --quick
 
 clean:
 	rm -rf .venv .cache runs benchmarks/results

@@ -54,12 +54,16 @@ from gflow.smoothings import (
     smoothed as smoothed,
     smoothed_gradient as smoothed_gradient,
 )
+<<<<<<< HEAD
 from gflow.tangent_kernel import (
     PLConstants as PLConstants,
     pl_constants as pl_constants,
     smallest_eigenvalue as smallest_eigenvalue,
     tangent_kernel as tangent_kernel,
 )
+=======
+from gflow.spectrum import Spectrum as Spectrum, hessian_spectrum as hessian_spectrum
+>>>>>>> spec
 from gflow.trajectory import (
     Diagnostics as Diagnostics,
     Trajectory as Trajectory,

@@ -106,3 +106,30 @@ def test_a_flow_of_one_saved_time_can_be_drawn(wave, smooth_net):
     flow = gflow.solve_flow(wave, smooth_net, t1=1.0, ts=[0.0])
     draw(gflow.plots.risk, flow)
     draw(gflow.plots.learned_function, flow, wave.x, wave.y)
+
+
+def test_spectra(wave, smooth_net):
+    full = gflow.hessian_spectrum(wave, smooth_net)
+    ax = draw(gflow.plots.spectrum, full)
+    shown = {line.get_label(): line.get_ydata() for line in ax.lines}
+    assert len(shown[f"{full.num_negative} negative"]) == full.num_negative > 0
+    np.testing.assert_array_equal(
+        np.sort(shown[f"{full.num_positive} positive"]), full.largest[: full.num_positive][::-1]
+    )
+    assert ax.get_yscale() == "symlog"
+    ends = {"dense_up_to": 0, "largest": 2, "smallest": 1}
+    ax = draw(gflow.plots.spectrum, gflow.hessian_spectrum(wave, smooth_net, **ends))
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "25"]
+
+
+def test_the_density_of_a_spectrum_has_its_size_for_an_area(wave, smooth_net):
+    ends = {"dense_up_to": 0, "largest": 2, "smallest": 1}
+    found = gflow.hessian_spectrum(wave, smooth_net, probes=3, depth=10, **ends)
+    ax = draw(gflow.plots.spectrum, found)
+    assert ax.get_xscale() == "symlog"
+    curve = next(line for line in ax.lines if line.get_label() == "density")
+    x, height = (np.asarray(a) for a in curve.get_data())
+    threshold = 1e-6 * found.sharpness
+    along = ax.xaxis.get_transform().transform(x) / threshold
+    height = np.nan_to_num(height)  # what is below the foot is not drawn
+    assert np.sum(height) * (along[1] - along[0]) == pytest.approx(25, rel=0.05)
