@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING
 from gflow import piecewise as piecewise
 from gflow.activations import Activation as Activation
 from gflow.arguments import ArgumentError as ArgumentError
-from gflow.bounds import SumOfSquares as SumOfSquares
 from gflow.certificates import (
     Certificate as Certificate,
     Envelope as Envelope,
+    PLConstants as PLConstants,
+    SlopeBounds as SlopeBounds,
+    SumOfSquares as SumOfSquares,
     chatterjee as chatterjee,
+    pl_constants as pl_constants,
+    smallest_eigenvalue as smallest_eigenvalue,
+    tangent_kernel as tangent_kernel,
 )
 from gflow.clarke import clarke_gradient as clarke_gradient
 from gflow.compare import (
@@ -35,9 +40,13 @@ from gflow.flow import (
     solve_flow as solve_flow,
 )
 from gflow.gradients import generalized_gradient as generalized_gradient
-from gflow.lojasiewicz import Lojasiewicz as Lojasiewicz, lojasiewicz as lojasiewicz
 from gflow.networks import ShallowNet as ShallowNet
-from gflow.rates import Rate as Rate, fit_rate as fit_rate
+from gflow.rates import (
+    Lojasiewicz as Lojasiewicz,
+    Rate as Rate,
+    fit_rate as fit_rate,
+    lojasiewicz as lojasiewicz,
+)
 from gflow.results import RESULTS as RESULTS
 from gflow.risks import (
     BoxRisk as BoxRisk,
@@ -47,23 +56,13 @@ from gflow.risks import (
     Risk as Risk,
 )
 from gflow.sharpness import sharpness as sharpness
-from gflow.slopes import SlopeBounds as SlopeBounds
 from gflow.smoothings import (
     EventuallyExact as EventuallyExact,
     lowered_biases as lowered_biases,
     smoothed as smoothed,
     smoothed_gradient as smoothed_gradient,
 )
-<<<<<<< HEAD
-from gflow.tangent_kernel import (
-    PLConstants as PLConstants,
-    pl_constants as pl_constants,
-    smallest_eigenvalue as smallest_eigenvalue,
-    tangent_kernel as tangent_kernel,
-)
-=======
 from gflow.spectrum import Spectrum as Spectrum, hessian_spectrum as hessian_spectrum
->>>>>>> spec
 from gflow.trajectory import (
     Diagnostics as Diagnostics,
     Trajectory as Trajectory,

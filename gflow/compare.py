@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gflow.arguments import ArgumentError, Described, positive
-from gflow.rate_fits import student_t
+from gflow.rates.estimates import student_t
 from gflow.trajectory import Trajectory
 
 _NODES = 6

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from gflow.arguments import one_of
-from gflow.local_slopes import Plateau
 from gflow.plots import ACTIVE, FLOW, NEGATIVE
 from gflow.rates import Rate
+from gflow.rates.slopes import Plateau
 
 
 def _axes(ax: Axes | None) -> Axes:

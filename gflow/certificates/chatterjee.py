@@ -10,9 +10,15 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from gflow.arguments import ArgumentError, Described, RealScalar, is_concrete, positive
-from gflow.bounds import Bounds, GivenBounds, SquaresBounds, SumOfSquares, network_bounds
-from gflow.criterion import Found, Problem, criterion
-from gflow.slopes import SlopeBounds
+from gflow.certificates.bounds import (
+    Bounds,
+    GivenBounds,
+    SquaresBounds,
+    SumOfSquares,
+    network_bounds,
+)
+from gflow.certificates.criterion import Found, Problem, criterion
+from gflow.certificates.slopes import SlopeBounds
 
 
 class Envelope(NamedTuple):

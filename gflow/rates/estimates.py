@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from gflow.rate_laws import Law, at_ends
+from gflow.rates.laws import Law, at_ends
 
 _STEPS = 20
 # Correlations of neighbouring deviations that are averaged over, even in atanh.

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from gflow import tails
 from gflow.arguments import RealScalar, finite
-from gflow.local_slopes import LocalSlopes, local_slopes
-from gflow.rate_fits import Estimate, Tail, longest_tail
-from gflow.rate_laws import LAWS, POWERS
+from gflow.rates import tails
+from gflow.rates.estimates import Estimate, Tail, longest_tail
+from gflow.rates.laws import LAWS, POWERS
+from gflow.rates.slopes import LocalSlopes, local_slopes
 
 # Differences of the information criterion from here on are "very strong" (Kass and Raftery, 1995).
 _DECISIVE = 10.0

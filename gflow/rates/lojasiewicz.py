@@ -7,11 +7,11 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from gflow import tails
 from gflow.arguments import ArgumentError, Described, RealScalar, finite
-from gflow.rate_fits import longest_tail
-from gflow.rate_laws import LINES
-from gflow.rates import Rate, fit_rate
+from gflow.rates import tails
+from gflow.rates.estimates import longest_tail
+from gflow.rates.fit import Rate, fit_rate
+from gflow.rates.laws import LINES
 from gflow.trajectory import Trajectory
 
 # Exponents this close to 1/2 mean an exponential rate.
