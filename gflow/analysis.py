@@ -6,6 +6,7 @@ import numpy as np
 
 from gflow.arguments import ArgumentError
 from gflow.compare import Gap, Order, compare, observed_order
+from gflow.ends import EndPoint
 from gflow.rates import Rate, fit_rate
 from gflow.store import Descent, Run
 from gflow.trajectory import Trajectory
@@ -25,17 +26,20 @@ class Analysis:
 
 def analyse(run: Run) -> Analysis:
     """The analysis of a run, as far as the run got."""
-    trajectories = {"flow": run.flow} if run.flow is not None else {}
-    trajectories |= {d.label: d.trajectory for d in run.descents}
-    rates = {label: rate for label, t in trajectories.items() if (rate := _rate(t)) is not None}
+    ended = {label: _rate(t, run.ends.get(label)) for label, t in run.trajectories().items()}
+    rates = {label: rate for label, rate in ended.items() if rate is not None}
     if run.flow is None:
         return Analysis({}, None, rates)
     gaps = {d.label: compare(run.flow, d.trajectory) for d in run.descents}
     return Analysis(gaps, _order(run.descents, gaps), rates)
 
 
-def _rate(trajectory: Trajectory) -> Rate | None:
+def _rate(trajectory: Trajectory, end: EndPoint | None) -> Rate | None:
+    """To the risk of the end point, if there is one below all of the trajectory."""
     try:
+        if end is not None and end.found and end.risk <= float(trajectory.risk[-1]):
+            gap = trajectory.risk - end.risk
+            return fit_rate(trajectory.ts, gap, predicted=end.rate)
         return fit_rate(trajectory.ts, trajectory.risk, known_limit=False)
     except ArgumentError:  # too few points, or a risk that does not decrease
         return None
@@ -112,6 +116,67 @@ def _law(rate: Rate) -> str:
         if rate.reason.startswith(sign):
             return sign
     return rate.formula() + (" ?" if rate.law == "undecided" else "")
+
+
+END_COLUMNS = (
+    "end of",
+    "kind",
+    "risk",
+    "residual",
+    "moved",
+    "dead",
+    "sliding",
+    "zero λ",
+    "rate",
+    "predicted",
+    "from the flow's",
+)
+
+
+def end_rows(run: Run, analysis: Analysis) -> list[tuple[str, ...]]:
+    """The table of end points, one row for each trajectory that has one."""
+    table = []
+    for label, end in run.ends.items():
+        rate = analysis.rates.get(label)
+        fitted = "" if rate is None else _law(rate)
+        if not end.found:
+            empty = ("",) * 6
+            table.append((label, end.kind, *empty, fitted, "", ""))
+            continue
+        apart = "" if end.apart is None else f"{end.apart:.3g}"
+        table.append(
+            (
+                label,
+                end.kind,
+                f"{end.risk:.6g}",
+                f"{end.residual:.1e}",
+                f"{end.distance:.2g}",
+                str(end.dead),
+                str(end.sliding),
+                f"{end.zeros} of {len(end.spectrum)}",
+                fitted,
+                "" if end.rate is None else f"exp(-{end.rate:.4g} t)",
+                apart + (", another one" if end.different else ""),
+            )
+        )
+    return table
+
+
+def end_sentence(run: Run) -> str:
+    """What the end points say of the flow and the descents."""
+    flow = run.ends.get("flow")
+    if flow is None:
+        return ""
+    if not flow.found:
+        return f"The flow's end: {flow.message}"
+    text = f"The flow leads to a critical point, a {flow.kind}: {flow.message}"
+    others = {label: end for label, end in run.ends.items() if label != "flow"}
+    different = [label for label, end in others.items() if end.different]
+    if different:
+        text += f" To other critical points lead the descents with {', '.join(different)}."
+    elif any(end.different is False for end in others.values()):
+        text += " The descents that came to one have the same risk and kind there."
+    return text
 
 
 def facts(analysis: Analysis) -> dict:

@@ -93,20 +93,23 @@ def _print_summary(run: "Run") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from gflow.analysis import COLUMNS, analyse, rows
+    from gflow.analysis import COLUMNS, END_COLUMNS, analyse, end_rows, end_sentence, rows
 
     analysis = analyse(run)
     terminal = sys.stdout.isatty()
     console = Console(highlight=False)
     # Lines that a narrow terminal breaks are read more easily than cells it cuts.
     console.width = max(console.width if terminal else 0, 150)
-    table = Table(box=box.SIMPLE_HEAD if terminal else box.ASCII2, title_justify="left")
-    for k, column in enumerate(COLUMNS):
-        side = "left" if k in (0, len(COLUMNS) - 1) else "right"
-        table.add_column(column, justify=side, no_wrap=True)
-    for row in rows(run, analysis):
-        table.add_row(*row)
-    console.print(table)
+
+    def show(columns, lines, left: tuple[int, ...]) -> None:
+        table = Table(box=box.SIMPLE_HEAD if terminal else box.ASCII2, title_justify="left")
+        for k, column in enumerate(columns):
+            table.add_column(column, justify="left" if k in left else "right", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+
+    show(COLUMNS, rows(run, analysis), left=(0, len(COLUMNS) - 1))
     if run.flow is not None:
         facts = run.flow.summary()
         drifts = ", ".join(f"{name} {facts[name]}" for name in facts if name.endswith("drift"))
@@ -117,3 +120,6 @@ def _print_summary(run: "Run") -> None:
         console.print(
             "No order: fewer than three descents with h λ/2 of at most 0.25 got to the end"
         )
+    if run.ends:
+        show(END_COLUMNS, end_rows(run, analysis), left=(0, 1))
+        console.print(end_sentence(run), soft_wrap=True)

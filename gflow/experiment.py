@@ -16,6 +16,7 @@ from gflow.arguments import ArgumentError, Described
 from gflow.config import SOLVERS, Config
 from gflow.data import Table, load_table
 from gflow.descent import descend
+from gflow.ends import end_points
 from gflow.flow import solve_flow
 from gflow.networks import ShallowNet
 from gflow.provenance import provenance
@@ -23,6 +24,7 @@ from gflow.report import write_report
 from gflow.risks import EmpiricalRisk, PopulationRisk, Risk
 from gflow.sharpness import sharpness
 from gflow.store import Descent, Run, new_directory, save_run
+from gflow.trajectory import Trajectory
 
 _MOST_STEPS = 10**9
 
@@ -139,6 +141,13 @@ def _compute(run: Run, say: Callable[[str], None]) -> None:
             )
         run.descents.append(descent)
         _report_trouble(run, f"Gradient descent with {descent.label}", descent.trajectory, say)
+    with _timed(run, "end points"):
+        run.ends = end_points(risk, _sound(run), say)
+
+
+def _sound(run: Run) -> dict[str, Trajectory]:
+    """The trajectories that did not diverge."""
+    return {label: t for label, t in run.trajectories().items() if blown_up(t) is None}
 
 
 def _risk(config: Config, table: Table) -> Risk:

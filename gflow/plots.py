@@ -15,6 +15,7 @@ from matplotlib.ticker import NullLocator, SymmetricalLogLocator
 
 from gflow.arguments import ArgumentError, Described
 from gflow.compare import Gap, Order
+from gflow.critical import CriticalPoint
 from gflow.networks import ShallowNet
 from gflow.piecewise import PiecewisePolynomial
 from gflow.spectrum import Spectrum
@@ -301,11 +302,14 @@ def unit_directions(trajectory: Trajectory, features: Any = (), *, ax: Axes | No
 
 
 def spectrum(
-    spectrum: Spectrum, *, linear_below: float | None = None, ax: Axes | None = None
+    spectrum: Spectrum | CriticalPoint, *, linear_below: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """The eigenvalues of a Hessian on a symmetric-logarithmic axis, linear in ±`linear_below`: in
-    descending order, or with their density, as eigenvalues per decade, where it was estimated."""
+    """The eigenvalues of a Hessian, or of the one at a critical point, on a symmetric-logarithmic
+    axis, linear in ±`linear_below`: in descending order, or with their density, as eigenvalues per
+    decade, where it was estimated."""
     ax = _axes(ax)
+    if isinstance(spectrum, CriticalPoint):
+        spectrum = Spectrum.complete_of(spectrum.spectrum)
     values = spectrum.eigenvalues
     if linear_below is None:
         away = np.abs(values[np.abs(values) > spectrum.zero_below])

@@ -11,7 +11,16 @@ import matplotlib
 
 from gflow import piecewise
 from gflow.activations import as_activation
-from gflow.analysis import COLUMNS, Analysis, analyse, facts, rows
+from gflow.analysis import (
+    COLUMNS,
+    END_COLUMNS,
+    Analysis,
+    analyse,
+    end_rows,
+    end_sentence,
+    facts,
+    rows,
+)
 from gflow.store import Run, load_run
 
 _STYLE = """
@@ -46,6 +55,15 @@ _LEGEND = (
 )
 
 
+_END_LEGEND = (
+    "The critical point nearby, found by Newton's method across activation patterns; the residual "
+    "is the norm of the minimal-norm subgradient there, “moved” the distance from the end of the "
+    "trajectory. Zero eigenvalues λ are those of directions in which nothing changes to second "
+    "order. The fitted rate is that of the risk to its value at the critical point; the predicted "
+    "one is twice the least positive eigenvalue."
+)
+
+
 def write_report(directory: Path) -> Path:
     """Writes `report.html` and `overview.png`, all its figures, from the run directory's files, and
     the numbers of the analysis into its `run.json`.
@@ -73,6 +91,7 @@ def render(run: Run, analysis: Analysis, config: str) -> str:
         f"<p>{html.escape(_verdict(run, analysis))}</p>",
         '<div class="wide">' + _table(COLUMNS, rows(run, analysis)) + "</div>",
         f"<p>{_LEGEND}</p>",
+        _ends(run, analysis),
         '<h2>Figures</h2><div class="figures">',
         *(_figure(_svg(draw), caption) for draw, caption in _figures(run, analysis)),
         "</div>",
@@ -130,6 +149,16 @@ def _verdict(run: Run, analysis: Analysis) -> str:
     elif run.descents:
         text += " Fewer than three descents have small enough steps for an order in the step size."
     return text
+
+
+def _ends(run: Run, analysis: Analysis) -> str:
+    if not run.ends:
+        return ""
+    table = _table(END_COLUMNS, end_rows(run, analysis))
+    return (
+        f"<h2>Where they lead</h2><p>{html.escape(end_sentence(run))}</p>"
+        f'<div class="wide">{table}</div><p>{_END_LEGEND}</p>'
+    )
 
 
 def _table(columns, lines) -> str:
@@ -203,12 +232,35 @@ def _figures(run: Run, analysis: Analysis) -> list[tuple[Callable[[Any], Any], s
         names = run.table.features
         caption = "The hidden units |v| w along the flow, from small to their place at the end."
         drawn.append((lambda ax: plots.unit_directions(flow, names, ax=ax), caption))
+    drawn += _rate_figures(run, analysis)
     if run.flow.kinks is not None and len(run.flow.kinks):
         caption = "The kinks met: a red line while a unit slides along one."
         drawn.append((lambda ax: plots.kinks(flow, ax=ax), caption))
         if run.table.x.shape[1] == 1 and run.config.bias:
             caption = "The places of the kinks among the data; slides lie on the lines."
             drawn.append((lambda ax: plots.breakpoints(flow, x, ax=ax), caption))
+    return drawn
+
+
+def _rate_figures(run: Run, analysis: Analysis) -> list[tuple[Callable[[Any], Any], str]]:
+    from gflow import plots, rate_plots
+    from gflow.spectrum import Spectrum
+
+    drawn: list[tuple[Callable[[Any], Any], str]] = []
+    flow, rate, end = run.flow, analysis.rates.get("flow"), run.ends.get("flow")
+    if end is not None and not end.found:
+        end = None
+    if flow is not None and rate is not None and (end is not None or rate.law != "undecided"):
+        gap = flow.risk if end is None or rate.limit else flow.risk - end.risk
+        for x, axis in (("log", "log-time"), ("linear", "time")):
+            draw = lambda ax, x=x: rate_plots.gap(flow.ts, gap, rate, x=x, ax=ax)
+            drawn.append((draw, f"Risk above its limit, over {axis}, and the law."))
+        caption = "Local slopes of that gap, with the plateau found."
+        drawn.append((lambda ax: rate_plots.local_slopes(rate, ax=ax), caption))
+    if end is not None and end.spectrum:
+        spectrum = Spectrum.complete_of(end.spectrum)
+        caption = "Eigenvalues of the Hessian at the flow's critical point."
+        drawn.append((lambda ax: plots.spectrum(spectrum, ax=ax), caption))
     return drawn
 
 

@@ -58,6 +58,26 @@ class Spectrum:
     nodes: Float[np.ndarray, "probes depth"] | None = field(default=None)
     weights: Float[np.ndarray, "probes depth"] | None = field(default=None)
 
+    @classmethod
+    def complete_of(cls, eigenvalues: Any) -> "Spectrum":
+        """The spectrum of these eigenvalues, all there are, without eigenvectors; they count as 0
+        up to 100 · size · ε of the largest."""
+        values = np.sort(np.asarray(eigenvalues, float))
+        size = len(values)
+        rounding = float(np.finfo(float).eps * np.abs(values).max(initial=0.0))
+        return cls(
+            size=size,
+            eigenvalues=values,
+            eigenvectors=jnp.zeros((0, size)),
+            residuals=np.zeros(size),
+            num_smallest=0,
+            complete=True,
+            checked=True,
+            tol=0.0,
+            num_products=0,
+            zero_below=100 * max(size, 1) * rounding,
+        )
+
     @property
     def sharpness(self) -> float:
         """The largest eigenvalue; NaN if only the smallest were asked for."""

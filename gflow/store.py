@@ -18,6 +18,7 @@ from gflow.activations import as_activation
 from gflow.arguments import ArgumentError, Described
 from gflow.config import Config, read_config, to_dict
 from gflow.data import Table
+from gflow.ends import EndPoint
 from gflow.networks import ShallowNet
 from gflow.results import RESULTS
 from gflow.trajectory import Diagnostics, Kinks, Trajectory, named_parameters
@@ -42,6 +43,7 @@ class Run:
 
     - `config`, `table`: what it ran on. `sharpness`: of the risk at the start.
     - `flow`, `descents`: the trajectories.
+    - `ends`: the critical points that they lead to, by label ("flow" for the flow).
     - `status`: "complete", "interrupted" or "failed"; `notes`: what the user should know.
     - `seconds`: wall time of each piece, compilation included; `provenance`: versions and so on.
     """
@@ -52,9 +54,15 @@ class Run:
     sharpness: float = float("nan")
     flow: Trajectory | None = None
     descents: list[Descent] = field(default_factory=list)
+    ends: dict[str, EndPoint] = field(default_factory=dict)
     status: str = "complete"
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def trajectories(self) -> dict[str, Trajectory]:
+        """All of them, by label."""
+        flow = {} if self.flow is None else {"flow": self.flow}
+        return flow | {d.label: d.trajectory for d in self.descents}
 
 
 def save_trajectory(trajectory: Trajectory, path: Path | str) -> None:
@@ -195,6 +203,7 @@ def save_run(run: Run, directory: Path) -> None:
             {"file": _descent_name(k), "fraction": d.fraction, "step_size": d.step_size}
             for k, d in enumerate(run.descents)
         ],
+        "ends": {label: end.as_dict() for label, end in run.ends.items()},
         "notes": run.notes,
         "seconds": run.seconds,
         "seed": run.config.seed,
@@ -243,6 +252,7 @@ def _load(directory: Path) -> Run:
             Descent(d["fraction"], d["step_size"], load_trajectory(directory / d["file"]))
             for d in facts["descents"]
         ],
+        ends={label: EndPoint.from_dict(end) for label, end in facts.get("ends", {}).items()},
         status=facts["status"],
         notes=facts["notes"],
         seconds=facts["seconds"],
