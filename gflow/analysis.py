@@ -8,7 +8,7 @@ from gflow.arguments import ArgumentError
 from gflow.compare import Gap, Order, compare, observed_order
 from gflow.ends import EndPoint
 from gflow.rates import Rate, fit_rate
-from gflow.store import Descent, Run
+from gflow.store import FURTHER, Descent, Run
 from gflow.trajectory import Trajectory
 
 # Beyond a quarter of the stability limit the error of descent is not yet proportional to h.
@@ -35,9 +35,10 @@ def analyse(run: Run) -> Analysis:
 
 
 def _rate(trajectory: Trajectory, end: EndPoint | None) -> Rate | None:
-    """To the risk of the end point, if there is one below all of the trajectory."""
+    """To the risk of the end point, if one was found, not above the end of the trajectory."""
     try:
-        if end is not None and end.found and end.risk <= float(trajectory.risk[-1]):
+        rounding = 1e-12 * float(trajectory.risk[0])
+        if end is not None and end.found and end.risk <= float(trajectory.risk[-1]) + rounding:
             gap = trajectory.risk - end.risk
             return fit_rate(trajectory.ts, gap, predicted=end.rate)
         return fit_rate(trajectory.ts, trajectory.risk, known_limit=False)
@@ -81,8 +82,9 @@ COLUMNS = (
 def rows(run: Run, analysis: Analysis) -> list[tuple[str, ...]]:
     """The summary table of a run, one row for the flow and one for each descent."""
     table = []
-    if run.flow is not None:
-        table.append(_row(run, analysis, "flow", run.flow, ("", ""), ("", "", "")))
+    for label, flow in (("flow", run.flow), (FURTHER, run.further)):
+        if flow is not None:
+            table.append(_row(run, analysis, label, flow, ("", ""), ("", "", "")))
     for d in run.descents:
         gap = analysis.gaps.get(d.label)
         apart = () if gap is None else (gap.risk_gap[-1], gap.largest, gap.distance[-1])
@@ -101,7 +103,7 @@ def _row(run: Run, analysis: Analysis, label, trajectory, size, distances) -> tu
         law = f"{trajectory.result_name.replace('_', ' ')} at t = {float(trajectory.ts[-1]):.4g}"
     finite = trajectory.risk[np.isfinite(trajectory.risk)]
     return (
-        "gradient flow" if label == "flow" else "descent",
+        {"flow": "gradient flow", FURTHER: "the flow, further"}.get(label, "descent"),
         *size,
         f"{int(trajectory.stats['num_steps']):,}",
         f"{run.seconds.get(label, float('nan')):.2f}",
@@ -134,8 +136,10 @@ END_COLUMNS = (
 
 
 def end_rows(run: Run, analysis: Analysis) -> list[tuple[str, ...]]:
-    """The table of end points, one row for each trajectory that has one."""
+    """The table of end points, one row for each trajectory; none if there are no end points."""
     table = []
+    if not any(end.found for end in run.ends.values()):
+        return table
     for label, end in run.ends.items():
         rate = analysis.rates.get(label)
         fitted = "" if rate is None else _law(rate)
@@ -164,19 +168,31 @@ def end_rows(run: Run, analysis: Analysis) -> list[tuple[str, ...]]:
 
 def end_sentence(run: Run) -> str:
     """What the end points say of the flow and the descents."""
-    flow = run.ends.get("flow")
+    flow = run.ends.get(FURTHER, run.ends.get("flow"))
     if flow is None:
         return ""
+    last = run.flow if run.further is None else run.further
+    until = "" if last is None else f" at t = {float(last.ts[-1]):.4g}"
     if not flow.found:
-        return f"The flow's end: {flow.message}"
-    text = f"The flow leads to a critical point, a {flow.kind}: {flow.message}"
-    others = {label: end for label, end in run.ends.items() if label != "flow"}
+        further = (
+            "" if run.further is not None else " `follow` takes the flow alone to a later time."
+        )
+        return f"The flow{until}: {flow.message}{further}"
+    text = f"The flow{until} is on the way to a {flow.kind}. {flow.message}"
+    others = {label: end for label, end in run.ends.items() if end.different is not None}
     different = [label for label, end in others.items() if end.different]
     if different:
         text += f" To other critical points lead the descents with {', '.join(different)}."
-    elif any(end.different is False for end in others.values()):
-        text += " The descents that came to one have the same risk and kind there."
+    elif others:
+        text += " Those of the descents that were found have the same risk and kind."
     return text
+
+
+def flow_end(run: Run) -> tuple[str, Trajectory | None, EndPoint | None]:
+    """The label of the flow as far as it was followed, it, and its critical point if found."""
+    label, flow = ("flow", run.flow) if run.further is None else (FURTHER, run.further)
+    end = run.ends.get(label)
+    return label, flow, end if end is not None and end.found else None
 
 
 def facts(analysis: Analysis) -> dict:

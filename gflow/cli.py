@@ -121,5 +121,6 @@ def _print_summary(run: "Run") -> None:
             "No order: fewer than three descents with h λ/2 of at most 0.25 got to the end"
         )
     if run.ends:
-        show(END_COLUMNS, end_rows(run, analysis), left=(0, 1))
+        if ends := end_rows(run, analysis):
+            show(END_COLUMNS, ends, left=(0, 1))
         console.print(end_sentence(run), soft_wrap=True)

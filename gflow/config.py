@@ -68,6 +68,8 @@ class Config:
     """Seed of the initial parameters."""
     t1: float = 20.0
     """Final flow time; a gradient-descent step of size h is flow time h."""
+    follow: float | None = None
+    """A later time, until which the flow alone is followed further, to find where it leads."""
     num_times: int = 200
     """Number of logarithmic times to save the flow at, besides those of the descents."""
     rtol: float | None = None
@@ -132,6 +134,7 @@ class Config:
             scale=positive("scale", self.scale),
             seed=seed,
             t1=positive("t1", self.t1),
+            follow=self._follow(),
             num_times=positive_int("num_times", self.num_times, least=8),
             rtol=None if self.rtol is None else positive("rtol", self.rtol),
             atol=None if self.atol is None else positive("atol", self.atol),
@@ -141,6 +144,14 @@ class Config:
                 sorted({positive("step_fractions", f) for f in fractions}, reverse=True)
             ),
         )
+
+    def _follow(self) -> float | None:
+        if self.follow is None:
+            return None
+        later = positive("follow", self.follow)
+        if later <= float(self.t1):
+            raise ArgumentError("follow", self.follow, f"a time after t1 = {self.t1:g}")
+        return later
 
 
 def read_config(path: Path) -> Config:

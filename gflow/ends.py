@@ -59,18 +59,20 @@ class EndPoint:
 def end_points(
     risk: Callable, trajectories: Mapping[str, Trajectory], say: Callable[[str], None]
 ) -> dict[str, EndPoint]:
-    """The end point of each trajectory, those of descents compared with the first, the flow's."""
+    """The end point of each trajectory, those of descents compared with that of the flow, as far as
+    it was followed."""
     ends: dict[str, EndPoint] = {}
-    first: CriticalPoint | None = None
+    flow: CriticalPoint | None = None
     for label, trajectory in trajectories.items():
         try:
             point = refine(risk, trajectory.final, throw=False)
         except ArgumentError as error:  # too many parameters, or a run that ended in NaN
             say(f"No end point of {label}: {error}.")
             continue
-        if first is None and not ends:
-            first = point
-        ends[label] = _facts(point, None if point is first else first, trajectory)
+        of_flow = trajectory.kind == "flow"
+        ends[label] = _facts(point, None if of_flow else flow, trajectory)
+        if of_flow and point.found:
+            flow = point
     return ends
 
 

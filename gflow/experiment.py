@@ -23,7 +23,7 @@ from gflow.provenance import provenance
 from gflow.report import write_report
 from gflow.risks import EmpiricalRisk, PopulationRisk, Risk
 from gflow.sharpness import sharpness
-from gflow.store import Descent, Run, new_directory, save_run
+from gflow.store import FURTHER, Descent, Run, new_directory, save_run
 from gflow.trajectory import Trajectory
 
 _MOST_STEPS = 10**9
@@ -141,8 +141,34 @@ def _compute(run: Run, say: Callable[[str], None]) -> None:
             )
         run.descents.append(descent)
         _report_trouble(run, f"Gradient descent with {descent.label}", descent.trajectory, say)
+    if config.follow is not None and run.flow.succeeded:
+        with _timed(run, FURTHER):
+            run.further = _followed(run, risk)
+        _report_trouble(run, "The flow, followed further,", run.further, say)
     with _timed(run, "end points"):
         run.ends = end_points(risk, _sound(run), say)
+
+
+def _followed(run: Run, risk: Risk) -> Trajectory:
+    """The flow after t1."""
+    config, flow = run.config, run.flow
+    assert flow is not None and config.follow is not None
+    t0 = float(flow.ts[-1])
+    return solve_flow(
+        risk,
+        flow.final,
+        t0=t0,
+        t1=config.follow,
+        ts=np.geomspace(t0, config.follow, config.num_times),
+        rtol=_rtol(config),
+        atol=config.atol,
+        solver=_solver(config),
+        kinks=config.kinks,
+        max_steps=config.max_steps,
+        max_kinks=config.max_kinks,
+        progress=True,
+        throw=False,
+    )
 
 
 def _sound(run: Run) -> dict[str, Trajectory]:

@@ -19,6 +19,7 @@ from gflow.analysis import (
     end_rows,
     end_sentence,
     facts,
+    flow_end,
     rows,
 )
 from gflow.store import Run, load_run
@@ -60,7 +61,7 @@ _END_LEGEND = (
     "is the norm of the minimal-norm subgradient there, “moved” the distance from the end of the "
     "trajectory. Zero eigenvalues λ are those of directions in which nothing changes to second "
     "order. The fitted rate is that of the risk to its value at the critical point; the predicted "
-    "one is twice the least positive eigenvalue."
+    "one is twice the least positive eigenvalue of the modes that carry the gap."
 )
 
 
@@ -154,11 +155,10 @@ def _verdict(run: Run, analysis: Analysis) -> str:
 def _ends(run: Run, analysis: Analysis) -> str:
     if not run.ends:
         return ""
-    table = _table(END_COLUMNS, end_rows(run, analysis))
-    return (
-        f"<h2>Where they lead</h2><p>{html.escape(end_sentence(run))}</p>"
-        f'<div class="wide">{table}</div><p>{_END_LEGEND}</p>'
-    )
+    text = f"<h2>Where they lead</h2><p>{html.escape(end_sentence(run))}</p>"
+    if lines := end_rows(run, analysis):
+        text += f'<div class="wide">{_table(END_COLUMNS, lines)}</div><p>{_END_LEGEND}</p>'
+    return text
 
 
 def _table(columns, lines) -> str:
@@ -247,9 +247,8 @@ def _rate_figures(run: Run, analysis: Analysis) -> list[tuple[Callable[[Any], An
     from gflow.spectrum import Spectrum
 
     drawn: list[tuple[Callable[[Any], Any], str]] = []
-    flow, rate, end = run.flow, analysis.rates.get("flow"), run.ends.get("flow")
-    if end is not None and not end.found:
-        end = None
+    label, flow, end = flow_end(run)
+    rate = analysis.rates.get(label)
     if flow is not None and rate is not None and (end is not None or rate.law != "undecided"):
         gap = flow.risk if end is None or rate.limit else flow.risk - end.risk
         for x, axis in (("log", "log-time"), ("linear", "time")):

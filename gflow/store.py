@@ -23,6 +23,9 @@ from gflow.networks import ShallowNet
 from gflow.results import RESULTS
 from gflow.trajectory import Diagnostics, Kinks, Trajectory, named_parameters
 
+# The label of the flow after t1.
+FURTHER = "flow, further"
+
 
 @dataclass
 class Descent:
@@ -42,7 +45,7 @@ class Run:
     """All that the main job computed, as far as it got.
 
     - `config`, `table`: what it ran on. `sharpness`: of the risk at the start.
-    - `flow`, `descents`: the trajectories.
+    - `flow`, `descents`: the trajectories. `further`: the flow after t1, if it was followed.
     - `ends`: the critical points that they lead to, by label ("flow" for the flow).
     - `status`: "complete", "interrupted" or "failed"; `notes`: what the user should know.
     - `seconds`: wall time of each piece, compilation included; `provenance`: versions and so on.
@@ -54,6 +57,7 @@ class Run:
     sharpness: float = float("nan")
     flow: Trajectory | None = None
     descents: list[Descent] = field(default_factory=list)
+    further: Trajectory | None = None
     ends: dict[str, EndPoint] = field(default_factory=dict)
     status: str = "complete"
     notes: list[str] = field(default_factory=list)
@@ -61,8 +65,9 @@ class Run:
 
     def trajectories(self) -> dict[str, Trajectory]:
         """All of them, by label."""
-        flow = {} if self.flow is None else {"flow": self.flow}
-        return flow | {d.label: d.trajectory for d in self.descents}
+        flows = {"flow": self.flow, FURTHER: self.further}
+        found = {label: t for label, t in flows.items() if t is not None}
+        return found | {d.label: d.trajectory for d in self.descents}
 
 
 def save_trajectory(trajectory: Trajectory, path: Path | str) -> None:
@@ -194,6 +199,8 @@ def save_run(run: Run, directory: Path) -> None:
     ).to_zarr(str(directory / "data.zarr"), zarr_format=2, consolidated=True)
     if run.flow is not None:
         save_trajectory(run.flow, directory / "flow.zarr")
+    if run.further is not None:
+        save_trajectory(run.further, directory / "further.zarr")
     for k, descent in enumerate(run.descents):
         save_trajectory(descent.trajectory, directory / _descent_name(k))
     facts = {
@@ -241,7 +248,7 @@ def _load(directory: Path) -> Run:
         data.attrs["name"],
         tuple(data.attrs["notes"]),
     )
-    flow = directory / "flow.zarr"
+    flow, further = directory / "flow.zarr", directory / "further.zarr"
     return Run(
         config=read_config(directory / "config.toml"),
         table=table,
@@ -252,6 +259,7 @@ def _load(directory: Path) -> Run:
             Descent(d["fraction"], d["step_size"], load_trajectory(directory / d["file"]))
             for d in facts["descents"]
         ],
+        further=load_trajectory(further) if further.exists() else None,
         ends={label: EndPoint.from_dict(end) for label, end in facts.get("ends", {}).items()},
         status=facts["status"],
         notes=facts["notes"],

@@ -26,6 +26,9 @@ class Kind(enum.Enum):
         return self.value
 
 
+MINIMA = (Kind.GLOBAL_MINIMUM, Kind.LOCAL_MINIMUM)
+
+
 class Zeros(NamedTuple):
     """How many eigenvalues of the Hessian are zero to rounding, and of these how many are explained
     by units that are dead or degenerate, by the symmetry (w, b, v) → (aw, ab, v/a) of the others,
@@ -57,6 +60,9 @@ class CriticalPoint:
       `risk_change`: its risk less that of the start. Above zero, no flow leads here from there.
     - `spectrum`: eigenvalues of the Hessian, ascending; of that of the pattern, in the directions
       along all kinks on which the point is. `zeros`: how many of them are zero, and why.
+    - `rate`: for a minimum 2λ, λ the least positive eigenvalue of those whose eigenvectors carry a
+      tenth of the gap of the risk between the start and the point: as long as they do, the risk of
+      a flow falls to its limit like exp(−rate · t). None if there is none.
     - `sliding`: the kinks on which the point is, with their multipliers. `touched`: pairs of unit
       and datum at a kink of which the multiplier is 0 or 1: the point is critical for one side of
       it alone. Without these, `strictly` complementary, the point stays critical on its kinks when
@@ -76,6 +82,7 @@ class CriticalPoint:
     risk_change: float
     spectrum: Float[np.ndarray, " free"]
     zeros: Zeros
+    rate: float | None
     sliding: tuple[Sliding, ...]
     touched: tuple[tuple[int, int], ...]
     negative: tuple[PyTree, ...]
@@ -89,7 +96,7 @@ class CriticalPoint:
 
     @property
     def is_minimum(self) -> bool:
-        return self.kind in (Kind.GLOBAL_MINIMUM, Kind.LOCAL_MINIMUM)
+        return self.kind in MINIMA
 
     @property
     def strictly(self) -> bool:
@@ -99,13 +106,6 @@ class CriticalPoint:
     def isolated(self) -> bool:
         """Whether no eigenvalue is zero: otherwise critical points may form a manifold."""
         return self.zeros.total == 0
-
-    @property
-    def rate(self) -> float | None:
-        """For a minimum twice the least positive eigenvalue: the risk of a flow that comes along
-        its eigenvector falls to the limit like exp(−rate · t). None if there is none."""
-        positive = self.spectrum[self.zeros.total :]
-        return float(2 * positive[0]) if self.is_minimum and len(positive) else None
 
     def distance_to(self, other: "CriticalPoint | PyTree") -> float:
         """‖θ − θ'‖ to another network, over all parameters."""

@@ -11,7 +11,7 @@ from gflow.critical.newton import Found, newton
 from gflow.critical.units import units_at_zero
 from gflow.flow.kinks import SwitchedRisk
 
-MOST_PATTERNS = 200
+MOST_PATTERNS = 60
 # A kink that is met more often stands between critical points of both its sides.
 _MOST_MEETINGS = 4
 # Weights of kinks count as 0 or 1 up to this.

@@ -358,6 +358,10 @@ def _doubt(law: str, fit: Fit, criterion: dict[str, float]) -> str:
 
 
 def _rounded(value: float, error: float) -> str:
+    """The value to the first digit of its error; very small and large ones by powers of ten."""
+    if not 1e-4 <= abs(value) < 1e6 and value != 0:
+        power = int(np.floor(np.log10(abs(value))))
+        return f"({_rounded(value / 10.0**power, error / 10.0**power)})e{power}"
     digits = 9 if error <= 0 else -int(np.floor(np.log10(error)))
     digits = min(max(digits, 0), 12)
     return f"{value:.{digits}f} ± {error:.1g}"
