@@ -23,6 +23,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.risks --quick
 	$(BIN)/python -m benchmarks.horizons --quick
 	$(BIN)/python -m benchmarks.spectrum --quick
+	$(BIN)/python -m benchmarks.critical --quick
 
 clean:
 	rm -rf .venv .cache runs benchmarks/results

@@ -207,6 +207,7 @@ TABLES = {
         ("--data wave --target y", "`target`: got 'y', wanted no target"),
         ("--risk population", "`data`: got 'diabetes', wanted for the population risk one of"),
         ("--data tent --risk population --density flat", "`density`: got 'flat'"),
+        ("--t1 20 --follow 3", "`follow`: got 3.0, wanted a time after t1 = 20"),
         ("--wdth 3", "Unrecognized options"),
         ("--width three", "invalid literal for int()"),
     ],
@@ -234,3 +235,21 @@ def test_help_explains_every_field(tmp_path):
     for field in fields(Config):
         assert f"--{field.name.replace('_', '-')}" in text
     assert "Number of hidden units" in text and "--config" in text
+
+
+def test_the_main_job_says_where_flow_and_descents_lead(tmp_path):
+    arguments = ["--data", "wave", "--num-points", "12", "--width", "4", "--t1", "20"]
+    arguments += ["--step-fractions", "0.4", "0.2", "--follow", "1e6", "--out", "r"]
+    ended = gflow("run", *arguments, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    facts = json.loads((tmp_path / "r" / "run.json").read_text())
+    flow, further = facts["ends"]["flow"], facts["ends"]["flow, further"]
+    assert further["kind"] in ended.stdout and further["kind"].endswith("minimum")
+    assert further["residual"] < 1e-12 and "at t = 1e+06" in ended.stdout
+    assert flow["different"] is None and len(facts["ends"]) == 4
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "Where they lead" in page and "Eigenvalues of the Hessian" in page
+    times = xarray.open_zarr(tmp_path / "r" / "further.zarr")["time"].to_numpy()
+    assert times[0] == 20.0 and times[-1] == 1e6
+    again = gflow("report", "r", cwd=tmp_path)
+    assert again.returncode == 0 and (tmp_path / "r" / "report.html").read_text() == page

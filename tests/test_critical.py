@@ -269,3 +269,42 @@ def test_how_it_reads(affine):
     text = repr(point)
     assert "saddle" in text and "2 dead" in text and f"{point.risk:.12g}" in text
     assert str(point.kind) == "saddle" and not point.is_minimum and point.rate is None
+
+
+# ---- random problems ----------------------------------------------------------------------------
+
+
+def data_on_a_line(k: int):
+    x = np.linspace(-1, 1, 12)
+    net = gflow.ShallowNet(1, 8, key=jax.random.key(k))
+    return gflow.EmpiricalRisk(x[:, None], np.sin(3 * x + k)), net
+
+
+def under_a_tent(k: int):
+    net = gflow.ShallowNet(1, 4, key=jax.random.key(k), init="standard_normal")
+    return gflow.PopulationRisk(piecewise.tent(), piecewise.uniform()), net
+
+
+@pytest.mark.parametrize("problem", [data_on_a_line, under_a_tent])
+def test_the_ends_of_flows_on_random_problems(problem):
+    for k in range(12):
+        risk, net = problem(k)
+        flow = gflow.solve_flow(risk, net, t1=1e5, throw=False)
+        point = gflow.refine(risk, flow.final, throw=False)
+        start = float(flow.grad_norm[0])
+        assert point.found == (flow.grad_norm[-1] < 1e-7 * start)
+        assert not point.found or point.residual < 1e-12 * start
+        # The start of a flow is near no critical point.
+        assert not gflow.refine(risk, net, throw=False).found
+        if isinstance(risk, gflow.EmpiricalRisk) and not point.units.degenerate:
+            assert norm(gflow.clarke_gradient(risk, point.net)) < 1e-12 * start
+
+
+def test_students_near_their_teacher():
+    teacher = gflow.ShallowNet(2, 3, key=jax.random.key(0), use_bias=False)
+    point = gflow.refine(gflow.GaussianRisk(teacher), disturbed(teacher, 1e-3, 0))
+    assert point.kind is gflow.Kind.GLOBAL_MINIMUM and abs(point.risk) < 1e-14
+    # The teacher up to rescaling: the products |w| v and the directions.
+    ours, theirs = (np.asarray(n.w * jnp.abs(n.v)[:, None]) for n in (point.net, teacher))
+    np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    assert point.zeros == (3, 0, 3, 0)
