@@ -131,7 +131,7 @@ END_COLUMNS = (
     "zero λ",
     "rate",
     "predicted",
-    "from the flow's",
+    "apart",
 )
 
 

@@ -99,7 +99,7 @@ def _print_summary(run: "Run") -> None:
     terminal = sys.stdout.isatty()
     console = Console(highlight=False)
     # Lines that a narrow terminal breaks are read more easily than cells it cuts.
-    console.width = max(console.width if terminal else 0, 150)
+    console.width = max(console.width if terminal else 0, 165)
 
     def show(columns, lines, left: tuple[int, ...]) -> None:
         table = Table(box=box.SIMPLE_HEAD if terminal else box.ASCII2, title_justify="left")

@@ -61,7 +61,8 @@ _END_LEGEND = (
     "is the norm of the minimal-norm subgradient there, “moved” the distance from the end of the "
     "trajectory. Zero eigenvalues λ are those of directions in which nothing changes to second "
     "order. The fitted rate is that of the risk to its value at the critical point; the predicted "
-    "one is twice the least positive eigenvalue of the modes that carry the gap."
+    "one is twice the least positive eigenvalue of the modes that carry the gap. “Apart” is the "
+    "distance from the flow's critical point."
 )
 
 

@@ -35,7 +35,7 @@ def kill_after(monkeypatch, count: int, *, switched: bool = False) -> None:
 
     def dying(self, facts, state, **options):
         save(self, facts, state, last=True)
-        if facts["switch"] or not switched:
+        if facts["switches"] or not switched:
             saved.append(None)
         if len(saved) == count:
             raise Killed

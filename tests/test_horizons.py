@@ -66,6 +66,17 @@ def test_the_choice_follows_stiffness_horizon_and_size():
     assert chosen(num_params=300, t1=1e3, kinks=2_000) is type(None)
 
 
+def test_rock4_hands_over_where_kinks_become_few():
+    # Just measured: 30 evaluations a step, in steps of which a hundred make a tenth of a decade.
+    now = progress(t=1e4, before=1e4 / 10**0.1, evaluations=3_000, num_params=353, t1=1e7)
+    chosen = lambda **changes: type(better_solver(now._replace(**changes), after="ROCK4"))
+    assert chosen(kinks=0, evaluations=100_000) is gflow.BDF5
+    assert chosen(kinks=500, evaluations=100_000) is type(None)
+    assert chosen(kinks=0, t1=1.01e4) is type(None)
+    assert chosen(kinks=0, evaluations=100_000, num_params=100_000) is type(None)
+    assert better_solver(now._replace(evaluations=100_000), after="BDF5") is None
+
+
 @pytest.mark.parametrize("problem", [sine, tent])
 def test_default_flows_to_time_1e8(problem):
     risk, net = problem()

@@ -61,8 +61,9 @@ class CriticalPoint:
     - `spectrum`: eigenvalues of the Hessian, ascending; of that of the pattern, in the directions
       along all kinks on which the point is. `zeros`: how many of them are zero, and why.
     - `rate`: for a minimum 2λ, λ the least positive eigenvalue of those whose eigenvectors carry a
-      tenth of the gap of the risk between the start and the point: as long as they do, the risk of
-      a flow falls to its limit like exp(−rate · t). None if there is none.
+      tenth of the gap of the risk between the start and the point (of all, if the start is the
+      point to 1e-7): as long as they do, the risk of a flow falls to its limit like exp(−rate · t).
+      None if there is none.
     - `sliding`: the kinks on which the point is, with their multipliers. `touched`: pairs of unit
       and datum at a kink of which the multiplier is 0 or 1: the point is critical for one side of
       it alone. Without these, `strictly` complementary, the point stays critical on its kinks when

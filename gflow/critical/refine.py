@@ -22,7 +22,7 @@ from gflow.networks import ShallowNet, split_trainable
 from gflow.risks import BoxRisk, GaussianRisk
 
 # Modes that carry less of the gap of the risk say nothing of its rate.
-_CARRIED = 0.1
+_CARRIED, _APART = 0.1, 1e-7
 # The Hessian is a dense matrix.
 _MOST_PARAMETERS = 4000
 
@@ -109,6 +109,7 @@ def _described(
     """The point where the search ended."""
     end = eqx.combine(as_net(trained, found.theta), frozen)
     value, scale = float(risk(end)), _scale(risk, end, begin)
+    size = float(max(np.linalg.norm(theta), np.linalg.norm(found.theta)))
     now = spectral(found.local, land.basis)
     moving = unsettled(found, now)
     now = now._replace(zero=now.zero | moving)
@@ -131,7 +132,6 @@ def _described(
     if found.converged:
         rounding = _rounding(risk, scale, optimum, exact=not moving.any())
         corner = fall_at_corners(risk, trained, frozen, found.theta, LOWER * scale)
-        size = float(max(np.linalg.norm(theta), np.linalg.norm(found.theta)))
         at = lambda p: float(risk(eqx.combine(as_net(trained, p), frozen)))
         level = Level(at, value, scale, size)
         verdict = classified(
@@ -149,7 +149,7 @@ def _described(
         risk_change=value - begin,
         spectrum=now.values,
         zeros=zeros,
-        rate=_rate(now, theta - found.theta) if verdict.kind in MINIMA else None,
+        rate=_rate(now, theta - found.theta, size) if verdict.kind in MINIMA else None,
         sliding=sliding,
         touched=touched,
         negative=tuple(as_net(trained, direction) for direction in verdict.falls.T),
@@ -159,15 +159,15 @@ def _described(
     )
 
 
-def _rate(now: Spectral, off: np.ndarray) -> float | None:
+def _rate(now: Spectral, off: np.ndarray, size: float) -> float | None:
     """Twice the least positive eigenvalue of the modes that carry the gap of the risk."""
     positive = ~now.zero & (now.values > 0)
     if not positive.any():
         return None
-    gaps = np.where(positive, now.values * (now.vectors.T @ off) ** 2, 0.0)
-    total = np.sum(gaps)
-    carried = positive & (gaps >= _CARRIED * total) if total > 0 else positive
-    return float(2 * np.min(now.values[carried]))
+    if np.linalg.norm(off) > _APART * size:
+        gaps = np.where(positive, now.values * (now.vectors.T @ off) ** 2, 0.0)
+        positive &= gaps >= _CARRIED * np.sum(gaps)
+    return float(2 * np.min(now.values[positive]))
 
 
 def _why(found: Found, patterns: int) -> str:

@@ -10,7 +10,9 @@ rest of the way by
 - ROCK4: steps of a share of t, with a number of stages that grows like √(hρ), up to its most;
 
 and some steps for every kink. Where h is bounded by ρ, Tsit5 would take many more steps, and
-another solver promises half the work or less, it takes over. It keeps the flow to the end.
+another solver promises half the work or less, it takes over. BDF5 keeps the flow to the end; ROCK4
+hands it over to BDF5 if that promises half of what ROCK4 has just been measured to take, as it may
+where kinks become few.
 """
 
 from collections.abc import Callable
@@ -43,8 +45,9 @@ SOLVERS = {"BDF5": BDF5, "ROCK4": ROCK4}
 
 
 class Progress(NamedTuple):
-    """How a flow fares: where it is, since when and through how many kinks, the size of its next
-    step, what gives the spectral radius of its Jacobian, and whether kinks are located."""
+    """How a flow fares: where it is, since when, through how many kinks and with how many field
+    evaluations, the size of its next step, what gives the spectral radius of its Jacobian, and
+    whether kinks are located."""
 
     t: float
     t1: float
@@ -55,10 +58,28 @@ class Progress(NamedTuple):
     rtol: float
     num_params: int
     located: bool
+    evaluations: int = 0
 
 
-def better_solver(now: Progress) -> diffrax.AbstractSolver | None:
-    """The solver to go on with instead of Tsit5; None to stay."""
+def better_solver(now: Progress, after: str | None = None) -> diffrax.AbstractSolver | None:
+    """The solver to go on with instead of Tsit5, or instead of the one that took over `after` it;
+    None to stay."""
+    if after is None:
+        return _instead_of_tsit5(now)
+    return _instead_of_rock4(now) if after == "ROCK4" else None
+
+
+def _instead_of_rock4(now: Progress) -> diffrax.AbstractSolver | None:
+    if now.num_params > _MOST_PARAMETERS or not now.t > now.before > 0:
+        return None
+    ahead = np.log10(now.t1 / now.t) / np.log10(now.t / now.before)
+    stay = now.evaluations / _STAGES_OF_TSIT5 * ahead
+    if stay < _WORTH_A_CHANGE / (1 + now.num_params / 100):
+        return None
+    return BDF5() if _with_bdf5(now, _STEPS_OF_A_KINK * now.kinks * ahead) < 0.5 * stay else None
+
+
+def _instead_of_tsit5(now: Progress) -> diffrax.AbstractSolver | None:
     stay = (now.t1 - now.t) / now.step_size
     if stay < _WORTH_A_CHANGE / (1 + now.num_params / 100):
         return None
@@ -68,16 +89,22 @@ def better_solver(now: Progress) -> diffrax.AbstractSolver | None:
     decades = np.log10(now.t1 / now.t) if now.t > 0 else 10.0
     since = max(np.log10(now.t / now.before), 0.1) if now.before > 0 else 1.0
     kinks = _STEPS_OF_A_KINK * now.kinks / since * decades
-    steps = _STEPS_OF_A_START + _STEPS_OF_A_DECADE * (1e-8 / now.rtol) ** (1 / 6) * decades + kinks
-    implicit = cost_of_implicit_step(now.num_params) * steps
-    if now.num_params > _MOST_PARAMETERS:
-        implicit = np.inf
+    implicit = _with_bdf5(now, kinks)
     explicit = _with_rock4(now, radius) + kinks
     if now.located and now.rtol > _ROCK4_ON_KINKS:
         explicit = np.inf
     if min(implicit, explicit) > 0.5 * stay:
         return None
     return BDF5() if implicit < explicit else ROCK4()
+
+
+def _with_bdf5(now: Progress, steps_of_kinks: float) -> float:
+    if now.num_params > _MOST_PARAMETERS:
+        return np.inf
+    decades = np.log10(now.t1 / now.t) if now.t > 0 else 10.0
+    steps = _STEPS_OF_A_DECADE * (1e-8 / now.rtol) ** (1 / 6) * decades
+    steps += _STEPS_OF_A_START + steps_of_kinks
+    return cost_of_implicit_step(now.num_params) * steps
 
 
 def cost_of_implicit_step(num_params: int) -> float:

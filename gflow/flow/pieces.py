@@ -57,20 +57,20 @@ class Switch(NamedTuple):
 
 def solve_in_pieces(
     run: Run, *, max_steps: int, choose: bool, progress: bool, checkpoint: Checkpoint | None
-) -> tuple[Callable[[], Piece], Switch | None]:
+) -> tuple[Callable[[], Piece], list[Switch]]:
     """The solve, with pauses after some steps; if it may `choose`, with another solver from where
     that is better; from the `checkpoint` on if there is one.
 
     Returns what makes the piece from the last state, to be compiled with what follows, and the
-    switch that was made. Ctrl-C ends the solve, where `progress` is shown with what was reached.
+    switches that were made. Ctrl-C ends the solve, where `progress` is shown with what was reached.
     """
-    run, state, switch = _start(run, checkpoint)
+    run, state, switches = _start(run, checkpoint)
     if not is_concrete(state):
         # The risk holds traced arrays: nothing can be looked at on the way.
         if progress or checkpoint is not None:
             name = "progress" if progress else "checkpoint"
             raise ArgumentError(name, Described("a traced risk"), "a known one, for pauses")
-        return eqx.Partial(as_it_is, run.whole(max_steps)), None
+        return eqx.Partial(as_it_is, run.whole(max_steps)), []
     interrupted = False
     total = len(run.ts) if progress else None
     with progress_bar(total, "gradient flow") as bar, noted_interrupts() as noted:
@@ -82,23 +82,24 @@ def solve_in_pieces(
                 kinks = run.kinks_met(state)
                 met = f", {kinks:,} kinks" if kinks else ""
                 bar.advance(int(state.saved) - int(before.saved), f"t = {float(state.t):.4g}{met}")
-                if choose and switch is None and run.unfinished(state):
-                    solver = _better(run, before, state)
+                if choose and run.unfinished(state):
+                    solver = _better(run, before, state, switches)
                     if solver is not None:
-                        switch = Switch(type(solver).__name__, float(state.t), int(state.steps))
+                        made = Switch(type(solver).__name__, float(state.t), int(state.steps))
+                        switches.append(made)
                         run, state = run.hand_over(state, solver)
                 if checkpoint is not None:
-                    checkpoint.save({"switch": switch}, state)
+                    checkpoint.save({"switches": switches}, state)
         except KeyboardInterrupt:
             interrupted = True
     interrupted = interrupted or bool(noted)
     if checkpoint is not None:
-        checkpoint.save({"switch": switch}, state, last=True)
+        checkpoint.save({"switches": switches}, state, last=True)
     if interrupted and not progress:
         raise KeyboardInterrupt
     # As arrays, or the program that makes the trajectory would be compiled for these numbers.
-    switched = None if switch is None else (switch.name, *map(jnp.asarray, switch[1:]))
-    return eqx.Partial(_ended, run.ending(state), switched, interrupted), switch
+    switched = tuple(tuple(map(jnp.asarray, switch[1:])) for switch in switches)
+    return eqx.Partial(_ended, run.ending(state), switched, interrupted), switches
 
 
 def as_it_is(piece: Piece) -> Piece:
@@ -110,24 +111,28 @@ def _ended(ending: Callable[[], Piece], switched, interrupted: bool) -> Piece:
     return piece._replace(result=RESULTS.interrupted) if interrupted else piece
 
 
-def _start(run: Run, checkpoint: Checkpoint | None) -> tuple[Run, Any, Switch | None]:
-    """The run and its state, from the checkpoint if there is one, and the switch made before."""
+def _start(run: Run, checkpoint: Checkpoint | None) -> tuple[Run, Any, list[Switch]]:
+    """The run and its state, from the checkpoint if there is one, and the switches made before."""
     if checkpoint is None:
-        return run, run.start(), None
+        return run, run.start(), []
 
-    def handed_over(switch: Switch | None) -> tuple[Run, Any]:
+    def handed_over(switches: list[Switch]) -> tuple[Run, Any]:
         start = run.start()
-        return (run, start) if switch is None else run.hand_over(start, SOLVERS[switch.name]())
+        return run.hand_over(start, SOLVERS[switches[-1].name]()) if switches else (run, start)
 
-    as_switch = lambda facts: Switch(*facts["switch"]) if facts["switch"] else None
-    found = checkpoint.load(lambda facts: handed_over(as_switch(facts))[1])
+    as_switches = lambda facts: [Switch(*switch) for switch in facts["switches"]]
+    found = checkpoint.load(lambda facts: handed_over(as_switches(facts))[1])
     if found is None:
-        return run, run.start(), None
-    switch = as_switch(found[0])
-    return handed_over(switch)[0], found[1], switch
+        return run, run.start(), []
+    switches = as_switches(found[0])
+    return handed_over(switches)[0], found[1], switches
 
 
-def _better(run: Run, before: Any, state: Any) -> diffrax.AbstractSolver | None:
+def _better(
+    run: Run, before: Any, state: Any, switches: list[Switch]
+) -> diffrax.AbstractSolver | None:
+    work = (state.work, before.work)
+    evaluations = [0 if of is None else int(of.evaluations) for of in work]
     return better_solver(
         Progress(
             t=float(state.t - run.t0),
@@ -139,5 +144,7 @@ def _better(run: Run, before: Any, state: Any) -> diffrax.AbstractSolver | None:
             rtol=float(run.problem.rtol),
             num_params=len(run.theta0),
             located=run.located,
-        )
+            evaluations=evaluations[0] - evaluations[1],
+        ),
+        after=switches[-1].name if switches else None,
     )

@@ -50,7 +50,7 @@ class Piece(NamedTuple):
     """States (θ, dissipation) at saved times, the first `count` of them filled, and at the end.
 
     `speeds` are the norms of the field that was followed at the saved times and at the end, `kinks`
-    the log, where kinks were located, `switched` the solver that took over, the time and after how
+    the log, where kinks were located, `switched` the times when others took over, and after how
     many steps.
     """
 
@@ -65,7 +65,7 @@ class Piece(NamedTuple):
     speeds: tuple[Array, Array] | None = None
     kinks: Kinks | None = None
     shortened: Any = None
-    switched: tuple[str, Any, Any] | None = None
+    switched: tuple[tuple[Any, Any], ...] = ()
 
     def with_end(self) -> "Piece":
         """With the state where an early end left off in the next slot."""

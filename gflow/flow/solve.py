@@ -77,8 +77,10 @@ def solve_flow(
       `diffrax.Tsit5()`, whose steps are bounded by the sharpness, and where this bounds them and
       another solver promises half the work, it hands over: to `gflow.BDF5()`, which takes about as
       many steps in each decade of time, or, for many parameters, to `gflow.ROCK4()`, which needs no
-      Hessian. `stats` has the time and the number of steps before (`switched_at`,
-      `num_steps_before_switch`). Under `jax.jit` and with fixed steps it is Tsit5 to the end.
+      Hessian, and may hand over to BDF5 later. `stats` has the times and the numbers of steps
+      before (`switched_at`, `num_steps_before_switch`; `second_switched_at`,
+      `num_steps_before_second_switch`). Under `jax.jit` and with fixed steps it is Tsit5 to the
+      end.
     - `kinks`: what to do where a ReLU or leaky ReLU preactivation of a `ShallowNet` passes zero on
       a row of an `EmpiricalRisk`, where the gradient jumps. "locate": every kink is located, and
       crossed, or slid along if the field points at it from both sides; what is followed is dθ/dt =
@@ -143,10 +145,10 @@ def solve_flow(
     if choose or progress or checkpoint is not None:
         kept = _checkpoint(checkpoint, run, kinks, choose)
         how = {"choose": choose, "progress": progress, "checkpoint": kept}
-        ending, switch = solve_in_pieces(run, max_steps=max_steps, **how)
+        ending, switches = solve_in_pieces(run, max_steps=max_steps, **how)
     else:
-        ending, switch = eqx.Partial(as_it_is, run.whole(max_steps)), None
-    names = [type(problem.solver).__name__] + ([switch.name] if switch else [])
+        ending, switches = eqx.Partial(as_it_is, run.whole(max_steps)), []
+    names = [type(problem.solver).__name__, *(switch.name for switch in switches)]
     method = "gradient flow, " + ", then ".join(names) + (KINKS_IGNORED if ignored else "")
     trajectory = recorded(lambda: _record(problem, ending, method))
     if is_concrete(trajectory.ts):
@@ -180,9 +182,9 @@ def _record(problem: Problem, ending: Callable[[], Piece], method: str) -> Traje
         stats["num_field_evaluations"] = piece.work.evaluations
         stats["num_hessian_products"] = piece.work.products
         stats["num_factorisations"] = piece.work.factorisations
-    if piece.switched is not None:
-        stats["switched_at"] = piece.switched[1]
-        stats["num_steps_before_switch"] = piece.switched[2]
+    for which, (time, steps) in zip(("", "_second"), piece.switched):
+        stats[f"{which}_switched_at".lstrip("_")] = time
+        stats[f"num_steps_before{which}_switch"] = steps
     if piece.shortened is not None:
         stats["num_shortened_steps"] = piece.shortened
     if piece.kinks is not None:
