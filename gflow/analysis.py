@@ -172,13 +172,11 @@ def end_sentence(run: Run) -> str:
     if flow is None:
         return ""
     last = run.flow if run.further is None else run.further
-    until = "" if last is None else f" at t = {float(last.ts[-1]):.4g}"
+    at = "The end:" if last is None else f"At t = {float(last.ts[-1]):.4g}"
     if not flow.found:
-        further = (
-            "" if run.further is not None else " `follow` takes the flow alone to a later time."
-        )
-        return f"The flow{until}: {flow.message}{further}"
-    text = f"The flow{until} is on the way to a {flow.kind}. {flow.message}"
+        further = "" if run.further is not None else " `--follow TIME` does."
+        return f"{at} the flow is near no critical point. {flow.message}{further}"
+    text = f"{at} the flow is on the way to a {flow.kind}. {flow.message}"
     others = {label: end for label, end in run.ends.items() if end.different is not None}
     different = [label for label, end in others.items() if end.different]
     if different:

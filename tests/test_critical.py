@@ -173,7 +173,7 @@ def sine_plane_end():
 def test_a_flow_that_still_travels_is_refused(sine):
     risk, net = sine
     flow = gflow.solve_flow(risk, net, t1=20.0)
-    with pytest.raises(gflow.NotFoundError, match="No critical point|no critical point") as error:
+    with pytest.raises(gflow.NotFoundError, match="no critical point") as error:
         gflow.refine(risk, flow.final)
     assert error.value.point.kind is gflow.Kind.NOT_FOUND and not error.value.point.found
     assert gflow.refine(risk, flow.final, throw=False).residual > 1e-3

@@ -173,17 +173,16 @@ def _rate(now: Spectral, off: np.ndarray, size: float) -> float | None:
 def _why(found: Found, patterns: int) -> str:
     if patterns > MOST_PATTERNS:
         return (
-            f"No critical point was found: the activation pattern changed {patterns - 1} times, to "
-            f"a subgradient of {found.residual:.1e}. Follow the flow further."
+            f"The search passed through {patterns - 1} activation patterns and found none, with a "
+            f"subgradient of {found.residual:.1e} at the end. Follow the flow further."
         )
     if found.far:
         return (
-            "There is no critical point nearby: the flow still travels, or diverges. Follow it "
-            "further, or give a larger `radius`; the norm of the subgradient came down to "
-            f"{found.residual:.1e}."
+            "There is none nearby: the flow still travels, or diverges. The norm of the subgradient "
+            f"came down to {found.residual:.1e}. Give a larger `radius`, or follow the flow further."
         )
     return (
-        f"No critical point was found: the norm of the subgradient stays at {found.residual:.1e}. "
+        f"The search found none: the norm of the subgradient stays at {found.residual:.1e}. "
         "Follow the flow further."
     )
 
