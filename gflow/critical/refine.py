@@ -178,8 +178,9 @@ def _why(found: Found, patterns: int) -> str:
         )
     if found.far:
         return (
-            "There is none nearby: the flow still travels, or diverges. The norm of the subgradient "
-            f"came down to {found.residual:.1e}. Give a larger `radius`, or follow the flow further."
+            "There is none nearby: the flow still travels, or diverges. The norm of the "
+            f"subgradient came down to {found.residual:.1e}. Give a larger `radius`, or follow the "
+            "flow further."
         )
     return (
         f"The search found none: the norm of the subgradient stays at {found.residual:.1e}. "
