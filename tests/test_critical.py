@@ -264,6 +264,16 @@ def test_what_cannot_be_used(affine):
         gflow.refine(affine, with_w(net.w.at[0].set(jnp.nan)))
 
 
+def test_networks_in_single_precision(affine):
+    net = zig_zag(2, 4, 0)
+    single = jax.tree.map(lambda a: a.astype(jnp.float32), net)
+    point = gflow.refine(affine, single)
+    assert point.net.w.dtype == jnp.float64 and point.kind is gflow.Kind.SADDLE
+    assert point.risk == pytest.approx(critical_value(2), abs=1e-15)
+    with jax.enable_x64(False), pytest.raises(gflow.ArgumentError, match="float64"):
+        gflow.refine(affine, single)
+
+
 def test_how_it_reads(affine):
     point = gflow.refine(affine, zig_zag(2, 4, 0))
     text = repr(point)

@@ -140,9 +140,8 @@ class NotFoundError(RuntimeError):
     """No critical point was found near the start. `point` is where the search ended."""
 
     def __init__(self, point: CriticalPoint):
-        super().__init__(
-            f"no critical point: {point.message} `error.point`, or throw=False, gives where it ended."
-        )
+        where = "`error.point`, or throw=False, gives where the search ended."
+        super().__init__(f"no critical point: {point.message} {where}")
         self.point = point
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
@@ -56,7 +57,8 @@ def refine(
 
     - `risk`: any function of the network to a scalar; its Hessian is made by JAX, or, on data with
       kinks, of the pattern in closed form. At most 4,000 parameters are trained.
-    - `net`: the start: the end of a flow or of a descent, `flow.final`.
+    - `net`: the start: the end of a flow or of a descent, `flow.final`. The search is in float64,
+      into which a network in float32 is taken.
     - `radius`: how far the search may go, as a share of ‖θ‖.
     - `optimum`: the least risk there is, if it is known: the global minimum is recognised by it.
     - `trainable`: as in `solve_flow`.
@@ -76,9 +78,10 @@ def refine(
     Yamashita and Fukushima, Computing Suppl. 15 (2001) 239, for the convergence; Cheridito, Jentzen
     and Rossmannek, J. Nonlinear Sci. 32 (2022) 64, for the critical points of an affine target.
     """
-    trained, frozen = split_trainable(net, trainable)
     if not is_concrete(net, risk):
         raise ArgumentError("net", Described("traced arrays"), "known ones: outside jax.jit")
+    net = _in_float64(net)
+    trained, frozen = split_trainable(net, trainable)
     radius, optimum = positive("radius", radius), finite("optimum", optimum)
     theta = np.asarray(ravel_pytree(trained)[0])
     if len(theta) > _MOST_PARAMETERS:
@@ -93,6 +96,14 @@ def refine(
     if throw and not point.found:
         raise NotFoundError(point)
     return point
+
+
+def _in_float64(net: PyTree) -> PyTree:
+    if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        got = Described("a network where JAX runs in float32")
+        wanted = 'float64: jax.config.update("jax_enable_x64", True)'
+        raise ArgumentError("net", got, wanted)
+    return jax.tree.map(lambda a: a.astype(float) if eqx.is_inexact_array(a) else a, net)
 
 
 def _search(risk, trained, frozen, theta, reach) -> tuple[Landscape, Found, int]:
