@@ -56,7 +56,9 @@ class CriticalPoint:
     - `distance`: how far it is from where the search began, in the trained parameters;
       `risk_change`: its risk less that of the start. Above zero, no flow leads here from there.
     - `spectrum`: eigenvalues of the Hessian, ascending; of that of the pattern, in the directions
-      along all kinks on which the point is. `zeros`: how many of them are zero, and why.
+      along all kinks on which the point is; of a true risk, where a kink is at an edge of the
+      support, on which the Hessian jumps, of the inside, whence a flow comes. `zeros`: how many of
+      them are zero, and why.
     - `sliding`: the kinks on which the point is, with their multipliers. `touched`: pairs of unit
       and datum at a kink of which the multiplier is 0 or 1: the point is critical for one side of
       it alone. Without these, `strictly` complementary, the point stays critical on its kinks when

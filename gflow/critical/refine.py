@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from gflow.arguments import ArgumentError, Described, RealScalar, finite, is_concrete, positive
 from gflow.critical.classify import LOWER, Kinks, Level, Verdict, classified, explained_zeros
+from gflow.critical.edges import from_inside
 from gflow.critical.landscape import Landscape, OfPattern, Smooth
 from gflow.critical.newton import Found, newton, spectral, unsettled
 from gflow.critical.point import CriticalPoint, Kind, NotFoundError, Sliding, as_net
@@ -107,11 +108,12 @@ def _described(
     """The point where the search ended."""
     end = eqx.combine(as_net(trained, found.theta), frozen)
     value, scale = float(risk(end)), _scale(risk, end, begin)
+    found, edges = from_inside(risk, end, trained, found)
     now = spectral(found.local, land.basis)
     moving = unsettled(found, now)
     now = now._replace(zero=now.zero | moving)
     none = np.zeros((0, len(theta)))
-    kinks, residual = Kinks(np.zeros(0), none, none), now.norm
+    kinks, residual = Kinks(np.zeros(0), none, edges), now.norm
     sliding: tuple[Sliding, ...] = ()
     touched: tuple[tuple[int, int], ...] = ()
     if isinstance(land, OfPattern):
