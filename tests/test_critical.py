@@ -121,6 +121,39 @@ def test_units_at_the_edge_and_at_zero(affine, unit, kind):
     assert point.units.duplicates == ((1, 2, 3),)
 
 
+def test_a_kink_at_the_edge_has_the_rate_of_the_inside(affine):
+    # z = T0 − x touches T0: inside it adds 2 r p v ∇z ∇zᵀ, with ∇z = (T0, 1), r = 3, p = 1/3.
+    v = 0.1
+    dead = (1.0, -3.0, 1.0)
+    point = gflow.refine(affine, constant((-1.0, T0, v), dead, dead, dead))
+    assert point.kind is gflow.Kind.LOCAL_MINIMUM
+    assert point.zeros == (11, 11, 0, 0)
+    assert point.spectrum[-2:] == pytest.approx([2 * v * (1 + T0**2), 2.0], rel=1e-9)
+    assert point.rate == pytest.approx(4 * v * (1 + T0**2), rel=1e-9)
+
+
+@pytest.mark.parametrize("outside", [0.0, 1e-12])
+def test_a_unit_that_has_just_become_active_everywhere(outside):
+    # x² on [-1, 1]: N = 1/3 of two units that are active everywhere, the first with its kink at −1.
+    risk = gflow.PopulationRisk(piecewise.parabola(), piecewise.uniform(-1, 1))
+    w, b, v = np.array([1.0, 1.0]), np.array([1.0 + outside, 5.0]), np.array([-0.3, 0.3])
+    point = gflow.refine(risk, gflow.ShallowNet.from_arrays(w[:, None], b, v, 1 / 3 - v @ b))
+    # The parameters are (w, b, v, c). With z = w x + b, the Hessian is ∫ ∇N ∇Nᵀ + r ∇²N.
+    x, weights = np.polynomial.legendre.leggauss(5)
+    r = 1 / 3 - x**2
+    one = np.ones_like(x)
+    slopes = np.stack([v[0] * x, v[1] * x, v[0] * one, v[1] * one, *(np.outer(w, x).T + b).T, one])
+    hessian = (weights * slopes) @ slopes.T
+    for unit in range(2):
+        for at, line in ((unit, x), (2 + unit, one)):
+            hessian[[at, 4 + unit], [4 + unit, at]] += weights @ (r * line)
+    # 2 r p v/|w| of the edge, where r = -2/3 and p = 1/2.
+    normal = np.array([-1.0, 0, 1, 0, 0, 0, 0])
+    hessian += 2 * (-2 / 3) * 0.5 * v[0] * np.outer(normal, normal)
+    assert point.distance < 1e-9
+    assert point.spectrum == pytest.approx(np.linalg.eigvalsh(hessian), rel=1e-8, abs=1e-11)
+
+
 def test_global_minima_and_a_known_optimum(affine):
     net = gflow.ShallowNet.from_arrays(
         [[1.0], [-1.0], [1.0], [1.0]], [2.0, -3.0, -3.0, -4.0], [2.0, 1.0, 1.0, 1.0], -3.5

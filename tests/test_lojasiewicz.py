@@ -98,6 +98,22 @@ def test_one_neuron_and_its_gaussian_teacher():
     assert rate.interval[0] <= 2 <= rate.interval[1]
 
 
+def bowl(net):
+    return net.w[0] ** 2 + 1.3 * net.w[1] ** 2
+
+
+def test_an_exponential_rate_is_implied_by_the_constant_of_one_half():
+    # Two modes that are not apart yet, so that α is fitted next to 1/2, where C is another one.
+    flow = gflow.solve_flow(bowl, Product(jnp.array([0.1, 1.0])), t1=5.0)
+    found = gflow.lojasiewicz(flow, 0.0)
+    assert found.exponent != pytest.approx(0.5, abs=1e-3) and found.implied is not None
+    # ‖G‖² = −L' and L = 0.01 e^-4t + 1.3 e^-5.2t: their ratio falls, and is least at the end.
+    slow, fast = 0.01 * np.exp(-4 * 5.0), 1.3 * np.exp(-5.2 * 5.0)
+    least = (4 * slow + 5.2 * fast) / (slow + fast)
+    assert found.implied_law == "exponential"
+    assert found.implied[0] == pytest.approx(least, rel=1e-3)
+
+
 def test_limits_of_other_shapes_are_named(chain):
     depth, flow = chain
     with pytest.raises(ValueError, match="`limit_net`: got a network of other shapes"):

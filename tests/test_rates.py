@@ -148,6 +148,15 @@ def test_half_a_decade_is_too_short_to_tell():
     assert gflow.fit_rate(t, np.exp(-0.1 * t + 1e-4 * np.sin(99 * t))).law == "undecided"
 
 
+@pytest.mark.parametrize(("share", "later"), [(1.0, 2e4), (4.0, 3e4), (100.0, 1e5)])
+def test_a_law_that_another_takes_over_from_is_not_called(share, later):
+    # Both fall like t^-3, the second from t = later on; that is past the floor, at about 2e4.
+    t = np.geomspace(1e-2, 1e7, 800)
+    gap = 0.1 * np.exp(-0.1 * t) + 0.3 * (t + 100) ** -3 + share * (t + later) ** -3
+    rate = gflow.fit_rate(t, gap)
+    assert rate.law == "undecided" and "second term" in rate.verdict
+
+
 def test_the_window_can_be_chosen():
     gap = np.where(T < 1, 1.0, np.exp(-2 * (T - 1)))
     fit = gflow.fit_rate(T, gap, window=(2, 8))

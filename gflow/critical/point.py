@@ -59,7 +59,9 @@ class CriticalPoint:
     - `distance`: how far it is from where the search began, in the trained parameters;
       `risk_change`: its risk less that of the start. Above zero, no flow leads here from there.
     - `spectrum`: eigenvalues of the Hessian, ascending; of that of the pattern, in the directions
-      along all kinks on which the point is. `zeros`: how many of them are zero, and why.
+      along all kinks on which the point is; of a true risk, where a kink is at an edge of the
+      support, on which the Hessian jumps, of the inside, whence a flow comes. `zeros`: how many of
+      them are zero, and why.
     - `rate`: for a minimum 2λ, λ the least positive eigenvalue of those whose eigenvectors carry a
       tenth of the gap of the risk between the start and the point (of all, if the start is the
       point to 1e-7): as long as they do, the risk of a flow falls to its limit like exp(−rate · t).

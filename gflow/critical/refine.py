@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from gflow.arguments import ArgumentError, Described, RealScalar, finite, is_concrete, positive
 from gflow.critical.classify import LOWER, Kinks, Level, Verdict, classified, explained_zeros
+from gflow.critical.edges import from_inside
 from gflow.critical.landscape import Landscape, OfPattern, Smooth
 from gflow.critical.newton import Found, Spectral, newton, spectral, unsettled
 from gflow.critical.point import MINIMA, CriticalPoint, Kind, NotFoundError, Sliding, as_net
@@ -121,11 +122,12 @@ def _described(
     end = eqx.combine(as_net(trained, found.theta), frozen)
     value, scale = float(risk(end)), _scale(risk, end, begin)
     size = float(max(np.linalg.norm(theta), np.linalg.norm(found.theta)))
+    found, edges = from_inside(risk, end, trained, found)
     now = spectral(found.local, land.basis)
     moving = unsettled(found, now)
     now = now._replace(zero=now.zero | moving)
     none = np.zeros((0, len(theta)))
-    kinks, residual = Kinks(np.zeros(0), none, none), now.norm
+    kinks, residual = Kinks(np.zeros(0), none, edges), now.norm
     sliding: tuple[Sliding, ...] = ()
     touched: tuple[tuple[int, int], ...] = ()
     if isinstance(land, OfPattern):

@@ -9,7 +9,7 @@ import numpy as np
 from gflow.arguments import RealScalar, finite
 from gflow.rates import tails
 from gflow.rates.estimates import Estimate, Tail, longest_tail
-from gflow.rates.laws import LAWS, POWERS
+from gflow.rates.laws import LAWS, POWERS, SECOND
 from gflow.rates.slopes import LocalSlopes, local_slopes
 
 # Differences of the information criterion from here on are "very strong" (Kass and Raftery, 1995).
@@ -211,10 +211,11 @@ def fit_rate(
 
     **When a law is called.** Its information criterion, −2 log likelihood + (parameters) · log
     (independent deviations), is lower than that of the other laws by 10 or more, on the tail of the
-    law whose value is known best; its rate is positive with its whole interval; and the tail shows
-    enough of it: two times 1/r, half a decade of t + t0, or a decade of T − t. Otherwise it is
-    "undecided". Powers of t above 11.4 cannot be told from exponentials and are taken for these;
-    powers of T − t lie between 0.2 and 12.
+    law whose value is known best; its rate is positive with its whole interval; its second term
+    is below the third of the first that is allowed; and the tail shows enough of it: two times 1/r,
+    half a decade of t + t0, or a decade of T − t. Otherwise it is "undecided". Powers of t above
+    11.4 cannot be told from exponentials and are taken for these; powers of T − t lie between 0.2
+    and 12.
 
     If the limit of the risk is not known (`known_limit=False`), pass the risk itself: the laws are
     then fitted to the decreases between saved times, from which the limit drops out; it is
@@ -349,6 +350,10 @@ def _doubt(law: str, fit: Fit, criterion: dict[str, float]) -> str:
     rivals = [other for other, c in criterion.items() if other != law and c < _DECISIVE]
     if rivals:
         return " and ".join([law, *rivals]) + " fit about as well"
+    params = fit.estimate.params
+    # As where one power law takes over from another: what is to come is not in the tail.
+    if law != "finite" and len(params) > 3 and abs(params[2]) > 0.999 * SECOND:
+        return "a second term is still a third of the first at the end, or more"
     if fit.seen < _SEEN[law] and law == "exponential":
         return f"the tail shows {fit.seen:.2g} times 1/r only"
     if fit.seen < _SEEN[law]:

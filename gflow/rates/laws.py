@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 # The second term of a law at the end of the tail, at most: beyond, the first does not lead yet.
-_SECOND = 1 / 3
+SECOND = 1 / 3
 # Higher powers of t cannot be told from exponentials.
 POWERS = (-1.0, 12.0)
 
@@ -98,7 +98,7 @@ def _second_starts(x, u0):
 
 
 def _second_bounds(x, u0):
-    return [-_SECOND, 1.0 / -x(u0)], [_SECOND, 200.0 / -x(u0)]
+    return [-SECOND, 1.0 / -x(u0)], [SECOND, 200.0 / -x(u0)]
 
 
 def _two(x, **rest) -> Law:
@@ -127,7 +127,7 @@ LAWS: dict[str, tuple[Law, ...]] = {
             _offset_two_terms,
             1,
             lambda u0: [[0.0, s, k * u0] for s in (0.5, 1.0, 2.0) for k in (-0.5, 0.0, 1.0, 5.0)],
-            lambda u0: ([-_SECOND, 0.2, -0.95 * u0], [_SECOND, 4.0, 0.5]),
+            lambda u0: ([-SECOND, 0.2, -0.95 * u0], [SECOND, 4.0, 0.5]),
             slopes=POWERS,
             offset_at=4,
         ),

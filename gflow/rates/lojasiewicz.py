@@ -41,11 +41,11 @@ class Lojasiewicz:
       interval. `constant`: the least C over the tail with that α.
     - `window`: the first and last time of the tail.
     - `implied_law`, `implied`: the rate that L' = −‖G‖² makes of it, with its interval: for α = 1/2
-      (to 0.01) "exponential", with r = 1/C²; for 1/2 < α "power", with p = 1/(2α − 1); below
-      "finite" time, and None.
+      (to 0.01) "exponential", with r = 1/C², C being that of α = 1/2; for 1/2 < α "power", with
+      p = 1/(2α − 1); below "finite" time, and None.
     - `rate`: the `Rate` of the gap itself. `agree`: whether the two laws are one, and, of power
       laws, the intervals overlap or the exponents differ by a hundredth at most; of exponentials,
-      whether r is at least 1/C², to a hundredth.
+      whether r is at least the implied one, to a hundredth.
     - `risk_bound`: the `Bound` of the gap with β = 1 (Eberle, Jentzen, Riekert and Weiss, Electron.
       Res. Arch. 31, 2023: gap ≤ C (1 + t)^−1).
     - `distance_bound`: that of ‖Θ_t − ϑ‖, β being the exponent of its own power law, or 1 where it
@@ -110,8 +110,8 @@ def lojasiewicz(
     rate = fit_rate(t, gap)
     points = tails.of_gaps(t, gap, None)
     norms = norm[np.searchsorted(t, points.ends[:, 0])]
-    exponent, interval, start, constant = _inequality(points, norms)
-    law, implied = _implied(exponent, interval, constant)
+    exponent, interval, start, constant, at_half = _inequality(points, norms)
+    law, implied = _implied(exponent, interval, at_half)
     distance = None if limit_net is None else _distances(trajectory, limit_net)
     distance_rate = None if distance is None else _rate_of_distance(*distance)
     distance_bound = None
@@ -137,8 +137,8 @@ def lojasiewicz(
 
 def _inequality(
     points: tails.Points, norms: np.ndarray
-) -> tuple[float, tuple[float, float], float, float]:
-    """α and its interval, where its tail begins, and C."""
+) -> tuple[float, tuple[float, float], float, float, float]:
+    """α and its interval, where its tail begins, C, and what C is for α = 1/2."""
     logs, speeds = points.logs, np.log(np.maximum(norms, np.finfo(float).tiny))
     # As time serves how far the gap has come, from a bit above 0 to 1: it has to grow.
     come = np.maximum.accumulate(-logs)
@@ -155,15 +155,16 @@ def _inequality(
     alpha = tail.value / scale
     interval = (tail.interval[0] / scale, tail.interval[1] / scale)
     last = slice(-tail.count, None)
-    constant = float(np.exp(np.max(alpha * logs[last] - speeds[last])))
-    return alpha, interval, float(t[-tail.count]), constant
+    constant = lambda a: float(np.exp(np.max(a * logs[last] - speeds[last])))
+    return alpha, interval, float(t[-tail.count]), constant(alpha), constant(0.5)
 
 
 def _implied(
-    exponent: float, interval: tuple[float, float], constant: float
+    exponent: float, interval: tuple[float, float], at_half: float
 ) -> tuple[str, tuple[float, tuple[float, float]] | None]:
     if abs(exponent - 0.5) <= _HALF_WIDTH:
-        r = constant**-2
+        # Not from the C of an α next to 1/2: of gaps of 1e-12, 3e-4 in α is 2 % in r.
+        r = at_half**-2
         return "exponential", (r, (r, r))
     if exponent < 0.5:
         return "finite", None
