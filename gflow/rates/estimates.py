@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg.lapack import dgesv
+from scipy.linalg import get_lapack_funcs
 from scipy.special import stdtrit
 
 from gflow.rates.laws import Law, at_ends
 
+(_gesv,) = get_lapack_funcs(("gesv",))
 _STEPS = 20
 # Correlations of neighbouring deviations that are averaged over, even in atanh.
 _PHI = np.tanh(np.linspace(-1.5, 4.0, 31))
@@ -61,7 +62,7 @@ def _least_squares(law: Law, p, u, y, bounds) -> tuple[np.ndarray, np.ndarray, n
         gram, force = a.T @ a, a.T @ residual
         while True:
             # As np.linalg.solve, whose checks take longer than such small systems.
-            step = dgesv(gram + damping * unit, force)[2] / scale
+            step = _gesv(gram + damping * unit, force)[2] / scale
             trial = np.minimum(np.maximum(p + step, low), high)
             value, slope_there = at_ends(law, trial, u)
             there = y - value
