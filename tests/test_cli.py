@@ -172,53 +172,82 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ("--data missing.csv --target y", "`data`: got missing.csv: no such file"),
-        ("--data nan.csv --target yy", "`target`: got 'yy', wanted a column of nan.csv (did you"),
-        ("--data nan.csv", "`target`: got None, wanted the column to predict: one of u, v, y"),
-        ("--data nan.csv --target y", "`data`: got nan in row 2 of column 'v' of nan.csv"),
-        ("--data inf.csv --target y", "`data`: got inf in row 3 of column 'v' of inf.csv"),
-        ("--data header.csv --target y", "`data`: got header.csv with 0 rows, wanted two"),
-        ("--data nothing.csv --target y", "`data`: got nothing.csv, empty"),
-        ("--data one.csv --target y", "`data`: got one.csv with 1 rows, wanted two"),
-        ("--data constant.csv --target y", "`target`: got column 'y', which is 2 in every row"),
-        ("--data text.csv --target y", "`target`: got target column 'y' of text.csv with 'a'"),
-        ("--data ragged.csv --target y", "`data`: got ragged.csv, which cannot be read"),
-        ("--data many.csv --target y", "with 30 distinct values, wanted at most 20"),
-        ("--data parrot", "`data`: got 'parrot', wanted a .csv or .parquet file, or one of"),
-        ("--t1 -1", "`t1`: got -1.0, wanted a finite positive number"),
-        ("--t1 nan", "`t1`: got nan"),
-        ("--t1 1e300", "`t1`: got 1e+300, at a smallest step size of"),
-        ("--scale 1e200", "`scale`: got 1e+200, with which the risk at the start is"),
-        ("--seed 99999999999999999999", "`seed`: got 99999999999999999999"),
-        ("--activation leaky_relu(nan)", "`activation`: got 'leaky_relu(nan)'"),
-        ("--data stray.csv --target y", "`data`: got 'n/a?' in row 2 of column 'u' of stray.csv"),
-        ("--width 0", "`width`: got 0, wanted a whole number of at least 1"),
-        ("--step-fractions 0.5 -0.1", "`step_fractions`: got -0.1"),
-        ("--rtol 0", "`rtol`: got 0.0"),
-        ("--solver euler", "`solver`: got 'euler', wanted one of 'auto'"),
-        ("--activation rleu", "`activation`: got 'rleu'"),
-        ("--config missing.toml", "`config`: got missing.toml: no such file"),
-        ("--config bad.toml", "unknown key 'wdth' in bad.toml, wanted a known field; the nearest"),
-        ("--config no.toml", "`config`: got no.toml, which is not TOML"),
-        ("--config type.toml", "`width`: got 'a', wanted a whole number"),
-        ("--data wave --target y", "`target`: got 'y', wanted no target"),
-        ("--risk population", "`data`: got 'diabetes', wanted for the population risk one of"),
-        ("--data tent --risk population --density flat", "`density`: got 'flat'"),
-        ("--t1 20 --follow 3", "`follow`: got 3.0, wanted a time after t1 = 20"),
-        ("--wdth 3", "Unrecognized options"),
-        ("--width three", "invalid literal for int()"),
-    ],
-)
-def test_bad_input_gets_a_sentence(arguments, sentence, tmp_path):
+BAD_INPUT = [
+    ("--data missing.csv --target y", "`data`: got missing.csv: no such file"),
+    ("--data nan.csv --target yy", "`target`: got 'yy', wanted a column of nan.csv (did you"),
+    ("--data nan.csv", "`target`: got None, wanted the column to predict: one of u, v, y"),
+    ("--data nan.csv --target y", "`data`: got nan in row 2 of column 'v' of nan.csv"),
+    ("--data inf.csv --target y", "`data`: got inf in row 3 of column 'v' of inf.csv"),
+    ("--data header.csv --target y", "`data`: got header.csv with 0 rows, wanted two"),
+    ("--data nothing.csv --target y", "`data`: got nothing.csv, empty"),
+    ("--data one.csv --target y", "`data`: got one.csv with 1 rows, wanted two"),
+    ("--data constant.csv --target y", "`target`: got column 'y', which is 2 in every row"),
+    ("--data text.csv --target y", "`target`: got target column 'y' of text.csv with 'a'"),
+    ("--data ragged.csv --target y", "`data`: got ragged.csv, which cannot be read"),
+    ("--data many.csv --target y", "with 30 distinct values, wanted at most 20"),
+    ("--data parrot", "`data`: got 'parrot', wanted a .csv or .parquet file, or one of"),
+    ("--t1 -1", "`t1`: got -1.0, wanted a finite positive number"),
+    ("--t1 nan", "`t1`: got nan"),
+    ("--t1 1e300", "`t1`: got 1e+300, at a smallest step size of"),
+    ("--scale 1e200", "`scale`: got 1e+200, with which the risk at the start is"),
+    ("--seed 99999999999999999999", "`seed`: got 99999999999999999999"),
+    ("--activation leaky_relu(nan)", "`activation`: got 'leaky_relu(nan)'"),
+    ("--data stray.csv --target y", "`data`: got 'n/a?' in row 2 of column 'u' of stray.csv"),
+    ("--width 0", "`width`: got 0, wanted a whole number of at least 1"),
+    ("--step-fractions 0.5 -0.1", "`step_fractions`: got -0.1"),
+    ("--rtol 0", "`rtol`: got 0.0"),
+    ("--solver euler", "`solver`: got 'euler', wanted one of 'auto'"),
+    ("--activation rleu", "`activation`: got 'rleu'"),
+    ("--config missing.toml", "`config`: got missing.toml: no such file"),
+    ("--config bad.toml", "unknown key 'wdth' in bad.toml, wanted a known field; the nearest"),
+    ("--config no.toml", "`config`: got no.toml, which is not TOML"),
+    ("--config type.toml", "`width`: got 'a', wanted a whole number"),
+    ("--data wave --target y", "`target`: got 'y', wanted no target"),
+    ("--risk population", "`data`: got 'diabetes', wanted for the population risk one of"),
+    ("--data tent --risk population --density flat", "`density`: got 'flat'"),
+    ("--t1 20 --follow 3", "`follow`: got 3.0, wanted a time after t1 = 20"),
+    ("--wdth 3", "Unrecognized options"),
+    ("--width three", "invalid literal for int()"),
+]
+# One process for all of them: most of the time of each would be that of its imports.
+COMMANDS = """
+import contextlib, io, json, os, sys, traceback
+from gflow.cli import main
+
+for line in sys.stdin:
+    code, out, err = None, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(line.split())
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+    print(json.dumps([code, out.getvalue(), err.getvalue(), os.path.exists("runs")]))
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
     for name, text in TABLES.items():
-        (tmp_path / name).write_text(text)
-    ended = gflow("run", *arguments.split(), cwd=tmp_path)
-    assert ended.returncode == 2
-    assert sentence in ended.stderr + ended.stdout
-    assert "Traceback" not in ended.stderr and not (tmp_path / "runs").exists()
+        (folder / name).write_text(text)
+    lines = "".join(f"run {arguments}\n" for arguments, _ in BAD_INPUT)
+    ended = subprocess.run(
+        [sys.executable, "-c", COMMANDS], cwd=folder, input=lines, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert len(found) == len(BAD_INPUT)
+    return {arguments: end for (arguments, _), end in zip(BAD_INPUT, found)}
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD_INPUT)
+def test_bad_input_gets_a_sentence(arguments, sentence, refusals):
+    code, out, err, has_run = refusals[arguments]
+    assert code == 2
+    assert sentence in err + out
+    assert "Traceback" not in err and not has_run
 
 
 def test_reports_of_no_run_are_refused(tmp_path):

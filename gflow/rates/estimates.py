@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.linalg import get_lapack_funcs
 from scipy.special import stdtrit
 
 from gflow.rates.laws import Law, at_ends
 
+(_gesv,) = get_lapack_funcs(("gesv",))
 _STEPS = 20
 # Correlations of neighbouring deviations that are averaged over, even in atanh.
 _PHI = np.tanh(np.linspace(-1.5, 4.0, 31))
@@ -59,8 +61,9 @@ def _least_squares(law: Law, p, u, y, bounds) -> tuple[np.ndarray, np.ndarray, n
         a = slope / scale
         gram, force = a.T @ a, a.T @ residual
         while True:
-            step = np.linalg.solve(gram + damping * unit, force) / scale
-            trial = np.clip(p + step, low, high)
+            # As np.linalg.solve, whose checks take longer than such small systems.
+            step = _gesv(gram + damping * unit, force)[2] / scale
+            trial = np.minimum(np.maximum(p + step, low), high)
             value, slope_there = at_ends(law, trial, u)
             there = y - value
             square = there @ there
@@ -165,6 +168,7 @@ def _interval(parts: _Parts) -> tuple[float, tuple[float, float]]:
     return mean, (mean - reach, mean + reach)
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def estimate(
     laws: tuple[Law, ...], u: np.ndarray, y: np.ndarray, known: dict[int, np.ndarray] | None = None
 ) -> Estimate | None:

@@ -33,41 +33,45 @@ class Law(NamedTuple):
         return 0.0 if self.offset_at is None else float(p[self.offset_at])
 
 
+def _columns(shape: tuple[int, ...], *columns) -> np.ndarray:
+    """Arrays or numbers side by side in a last axis; several times faster than `np.stack`."""
+    out = np.empty((*shape, len(columns)))
+    for k, column in enumerate(columns):
+        out[..., k] = column
+    return out
+
+
 def _line(p, u, *, x):
     z = x(u)
-    return p[0] - p[1] * z, np.stack([np.ones_like(z), -z], axis=-1)
+    return p[0] - p[1] * z, _columns(z.shape, 1.0, -z)
 
 
 def _two_terms(p, u, *, x):
     """C e^{−r x} (1 + c e^{−s x})."""
     z = x(u)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        grown = np.exp(-p[3] * z)
-        sum_ = 1 + p[2] * grown
-        value = p[0] - p[1] * z + np.log(sum_)
-        share = grown / sum_
-    return value, np.stack([np.ones_like(z), -z, share, -p[2] * z * share], axis=-1)
+    grown = np.exp(-p[3] * z)
+    sum_ = 1 + p[2] * grown
+    value = p[0] - p[1] * z + np.log(sum_)
+    share = grown / sum_
+    return value, _columns(z.shape, 1.0, -z, share, -p[2] * z * share)
 
 
 def _offset(p, u):
     """C (t + t0)^{−p}."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        z = np.log((u + p[2]) / (1 + p[2]))
-        by_offset = -p[1] * (1 / (u + p[2]) - 1 / (1 + p[2]))
-    return p[0] - p[1] * z, np.stack([np.ones_like(z), -z, by_offset], axis=-1)
+    z = np.log((u + p[2]) / (1 + p[2]))
+    by_offset = -p[1] * (1 / (u + p[2]) - 1 / (1 + p[2]))
+    return p[0] - p[1] * z, _columns(z.shape, 1.0, -z, by_offset)
 
 
 def _offset_two_terms(p, u):
     """C z^{−p} (1 + c z^{−s}) with z = t + t0."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        z = np.log((u + p[4]) / (1 + p[4]))
-        grown = np.exp(-p[3] * z)
-        sum_ = 1 + p[2] * grown
-        share = grown / sum_
-        by_offset = -(p[1] + p[2] * p[3] * share) * (1 / (u + p[4]) - 1 / (1 + p[4]))
-        value = p[0] - p[1] * z + np.log(sum_)
-    one = np.ones_like(z)
-    return value, np.stack([one, -z, share, -p[2] * z * share, by_offset], axis=-1)
+    z = np.log((u + p[4]) / (1 + p[4]))
+    grown = np.exp(-p[3] * z)
+    sum_ = 1 + p[2] * grown
+    share = grown / sum_
+    by_offset = -(p[1] + p[2] * p[3] * share) * (1 / (u + p[4]) - 1 / (1 + p[4]))
+    value = p[0] - p[1] * z + np.log(sum_)
+    return value, _columns(z.shape, 1.0, -z, share, -p[2] * z * share, by_offset)
 
 
 def _finite(p, u):
@@ -75,18 +79,17 @@ def _finite(p, u):
     left = np.exp(p[2]) + 1 - u
     z = np.log(left) - p[2]
     by_log = p[1] * (np.exp(p[2]) / left - 1)
-    return p[0] + p[1] * z, np.stack([np.ones_like(z), z, by_log], axis=-1)
+    return p[0] + p[1] * z, _columns(z.shape, 1.0, z, by_log)
 
 
 def _finite_two_terms(p, u):
     """C (T − t)^q (1 + c (T − t))."""
     left = np.exp(p[2]) + 1 - u
     value, slope = _finite(p, u)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        sum_ = 1 + p[3] * left
-        value = value + np.log(sum_)
+    sum_ = 1 + p[3] * left
+    value = value + np.log(sum_)
     by_log = slope[..., 2] + p[3] * np.exp(p[2]) / sum_
-    return value, np.stack([slope[..., 0], slope[..., 1], by_log, left / sum_], axis=-1)
+    return value, _columns(u.shape, 1.0, slope[..., 1], by_log, left / sum_)
 
 
 def _from_end(u):
@@ -158,8 +161,7 @@ def at_ends(law: Law, p, u) -> tuple[np.ndarray, np.ndarray]:
     value, slope = law.curve(p, u)
     if u.shape[1] == 1:
         return value[:, 0], slope[:, 0]
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        ratio = np.exp(value[:, 1] - value[:, 0])
-        decrease = value[:, 0] + np.log1p(-ratio)
-        by = (slope[:, 0] - ratio[:, None] * slope[:, 1]) / (1 - ratio)[:, None]
+    ratio = np.exp(value[:, 1] - value[:, 0])
+    decrease = value[:, 0] + np.log1p(-ratio)
+    by = (slope[:, 0] - ratio[:, None] * slope[:, 1]) / (1 - ratio)[:, None]
     return decrease, by
