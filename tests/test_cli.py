@@ -274,7 +274,7 @@ def test_the_main_job_says_where_flow_and_descents_lead(tmp_path):
     facts = json.loads((tmp_path / "r" / "run.json").read_text())
     flow, further = facts["ends"]["flow"], facts["ends"]["flow, further"]
     assert further["kind"] in ended.stdout and further["kind"].endswith("minimum")
-    assert further["residual"] < 1e-12 and "at t = 1e+06" in ended.stdout
+    assert further["residual"] < 1e-12 and "At t = 1e+06" in ended.stdout
     assert flow["different"] is None and len(facts["ends"]) == 4
     page = (tmp_path / "r" / "report.html").read_text()
     assert "Where they lead" in page and "Eigenvalues of the Hessian" in page
