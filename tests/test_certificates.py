@@ -363,3 +363,11 @@ def test_misuse():
         jax.jit(lambda x: gflow.chatterjee(product, x).radius)(jnp.ones(2))
     start = gflow.chatterjee(lambda x: 1 + jnp.sum(x**2), jnp.zeros(2))
     assert start.verdict == "refuted" and "critical" in start.reason
+
+
+def test_bounds_that_the_search_disproves():
+    f = lambda x: jnp.sum(x**2) + 1
+    with pytest.raises(gflow.ArgumentError, match="alpha_bound"):
+        gflow.chatterjee(f, jnp.array([1.0]), alpha_bound=lambda r: 100.0)
+    with pytest.raises(gflow.ArgumentError, match="jacobian_lipschitz"):
+        gflow.chatterjee(gflow.SumOfSquares(f, 0.0), jnp.array([1.0]))

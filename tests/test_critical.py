@@ -352,3 +352,55 @@ def test_students_near_their_teacher():
     ours, theirs = (np.asarray(n.w * jnp.abs(n.v)[:, None]) for n in (point.net, teacher))
     np.testing.assert_allclose(ours, theirs, atol=1e-12)
     assert point.zeros == (3, 0, 3, 0)
+
+
+# ---- what has been taken for a minimum ----------------------------------------------------------
+
+
+def five_points():
+    x = np.array([[-2.0], [-1.0], [0.0], [1.0], [2.0]])
+    return gflow.EmpiricalRisk(x, np.array([0.0, -1.0, 1.0, 1.0, 2.0]))
+
+
+def test_a_concave_kink_that_is_touched():
+    # A line fits the two active rows; the row at the kink is below its target.
+    risk, b = five_points(), lambda b: gflow.ShallowNet.from_arrays([[1.0]], [b], [1.0], 0.0)
+    assert risk(b(1e-3)) < risk(b(0.0))
+    point = gflow.refine(risk, b(0.0))
+    assert point.kind is gflow.Kind.SADDLE and len(point.touched) == 1
+    assert risk(moved(point.net, point.negative[0], 1e-3)) < point.risk
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh"])
+def test_units_at_zero_of_all_activations(activation):
+    x = np.linspace(-1, 1, 7)
+    y = np.sin(3 * x) + x**2
+    zero = np.zeros(2)
+    net = gflow.ShallowNet.from_arrays(zero[:, None], zero, zero, y.mean(), activation=activation)
+    assert gflow.refine(gflow.EmpiricalRisk(x[:, None], y), net).kind is gflow.Kind.SADDLE
+
+
+def test_saddles_at_the_origin():
+    find = lambda f: gflow.refine(lambda net: f(*net["x"]), {"x": jnp.zeros(3)})
+    # A deep linear network; and a fall of fifth order.
+    assert find(lambda x, y, z: (x * y * z - 1) ** 2).kind is gflow.Kind.SADDLE
+    assert find(lambda x, y, z: 1 + x**2 * y - y**5 + z**4).kind is gflow.Kind.SADDLE
+    # Flat to higher order than can be seen is not called a minimum.
+    assert find(lambda x, y, z: 1 + (x * y * z) ** 4).kind is not gflow.Kind.SADDLE
+
+
+def test_risks_below_the_optimum():
+    find = lambda f, *x: gflow.refine(lambda net: f(*net["x"]), {"x": jnp.array(x)}, radius=1.0)
+    assert find(lambda x, y: x**2 - y**2, 0.0, 0.0).kind is gflow.Kind.SADDLE
+    assert find(lambda x, y: x**2 + y**2 - 1, 0.1, 0.1).kind is gflow.Kind.LOCAL_MINIMUM
+
+
+def test_what_was_passed_in_by_mistake(affine):
+    net = zig_zag(2, 4, 0)
+    flow = gflow.solve_flow(affine, net, t1=0.1)
+    with pytest.raises(gflow.ArgumentError, match="final"):
+        gflow.refine(affine, flow)
+    with pytest.raises(gflow.ArgumentError, match="to a scalar"):
+        gflow.refine(lambda net: net["x"], {"x": jnp.zeros(2)})
+    with pytest.raises(gflow.NotFoundError, match="larger `radius`"):
+        gflow.refine(lambda net: jnp.sum((net["x"] - 1) ** 2) + 1, {"x": jnp.array([0.8])})

@@ -208,3 +208,15 @@ def test_bad_input_is_named(arguments, message):
 def test_a_risk_that_does_not_decrease_has_no_rate():
     with pytest.raises(ValueError, match="a decreasing gap"):
         gflow.fit_rate(T, 1 + T, known_limit=False)
+
+
+def test_plateaus_are_no_laws():
+    # The escape from a saddle: (uv − 1)² from u = v = 1e-3.
+    t = np.linspace(0, 3.4, 400)
+    e = 1e-6 * np.exp(4 * t)
+    assert gflow.fit_rate(t, (1 - e / (1 - 1e-6 + e)) ** 2).law == "undecided"
+    # A wrong limit.
+    t = np.linspace(0, 10, 400)
+    rate = gflow.fit_rate(t, np.exp(-2 * t) + 1e-3)
+    assert rate.law == "undecided" and "limit" in rate.reason
+    assert gflow.fit_rate(t, np.ones(400)).law == "undecided"

@@ -270,9 +270,18 @@ def _without(verdict: str, reason: str, problem: Problem, found: Found) -> Certi
     )
 
 
+def _given(bounds: Bounds) -> str:
+    """The argument that a bound rests on."""
+    names = {GivenBounds: "alpha_bound", SquaresBounds: "jacobian_lipschitz"}
+    return names.get(type(bounds), "slopes")
+
+
 def _certified(problem: Problem, found: Found) -> Certificate:
     r, value = found.radius, problem.value
     alpha = problem.bounds.alpha(r)
+    if found.ratio < (1 - 1e-6) * alpha:
+        got = Described(f"a bound α(x⁰, {r:.6g}) ≥ {alpha:.6g}, below which is {found.ratio:.6g}")
+        raise ArgumentError(_given(problem.bounds), got, "a bound that holds on the whole ball")
     curvature = problem.bounds.curvature(r, value)
     step_size = contraction = None
     if curvature is not None:

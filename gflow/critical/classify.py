@@ -8,7 +8,7 @@ import numpy as np
 
 from gflow.activations import PiecewiseLinear
 from gflow.critical.landscape import Landscape
-from gflow.critical.newton import Found, Spectral, newton
+from gflow.critical.newton import Found, Spectral, newton, spectral
 from gflow.critical.point import Kind, Zeros
 from gflow.critical.units import Units
 from gflow.networks import ShallowNet
@@ -38,6 +38,7 @@ class Kinks(NamedTuple):
     jumps: np.ndarray
     normals: np.ndarray
     touched: np.ndarray
+    touched_jumps: np.ndarray
 
 
 class Level(NamedTuple):
@@ -122,19 +123,23 @@ def classified(
     """The kind of a critical point, where 0 or the known `optimum` is the least risk; `corner` is
     a direction in which the risk falls from a unit at zero, or one that touches the data."""
     theta, nothing = found.theta, np.zeros((len(found.theta), 0))
-    if level.value <= optimum + rounding:
+    bent = now.vectors[:, ~now.zero & (now.values < 0)]
+    if abs(level.value - optimum) <= rounding and not bent.shape[1]:
         least = "zero" if optimum == 0 else f"the known least one, {optimum:g},"
         return Verdict(Kind.GLOBAL_MINIMUM, f"The risk is {least} to rounding.", nothing)
     concave = kinks.jumps < 0
     across = kinks.normals[concave].T
     across = across / np.linalg.norm(across, axis=0)
-    bent = now.vectors[:, ~now.zero & (now.values < 0)]
     inside = _on_its_side(bent, kinks.touched)
     falls = np.concatenate([inside, across], axis=1)
     if falls.shape[1]:
         how = f"{falls.shape[1]} directions in which the risk falls"
         how += ", some across a kink" if concave.any() else ""
         return Verdict(Kind.SADDLE, f"There are {how}.", falls)
+    beyond = _beyond_kinks(land, theta, kinks, level)
+    if beyond.shape[1]:
+        message = "The risk falls beyond a kink that it touches."
+        return Verdict(Kind.SADDLE, message, beyond)
     if corner is not None:
         message = (
             "The risk falls from a unit at w = b = 0, or from one that touches the data without "
@@ -152,6 +157,22 @@ def classified(
     return _by_probes(land, theta, now, zeros, level)
 
 
+def _beyond_kinks(land: Landscape, theta, kinks: Kinks, level: Level) -> np.ndarray:
+    """The directions across concave kinks that are touched, along the others, in which the risk is
+    seen to fall."""
+    across = -(kinks.touched[kinks.touched_jumps < 0] @ land.basis) @ land.basis.T
+    found = [np.zeros((len(theta), 0))]
+    for direction in across:
+        size = np.linalg.norm(direction)
+        if size > 0 and any(
+            level.risk(theta + step * level.size * direction / size)
+            < level.value - LOWER * level.scale
+            for step in (1e-3, 1e-5)
+        ):
+            found.append((direction / size)[:, None])
+    return np.concatenate(found, axis=1)
+
+
 def _on_its_side(directions: np.ndarray, touched: np.ndarray) -> np.ndarray:
     """Those of the directions, or of their opposites, along which no kink is crossed."""
     heights = touched @ directions
@@ -165,16 +186,16 @@ def _no_fall(zeros: Zeros, kinks: int) -> str:
     if zeros.total == 0:
         return f"All eigenvalues{along} are positive."
     return (
-        f"All eigenvalues{along} are positive but {zeros.total}, which dead units ({zeros.dead}) "
-        f"and the rescaling of units ({zeros.rescaling}) explain."
+        f"All eigenvalues{along} are positive but {zeros.total}, which units that are dead or at "
+        f"zero ({zeros.dead}) and the rescaling of units ({zeros.rescaling}) explain."
     )
 
 
 def _by_probes(land: Landscape, theta, now: Spectral, zeros: Zeros, level: Level) -> Verdict:
     """From points along directions of which second order says nothing.
 
-    Where critical points of the same risk lie in all these directions, they form a manifold of
-    which the Hessian is positive across it: a local minimum. A lower risk shows a saddle.
+    Where critical points of the same risk and rank lie in all these directions, they form a
+    manifold, across which the Hessian is positive: a local minimum. A lower risk shows a saddle.
     """
     null, reach = now.vectors[:, now.zero], _REACH * level.size
     rng, start, flat = np.random.default_rng(0), land.local(theta).value, True
@@ -183,7 +204,9 @@ def _by_probes(land: Landscape, theta, now: Spectral, zeros: Zeros, level: Level
         direction /= np.linalg.norm(direction)
         there = _relaxed(land, theta, reach * direction)
         same = abs(there.local.value - start) <= SAME_RISK * level.scale
-        flat = flat and there.converged and same
+        away = np.linalg.norm(there.theta - theta) > 0.3 * reach
+        alike = np.sum(spectral(there.local, land.basis).zero) == null.shape[1]
+        flat = flat and there.converged and same and bool(away and alike)
         if all(_is_lower(land, theta, share * reach * direction, level) for share in _SHARES):
             fall = there.theta - theta
             message = "Second order leaves it open; points nearby have lower risks."

@@ -232,6 +232,11 @@ class OfPattern:
         _, gradient, _, q = self._found(theta)
         return gradient - self._still.T @ (self._still @ gradient), q
 
+    def jumps(self, theta: np.ndarray, pairs) -> Float[np.ndarray, " pairs"]:
+        """Those of some kinks, whichever side θ is on."""
+        _, q = self.gradient_and_slopes(theta)
+        return np.array([self.jump(theta, q, *pair) for pair in pairs])
+
     def jump(self, theta: np.ndarray, q: np.ndarray, unit: int, row: int) -> float:
         rows = self.members(theta, unit, row)
         share = np.abs(self.along[rows] / self.along[row])

@@ -114,8 +114,9 @@ def newton(
             invert = _Inverse(now, damping * now.norm / size)
             full = -invert(now.gradient)
             step = share * full
-            far = bool(np.linalg.norm(theta + step - near) > radius)
-            if not far:
+            beyond = bool(np.linalg.norm(theta + step - near) > radius)
+            far = far or beyond
+            if not beyond:
                 at_kink, pair = land.first_kink(theta, step)
                 if at_kink < 1 and stop_at_kinks:
                     theta = theta + at_kink * step

@@ -22,6 +22,7 @@ from gflow.critical.zero import entries_at_zero, fall_at_corners
 from gflow.flow.switched import switched
 from gflow.networks import ShallowNet, split_trainable
 from gflow.risks import BoxRisk, GaussianRisk
+from gflow.trajectory import Trajectory
 
 # Modes that carry less of the gap of the risk say nothing of its rate.
 _CARRIED, _APART = 0.1, 1e-7
@@ -60,7 +61,7 @@ def refine(
       kinks, of the pattern in closed form. At most 4,000 parameters are trained.
     - `net`: the start: the end of a flow or of a descent, `flow.final`. The search is in float64,
       into which a network in float32 is taken.
-    - `radius`: how far the search may go, as a share of ‖θ‖.
+    - `radius`: how far the search may go, as a share of ‖θ‖ (of 1 at θ = 0).
     - `optimum`: the least risk there is, if it is known: the global minimum is recognised by it.
     - `trainable`: as in `solve_flow`.
     - `throw`: raise a `NotFoundError` where no critical point is found; with False a
@@ -79,6 +80,10 @@ def refine(
     Yamashita and Fukushima, Computing Suppl. 15 (2001) 239, for the convergence; Cheridito, Jentzen
     and Rossmannek, J. Nonlinear Sci. 32 (2022) 64, for the critical points of an affine target.
     """
+    if isinstance(net, Trajectory):
+        raise ArgumentError("net", Described("a Trajectory"), "a network: its `final`")
+    if not callable(risk):
+        raise ArgumentError("risk", Described(type(risk).__name__), "a function of the network")
     if not is_concrete(net, risk):
         raise ArgumentError("net", Described("traced arrays"), "known ones: outside jax.jit")
     net = _in_float64(net)
@@ -88,15 +93,23 @@ def refine(
     if len(theta) > _MOST_PARAMETERS:
         got = Described(f"{len(theta):,} trained parameters")
         raise ArgumentError("net", got, f"at most {_MOST_PARAMETERS:,}, for a dense Hessian")
-    begin = float(risk(net))
+    begin = _value(risk, net)
     if not np.isfinite(begin) or not np.isfinite(theta).all():
         raise ArgumentError("net", Described("a network with a risk that is not finite"), "one")
-    reach = radius * float(np.linalg.norm(theta))
+    reach = radius * (float(np.linalg.norm(theta)) or 1.0)
     land, found, patterns = _search(risk, trained, frozen, theta, reach)
     point = _described(risk, net, trained, frozen, theta, land, found, patterns, optimum, begin)
     if throw and not point.found:
         raise NotFoundError(point)
     return point
+
+
+def _value(risk, net: PyTree) -> float:
+    value = risk(net)
+    if np.shape(value) != ():
+        got = Described(f"a function with values of shape {np.shape(value)}")
+        raise ArgumentError("risk", got, "a function of the network to a scalar")
+    return float(value)
 
 
 def _in_float64(net: PyTree) -> PyTree:
@@ -121,13 +134,14 @@ def _described(
     """The point where the search ended."""
     end = eqx.combine(as_net(trained, found.theta), frozen)
     value, scale = float(risk(end)), _scale(risk, end, begin)
-    size = float(max(np.linalg.norm(theta), np.linalg.norm(found.theta)))
+    # At the origin there is nothing else to measure by.
+    size = float(max(np.linalg.norm(theta), np.linalg.norm(found.theta))) or 1.0
     found, edges = from_inside(risk, end, trained, found)
     now = spectral(found.local, land.basis)
     moving = unsettled(found, now)
     now = now._replace(zero=now.zero | moving)
     none = np.zeros((0, len(theta)))
-    kinks, residual = Kinks(np.zeros(0), none, edges), now.norm
+    kinks, residual = Kinks(np.zeros(0), none, edges, np.zeros(len(edges))), now.norm
     sliding: tuple[Sliding, ...] = ()
     touched: tuple[tuple[int, int], ...] = ()
     if isinstance(land, OfPattern):
@@ -139,7 +153,8 @@ def _described(
         )
         ties = touched_kinks(land, found.theta)
         touched = tuple((unit, int(datum[row])) for unit, row in ties)
-        kinks = Kinks(jumps, land.gradients_of_kinks(land.held), land.sides_of_kinks(ties))
+        normals = land.gradients_of_kinks(land.held), land.sides_of_kinks(ties)
+        kinks = Kinks(jumps, *normals, land.jumps(found.theta, ties))
     units = list_units(risk, end, frozenset(kink.unit for kink in sliding))
     zeros = explained_zeros(now, end, trained, units)
     if found.converged:

@@ -73,10 +73,12 @@ def units_at_zero(net: ShallowNet) -> tuple[int, ...]:
 
 
 def units_at_corners(risk: Any, net: Any) -> tuple[int, ...]:
-    """The ReLU units at zero, and the dead ones that touch the data or the edge of the support."""
+    """The units at zero, and the dead ReLU units that touch the data or the edge of the support."""
     activation = net.activation if isinstance(net, ShallowNet) else None
-    if not isinstance(activation, PiecewiseLinear) or activation.negative_slope != 0:
+    if not isinstance(activation, PiecewiseLinear) or not activation.kinked:
         return ()
+    if activation.negative_slope != 0:
+        return units_at_zero(net)
     w, b = np.asarray(net.w, float), 0.0 if net.b is None else np.asarray(net.b, float)
     span = _range_of_preactivations(risk, w, b)
     if span is None:

@@ -40,7 +40,7 @@ def fall_at_corners(
     start = float(_values(risk, trained, frozen, jnp.asarray(theta[None]))[0])
     for unit in corners:
         moved = _entries_of(trained, unit)
-        size = np.linalg.norm(theta[moved]) or np.linalg.norm(theta)
+        size = np.linalg.norm(theta[moved]) or np.linalg.norm(theta) or 1.0
         directions = np.zeros((_DIRECTIONS, len(theta)))
         directions[:, moved] = np.random.default_rng(unit).normal(size=(_DIRECTIONS, moved.sum()))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)

@@ -17,6 +17,8 @@ _DECISIVE = 10.0
 # How much of a law has to be seen before it is called: two times 1/r, half a decade of t + t0, or a
 # decade of T − t.
 _SEEN = {"exponential": 2.0, "power": 0.5 * np.log(10.0), "finite": np.log(10.0)}
+# And by which factor the gap has to fall over the tail.
+_FALLS = {"exponential": 2.0, "power": 1.3, "finite": 10.0}
 # Powers of T − t; smaller and larger ones imitate other laws.
 _POWERS = 0.2, 12.0
 _STEEP = 0.95 * POWERS[1]
@@ -212,10 +214,11 @@ def fit_rate(
     **When a law is called.** Its information criterion, −2 log likelihood + (parameters) · log
     (independent deviations), is lower than that of the other laws by 10 or more, on the tail of the
     law whose value is known best; its rate is positive with its whole interval; its second term
-    is below the third of the first that is allowed; and the tail shows enough of it: two times 1/r,
-    half a decade of t + t0, or a decade of T − t. Otherwise it is "undecided". Powers of t above
-    11.4 cannot be told from exponentials and are taken for these; powers of T − t lie between 0.2
-    and 12.
+    is below the third of the first that is allowed; the tail shows enough of it: two times 1/r,
+    half a decade of t + t0, or a decade of T − t; and the gap, if its limit is known, falls over
+    the tail by a factor of 2, 1.3, or 10. Otherwise it is "undecided". Powers of t above 11.4
+    cannot be told from exponentials and are taken for these; powers of T − t lie between 0.2 and
+    12.
 
     If the limit of the risk is not known (`known_limit=False`), pass the risk itself: the laws are
     then fitted to the decreases between saved times, from which the limit drops out; it is
@@ -253,6 +256,8 @@ def fit_rate(
     if not known_limit:
         limit = float(g[t <= end][-1] - fits[better](end))
     reason = _doubt(better, fits[better], criterion)
+    if known_limit and not reason:
+        reason = _hardly_closes(better, fits[better], t, g)
     # A mean of squares has no limit below zero; rounding apart.
     if not known_limit and limit < -1e-9 * np.max(g) and np.min(g) >= 0:
         reason = "still travelling, the better law has a limit below zero"
@@ -299,6 +304,19 @@ def _seen(law: str, estimate: Estimate, first: float) -> float:
     return float(np.log1p((1 - first) * np.exp(-p[2])))
 
 
+def _hardly_closes(law: str, fit: Fit, t: np.ndarray, g: np.ndarray) -> str:
+    """Why a law is not called if the gap itself falls too little over its tail: on a plateau, as
+    that of a wrong limit or of a saddle, any law fits."""
+    within = g[(t >= fit.window[0]) & (t <= fit.window[1]) & (g > 0)]
+    factor = float(within.max() / within.min()) if len(within) else 1.0
+    if factor >= _FALLS[law]:
+        return ""
+    return (
+        f"the gap falls by a factor of {factor:.3g} over the tail, and {_FALLS[law]:g} is asked "
+        "for: it still travels, or the limit is wrong"
+    )
+
+
 def _enough(law: str) -> Callable[[Estimate, float], bool]:
     return lambda estimate, first: _seen(law, estimate, first) >= _SEEN[law]
 
@@ -329,7 +347,8 @@ def _compare(found: dict[str, Tail], contradicted: set[str]) -> tuple[str, dict[
     def blurred(law: str) -> float:
         low, high = found[law].interval
         # Of finite times it is log (T − t) that is known so well.
-        return (high - low) / (1.0 if law == "finite" else abs(found[law].value))
+        size = 1.0 if law == "finite" else abs(found[law].value)
+        return (high - low) / size if size > 0 else float("inf")
 
     allowed = [law for law in found if law not in contradicted] or list(found)
     count = found[min(allowed, key=blurred)].count
