@@ -92,7 +92,7 @@ def solve_flow(
       taken to be distinct, with normals that are not parallel. "ignore": adaptive
       integration with ReLU'(0) = 0, as if the field were smooth; the steps become small at kinks,
       and a loose `rtol` (1e-4 to 1e-6) is then the better choice: `diffrax.Bosh3()` at 1e-4 reached
-      four digits 12 times faster than located kinks for 64 units on 442 rows (`python -m
+      four digits 13 times faster than located kinks for 64 units on 442 rows (`python -m
       benchmarks.kinks`). If the steps collapsed, a warning says so. Other networks and risks are
       always integrated as smooth. On `PopulationRisk`, `BoxRisk` and `GaussianRisk`, a ReLU unit
       that shrinks to w = b = 0 in finite time, as one with ‖v‖ > ‖(w, b)‖ may, is set to zero there
