@@ -108,20 +108,7 @@ def _compute(run: Run, say: Callable[[str], None]) -> None:
     run.sharpness = sharpness(risk, net)
     plan = _plan(run, say)
     with _timed(run, "flow"):
-        run.flow = solve_flow(
-            risk,
-            net,
-            t1=config.t1,
-            ts=_saved_times(config, plan),
-            rtol=_rtol(config),
-            atol=config.atol,
-            solver=_solver(config),
-            kinks=config.kinks,
-            max_steps=config.max_steps,
-            max_kinks=config.max_kinks,
-            progress=True,
-            throw=False,
-        )
+        run.flow = _flow(config, risk, net, 0.0, config.t1, _saved_times(config, plan))
     _report_trouble(run, "The flow", run.flow, say)
     for step_size, marks in plan:
         # Where the flow ended early there is nothing further to compare with.
@@ -143,23 +130,21 @@ def _compute(run: Run, say: Callable[[str], None]) -> None:
         _report_trouble(run, f"Gradient descent with {descent.label}", descent.trajectory, say)
     if config.follow is not None and run.flow.succeeded:
         with _timed(run, FURTHER):
-            run.further = _followed(run, risk)
+            t0 = float(run.flow.ts[-1])
+            ts = np.geomspace(t0, config.follow, config.num_times)
+            run.further = _flow(config, risk, run.flow.final, t0, config.follow, ts)
         _report_trouble(run, "The flow, followed further,", run.further, say)
     with _timed(run, "end points"):
         run.ends = end_points(risk, _sound(run), say)
 
 
-def _followed(run: Run, risk: Risk) -> Trajectory:
-    """The flow after t1."""
-    config, flow = run.config, run.flow
-    assert flow is not None and config.follow is not None
-    t0 = float(flow.ts[-1])
+def _flow(config: Config, risk: Risk, net: ShallowNet, t0: float, t1: float, ts) -> Trajectory:
     return solve_flow(
         risk,
-        flow.final,
+        net,
         t0=t0,
-        t1=config.follow,
-        ts=np.geomspace(t0, config.follow, config.num_times),
+        t1=t1,
+        ts=ts,
         rtol=_rtol(config),
         atol=config.atol,
         solver=_solver(config),

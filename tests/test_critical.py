@@ -1,72 +1,29 @@
-"""Critical points: the affine target's, those of known flows, and none where there is none."""
-
-from pathlib import Path
+"""Critical points of smooth and of true risks: the affine target's, degenerate ones, and none."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from affine import (
+    MIDDLE,
+    T0,
+    T1,
+    affine_risk,
+    constant,
+    critical_value,
+    disturbed,
+    moved,
+    zig_zag,
+)
 
 import gflow
 from gflow import piecewise
-from gflow.critical.landscape import OfPattern, Smooth
-from gflow.flow.switched import switched
-from gflow.networks import split_trainable
-
-DATA = Path(__file__).parent / "data"
-
-# f(x) = α x + β on [T0, T1], uniform density.
-T0, T1, ALPHA, BETA = -1.0, 2.0, 2.0, 0.5
-MIDDLE = ALPHA * (T0 + T1) / 2 + BETA
 
 
 @pytest.fixture(scope="module")
 def affine():
-    length = T1 - T0
-    target = piecewise.PiecewisePolynomial([T0, T1], [[BETA, ALPHA]])
-    density = piecewise.PiecewisePolynomial([T0, T1], [[1 / length]])
-    return gflow.PopulationRisk(target, density)
-
-
-def critical_value(kinks: int) -> float:
-    return ALPHA**2 * (T1 - T0) ** 2 / (12 * (kinks + 1) ** 4)
-
-
-def zig_zag(kinks: int, width: int, seed: int) -> gflow.ShallowNet:
-    """The saddle with that many kinks; the other units are dead."""
-    rng = np.random.default_rng(seed)
-    w, b, v = [], [], []
-    for i in range(1, kinks + 1):
-        at = T0 + i * (T1 - T0) / (kinks + 1)
-        slope = (-1) ** (i + 1) * rng.uniform(0.5, 1.5)
-        w.append(slope)
-        b.append(-slope * at)
-        v.append(2 * ALPHA / (kinks + 1) / slope)
-    for _ in range(width - kinks):
-        w.append(1.0)
-        b.append(-T1 - rng.uniform(0.5, 1.0))
-        v.append(rng.normal())
-    return gflow.ShallowNet.from_arrays(np.array(w)[:, None], b, v, MIDDLE)
-
-
-def disturbed(net, size: float, seed: int):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: a + size * rng.normal(size=a.shape), net)
-
-
-def moved(net, direction, size: float):
-    return jax.tree.map(lambda a, d: a + size * d, net, direction)
-
-
-def norm(tree) -> float:
-    return float(jnp.sqrt(sum(jnp.sum(a**2) for a in jax.tree.leaves(tree))))
-
-
-def constant(*units) -> gflow.ShallowNet:
-    """Units (w, b, v) that do not act, and a c near that of the best constant."""
-    w, b, v = zip(*units)
-    return gflow.ShallowNet.from_arrays(np.array(w)[:, None], b, v, MIDDLE + 0.01)
+    return affine_risk()
 
 
 # ---- an affine target (Cheridito, Jentzen and Rossmannek) -------------------------------------
@@ -166,99 +123,7 @@ def test_global_minima_and_a_known_optimum(affine):
     assert gflow.refine(affine, one, optimum=critical_value(0)).kind is gflow.Kind.GLOBAL_MINIMUM
 
 
-# ---- data with kinks ----------------------------------------------------------------------------
-
-
-def load(name: str):
-    r = np.load(DATA / f"{name}.npz")
-    net = gflow.ShallowNet.from_arrays(r["w0"], r["b0"], r["v0"], r["c0"])
-    return gflow.EmpiricalRisk(r["X"], r["y"]), net
-
-
-@pytest.fixture(scope="module")
-def sine():
-    return load("sine_d1_w20_n40")
-
-
-def test_a_nonsmooth_critical_point(sine_plane_end):
-    risk, flow = sine_plane_end
-    point = gflow.refine(risk, flow.final)
-    assert point.kind is gflow.Kind.LOCAL_MINIMUM and point.residual < 1e-13
-    assert len(point.sliding) >= 10
-    assert all(0 < kink.weight < 1 for kink in point.sliding)
-    # It is the set on which the flow slides, and 0 is in the Clarke subdifferential, though far
-    # from being the generalized gradient.
-    pairs = {(kink.unit, kink.datum) for kink in point.sliding}
-    assert pairs <= flow.kinks_at(float(flow.ts[-1]))
-    assert norm(gflow.clarke_gradient(risk, point.net)) < 1e-13
-    assert norm(gflow.generalized_gradient(risk, point.net)) > 1e-5
-    # A little apart from it, the risk is higher; by less than what its curvature allows.
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        assert risk(disturbed(point.net, 1e-4, rng.integers(1000))) > point.risk
-
-
-@pytest.fixture(scope="module")
-def sine_plane_end():
-    risk, net = load("sine_d2_w30_n80")
-    return risk, gflow.solve_flow(risk, net, t1=1e7)
-
-
-def test_a_flow_that_still_travels_is_refused(sine):
-    risk, net = sine
-    flow = gflow.solve_flow(risk, net, t1=20.0)
-    with pytest.raises(gflow.NotFoundError, match="no critical point") as error:
-        gflow.refine(risk, flow.final)
-    assert error.value.point.kind is gflow.Kind.NOT_FOUND and not error.value.point.found
-    assert gflow.refine(risk, flow.final, throw=False).residual > 1e-3
-
-
-def test_the_end_of_a_flow_does_not_depend_on_when_it_was_left(sine):
-    risk, net = sine
-    early, late = (gflow.solve_flow(risk, net, t1=t1).final for t1 in (1e5, 1e8))
-    one, two = gflow.refine(risk, early), gflow.refine(risk, late)
-    assert one.risk == pytest.approx(two.risk, rel=1e-12) and two.risk > 1e-6
-    assert one.kind is two.kind is gflow.Kind.LOCAL_MINIMUM
-    assert one.distance > 0.05 and two.distance < 1e-6
-    assert one.risk_change < -1e-8
-
-
-def test_a_repelling_kink_makes_a_saddle():
-    # Without biases, x and −x have one kink; the risk falls to both sides of it.
-    risk = gflow.EmpiricalRisk(np.array([[1.0], [-1.0]]), np.array([1.0, 1.0]))
-    net = gflow.ShallowNet.from_arrays([[0.0], [0.0]], None, [1.0, 1.0], None)
-    point = gflow.refine(risk, net, trainable=("w",), radius=1.0, throw=False)
-    assert point.risk == 1.0 and point.kind is gflow.Kind.SADDLE
-    for direction in point.negative:
-        assert risk(eqx.tree_at(lambda n: n.w, net, 0.1 * direction.w)) < 1.0
-
-
-def test_a_line_that_stops_at_a_kink():
-    # L(w) = ((relu(w) + 1)² + (relu(−w) + 1)²)/2, least at the kink w = 0.
-    risk = gflow.EmpiricalRisk(np.array([[1.0], [-1.0]]), np.array([-1.0, -1.0]))
-    net = gflow.ShallowNet.from_arrays([[0.3]], None, [1.0], None)
-    end = gflow.solve_flow(risk, net, t1=0.2, trainable=("w",)).final
-    point = gflow.refine(risk, end, radius=2.0, trainable=("w",))
-    assert point.kind is gflow.Kind.LOCAL_MINIMUM and point.risk == 1.0
-    assert float(point.net.w[0, 0]) == 0.0 and len(point.sliding) == 1
-    # Both sides pull with the same force.
-    assert point.sliding[0].weight == pytest.approx(0.5)
-
-
-# ---- the parts ----------------------------------------------------------------------------------
-
-
-def test_the_risk_of_a_pattern_agrees_with_autodiff(sine):
-    risk, net = sine
-    trained, frozen = split_trainable(net, None)
-    theta = np.asarray(jax.flatten_util.ravel_pytree(trained)[0])
-    known = switched(risk, trained, frozen)
-    active = np.asarray(known.preactivations(net)) > 0
-    ours = OfPattern(known, active).local(theta)
-    theirs = Smooth(risk, trained, frozen, np.zeros(len(theta), bool)).local(theta)
-    assert ours.value == pytest.approx(theirs.value, rel=1e-14)
-    np.testing.assert_allclose(ours.gradient, theirs.gradient, atol=1e-14)
-    np.testing.assert_allclose(ours.hessian, theirs.hessian, atol=1e-13)
+# ---- smooth functions and bad input -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("power", [2, 4, 6])
@@ -315,45 +180,6 @@ def test_how_it_reads(affine):
     assert str(point.kind) == "saddle" and not point.is_minimum and point.rate is None
 
 
-# ---- random problems ----------------------------------------------------------------------------
-
-
-def data_on_a_line(k: int):
-    x = np.linspace(-1, 1, 12)
-    net = gflow.ShallowNet(1, 8, key=jax.random.key(k))
-    return gflow.EmpiricalRisk(x[:, None], np.sin(3 * x + k)), net
-
-
-def under_a_tent(k: int):
-    net = gflow.ShallowNet(1, 4, key=jax.random.key(k), init="standard_normal")
-    return gflow.PopulationRisk(piecewise.tent(), piecewise.uniform()), net
-
-
-@pytest.mark.parametrize("problem", [data_on_a_line, under_a_tent])
-def test_the_ends_of_flows_on_random_problems(problem):
-    for k in range(12):
-        risk, net = problem(k)
-        flow = gflow.solve_flow(risk, net, t1=1e5, throw=False)
-        point = gflow.refine(risk, flow.final, throw=False)
-        start = float(flow.grad_norm[0])
-        assert point.found == (flow.grad_norm[-1] < 1e-7 * start)
-        assert not point.found or point.residual < 1e-12 * start
-        # The start of a flow is near no critical point.
-        assert not gflow.refine(risk, net, throw=False).found
-        if isinstance(risk, gflow.EmpiricalRisk) and not point.units.degenerate:
-            assert norm(gflow.clarke_gradient(risk, point.net)) < 1e-12 * start
-
-
-def test_students_near_their_teacher():
-    teacher = gflow.ShallowNet(2, 3, key=jax.random.key(0), use_bias=False)
-    point = gflow.refine(gflow.GaussianRisk(teacher), disturbed(teacher, 1e-3, 0))
-    assert point.kind is gflow.Kind.GLOBAL_MINIMUM and abs(point.risk) < 1e-14
-    # The teacher up to rescaling: the products |w| v and the directions.
-    ours, theirs = (np.asarray(n.w * jnp.abs(n.v)[:, None]) for n in (point.net, teacher))
-    np.testing.assert_allclose(ours, theirs, atol=1e-12)
-    assert point.zeros == (3, 0, 3, 0)
-
-
 # ---- what has been taken for a minimum ----------------------------------------------------------
 
 
@@ -385,8 +211,17 @@ def test_saddles_at_the_origin():
     # A deep linear network; and a fall of fifth order.
     assert find(lambda x, y, z: (x * y * z - 1) ** 2).kind is gflow.Kind.SADDLE
     assert find(lambda x, y, z: 1 + x**2 * y - y**5 + z**4).kind is gflow.Kind.SADDLE
-    # Flat to higher order than can be seen is not called a minimum.
-    assert find(lambda x, y, z: 1 + (x * y * z) ** 4).kind is not gflow.Kind.SADDLE
+    # A fall of higher order than can be seen is not called a minimum.
+    assert not find(lambda x, y, z: 1 - (x * y * z) ** 4).is_minimum
+
+
+def test_deep_networks_at_zero_are_no_minima():
+    x = np.linspace(-1, 1, 7)
+    risk = gflow.EmpiricalRisk(x[:, None], np.sin(3 * x))
+    net = eqx.nn.MLP(1, "scalar", 3, 4, activation=jnp.tanh, key=jax.random.key(0))
+    zero = jax.tree.map(lambda a: 0 * a if eqx.is_inexact_array(a) else a, net)
+    mean = eqx.tree_at(lambda n: n.layers[-1].bias, zero, jnp.full(1, np.sin(3 * x).mean() + 0.5))
+    assert not gflow.refine(risk, mean, radius=2.0).is_minimum
 
 
 def test_risks_below_the_optimum():

@@ -1,5 +1,3 @@
-import contextlib
-import signal
 import subprocess
 import sys
 import warnings
@@ -13,7 +11,6 @@ import pytest
 import scipy.linalg
 
 import gflow
-from gflow.flow import pieces, plain
 from gflow.results import RESULT_NAMES, RESULTS
 
 KEY = jax.random.key(0)
@@ -240,39 +237,6 @@ def test_saved_times_need_not_reach_the_end_in_pieces(wave, smooth_net):
     assert (np.asarray(flow.ts) == ts).all() and flow.succeeded
 
 
-def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, monkeypatch, request):
-    class Bar:
-        calls = 0
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def advance(self, amount, postfix):
-            self.calls += 1
-            if self.calls == 3:
-                # One that is lost on its way: what runs there may swallow an exception.
-                with contextlib.suppress(KeyboardInterrupt):
-                    signal.raise_signal(signal.SIGINT)
-
-    # Programs in the background start with the signal ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    monkeypatch.setattr(pieces, "progress_bar", lambda *_: Bar())
-    monkeypatch.setattr(plain, "PIECE_STEPS", 40)
-    options = {"t1": 10.0, "ts": smooth_flow.ts, "progress": True}
-    flow = gflow.solve_flow(wave, smooth_net, throw=False, **options)
-    assert flow.result_name == "interrupted" and flow.stats["num_steps"] == 60
-    # What was saved, and where it was.
-    saved = len(flow) - 1
-    assert smooth_flow.ts[saved - 1] <= flow.ts[-1] < smooth_flow.ts[saved]
-    np.testing.assert_allclose(flow.risk[:saved], smooth_flow.risk[:saved], rtol=1e-7)
-    with pytest.raises(gflow.TrajectoryError, match="interrupted"):
-        gflow.solve_flow(wave, smooth_net, **options)
-
-
 def test_vmap_and_jit_give_the_single_runs(wave):
     def end(key):
         net = gflow.ShallowNet(1, 8, key=key, activation="tanh")
@@ -393,12 +357,3 @@ def test_risks_that_hold_traced_arrays(wave, smooth_net):
                 lambda net: c * wave(net), smooth_net, t1=1.0, progress=True
             ).risk[-1]
         )(1.0)
-
-
-def test_ctrl_c_without_a_progress_bar_is_passed_on(wave, smooth_net, monkeypatch):
-    def pressed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(plain.Plain, "advance", pressed)
-    with pytest.raises(KeyboardInterrupt):
-        gflow.solve_flow(wave, smooth_net, t1=1.0)

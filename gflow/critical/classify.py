@@ -92,17 +92,17 @@ def _symmetries(net: ShallowNet, trained, units: Units) -> tuple[np.ndarray, np.
 
     dead, scaled = [np.zeros((size, 0))], [np.zeros((size, 0))]
     parts = {name: np.asarray(getattr(net, name), float) for name in names if name != "c"}
-    everywhere = set(units.dead)
-    for unit in sorted(everywhere | set(units.degenerate)):
+    dead_units = set(units.dead)
+    for unit in sorted(dead_units | set(units.degenerate)):
         # A degenerate unit that is moved may become active.
-        free = parts if unit in everywhere else {n: a for n, a in parts.items() if n == "v"}
+        free = parts if unit in dead_units else {n: a for n, a in parts.items() if n == "v"}
         for name, array in free.items():
             for one in np.eye(array[unit].size):
                 dead.append(direction(unit, {name: one})[:, None])
     homogeneous = isinstance(net.activation, PiecewiseLinear)
     whole = {"w", "v"} <= set(names) and (net.b is None or "b" in names)
     for unit in range(len(net.w)) if homogeneous and whole else ():
-        if unit not in everywhere:
+        if unit not in dead_units:
             along = {n: (-1.0 if n == "v" else 1.0) * array[unit] for n, array in parts.items()}
             scaled.append(direction(unit, along)[:, None])
     return np.concatenate(dead, axis=1), np.concatenate(scaled, axis=1)

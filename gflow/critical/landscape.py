@@ -11,6 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from gflow.flow.hessian import field_jacobian
 from gflow.flow.kinks import SwitchedRisk
 
 # Pairs of a unit and a row of size 1 count as being at their kink up to this preactivation.
@@ -41,8 +42,6 @@ class Landscape(Protocol):
 
 class Smooth:
     """A risk as it is, with some entries of θ held."""
-
-    held: tuple[tuple[int, int], ...] = ()
 
     def __init__(self, risk: Callable, trained: PyTree, frozen: PyTree, held: np.ndarray):
         self.risk, self.trained, self.frozen = risk, trained, frozen
@@ -78,8 +77,6 @@ def _local(risk, trained, frozen, theta: Array):
 @eqx.filter_jit
 def _of_pattern(risk: SwitchedRisk, theta: Array, active: Array):
     """The risk of a pattern to second order, and ∂L/∂a of every pair."""
-    from gflow.flow.hessian import field_jacobian
-
     y = jnp.append(theta, jnp.zeros((), theta.dtype))
     pattern = eqx.tree_at(lambda p: p.active, risk.start(theta), active)
     gradient = -risk.field(0.0, y, pattern)[:-1]

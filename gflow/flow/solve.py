@@ -182,9 +182,9 @@ def _record(problem: Problem, ending: Callable[[], Piece], method: str) -> Traje
         stats["num_field_evaluations"] = piece.work.evaluations
         stats["num_hessian_products"] = piece.work.products
         stats["num_factorisations"] = piece.work.factorisations
-    for which, (time, steps) in zip(("", "_second"), piece.switched):
-        stats[f"{which}_switched_at".lstrip("_")] = time
-        stats[f"num_steps_before{which}_switch"] = steps
+    for which, (time, steps) in zip(("", "second_"), piece.switched):
+        stats[f"{which}switched_at"] = time
+        stats[f"num_steps_before_{which}switch"] = steps
     if piece.shortened is not None:
         stats["num_shortened_steps"] = piece.shortened
     if piece.kinks is not None:

@@ -1,0 +1,52 @@
+"""Ctrl-C while a flow is solved."""
+
+import contextlib
+import signal
+
+import numpy as np
+import pytest
+
+import gflow
+from gflow.flow import pieces, plain
+
+
+def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, monkeypatch, request):
+    class Bar:
+        calls = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def advance(self, amount, postfix):
+            self.calls += 1
+            if self.calls == 3:
+                # One that is lost on its way: what runs there may swallow an exception.
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+
+    # Programs in the background start with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    monkeypatch.setattr(pieces, "progress_bar", lambda *_: Bar())
+    monkeypatch.setattr(plain, "PIECE_STEPS", 40)
+    options = {"t1": 10.0, "ts": smooth_flow.ts, "progress": True}
+    flow = gflow.solve_flow(wave, smooth_net, throw=False, **options)
+    assert flow.result_name == "interrupted" and flow.stats["num_steps"] == 60
+    # What was saved, and where it was.
+    saved = len(flow) - 1
+    assert smooth_flow.ts[saved - 1] <= flow.ts[-1] < smooth_flow.ts[saved]
+    np.testing.assert_allclose(flow.risk[:saved], smooth_flow.risk[:saved], rtol=1e-7)
+    with pytest.raises(gflow.TrajectoryError, match="interrupted"):
+        gflow.solve_flow(wave, smooth_net, **options)
+
+
+def test_ctrl_c_without_a_progress_bar_is_passed_on(wave, smooth_net, monkeypatch):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plain.Plain, "advance", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        gflow.solve_flow(wave, smooth_net, t1=1.0)
