@@ -278,6 +278,7 @@ def test_the_main_job_says_where_flow_and_descents_lead(tmp_path):
     assert flow["different"] is None and len(facts["ends"]) == 4
     page = (tmp_path / "r" / "report.html").read_text()
     assert "Where they lead" in page and "Eigenvalues of the Hessian" in page
+    assert f"<td>{further['kind']}</td>" in page
     times = xarray.open_zarr(tmp_path / "r" / "further.zarr")["time"].to_numpy()
     assert times[0] == 20.0 and times[-1] == 1e6
     again = gflow("report", "r", cwd=tmp_path)

@@ -151,6 +151,14 @@ def test_kinds_of_smooth_functions():
     assert find(lambda x, y: x + y, 0.1, 0.2).kind is gflow.Kind.NOT_FOUND
 
 
+def test_the_rate_is_that_of_the_modes_that_carry_the_gap():
+    risk = lambda net: 1 + net["x"][0] ** 2 + 10 * net["x"][1] ** 2
+    rate = lambda *x: gflow.refine(risk, {"x": jnp.array(x)}, radius=2.0).rate
+    # The eigenvalues are 2 and 20, and the gap falls like exp(−2λt).
+    assert rate(1e-4, 1.0) == pytest.approx(40.0) and rate(0.1, 1.0) == pytest.approx(40.0)
+    assert rate(1.0, 0.1) == pytest.approx(4.0)
+
+
 def test_what_cannot_be_used(affine):
     net = zig_zag(2, 4, 0)
     for wrong in ({"radius": -1.0}, {"radius": np.inf}, {"optimum": np.nan}):
