@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from gflow.provenance import PACKAGES, provenance
+from gflow.app.provenance import PACKAGES, provenance
 
 # One measurement as a flat dict; a method that failed has an entry "error".
 Row = dict[str, Any]

@@ -66,9 +66,8 @@ def measured(t1: float, directory: Path) -> list[harness.Row]:
         flow = solve(t1)
         counts = ("num_steps", "num_field_evaluations", "num_hessian_products")
         facts: harness.Row = {name.removeprefix("num_"): int(flow.stats[name]) for name in counts}
-        for name in ("switched_at", "num_steps_before_switch"):
-            if name in flow.stats:
-                facts[name.removeprefix("num_")] = float(flow.stats[name])
+        for switch in flow.switches:
+            facts[f"{switch.solver} from"] = float(switch.time)
         return ravel_pytree(split_trainable(flow.final, TRAINED)[0])[0], facts | {
             "solver": flow.method
         }

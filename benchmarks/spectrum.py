@@ -27,7 +27,11 @@ WANTED: dict[str, dict[str, Any]] = {
     "largest": {"largest": 1, "smallest": 0, "copies": False},
     "density of 2 probes": {"largest": 1, "smallest": 0, "copies": False, "probes": 2},
 }
-FIRST, REFERENCE, PEER = "top ten in 100 products", "top ten, with copies", "gflow.sharpness"
+FIRST, REFERENCE, PEER = (
+    "top ten in 100 products",
+    "top ten, with copies",
+    "gflow.sharpness",
+)
 QUICK = (FIRST, REFERENCE)
 COLUMNS = {
     "at": ("at", ""),

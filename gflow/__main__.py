@@ -1,3 +1,3 @@
-from gflow.cli import main
+from gflow.app.cli import main
 
 main()

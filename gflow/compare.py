@@ -15,7 +15,7 @@ _NODES = 6
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Gap:
+class Comparison:
     """How far one trajectory is from another, at the saved times of the second.
 
     - `ts`, shape (times,): the times.
@@ -39,15 +39,15 @@ class Gap:
         k = int(np.argmax(self.distance))
         exact = int(np.sum(self.interpolation_error == 0))
         return (
-            f"Gap at {len(self.ts)} times ({exact} saved in both, interpolation error of the rest "
-            f"at most {np.max(self.interpolation_error):.1e})\n"
+            f"Comparison at {len(self.ts)} times ({exact} saved in both, interpolation "
+            f"error of the rest at most {np.max(self.interpolation_error):.1e})\n"
             f"  distance  largest {self.largest:.4g} at t = {self.ts[k]:.4g}, "
             f"{self.distance[-1]:.4g} at the end\n"
             f"  risk gap  {self.risk_gap[-1]:.4g} at the end"
         )
 
 
-def compare(flow: Trajectory, other: Trajectory) -> Gap:
+def compare(flow: Trajectory, other: Trajectory) -> Comparison:
     """The distance of `other` (a descent, say) from `flow` at matched times.
 
     The matched times are those saved in `other` that lie in the span of `flow`. Where `flow` was
@@ -74,7 +74,7 @@ def compare(flow: Trajectory, other: Trajectory) -> Gap:
     ts = ts[inside]
     data = np.concatenate([ours, np.asarray(flow.risk)[:, None]], axis=1)
     values, errors = _interpolate(nodes, data, ts)
-    return Gap(
+    return Comparison(
         ts=ts,
         distance=np.linalg.norm(theirs[inside] - values[:, :-1], axis=1),
         risk_gap=np.asarray(other.risk)[inside] - values[:, -1],
@@ -135,7 +135,7 @@ def _lagrange(s: np.ndarray, data: np.ndarray, wanted: np.ndarray, index: np.nda
 
 
 @dataclass(frozen=True)
-class Order:
+class ConvergenceOrder:
     """The observed order p of a distance in the step size, distance ≈ C h^p.
 
     - `value`: p; `interval`: its 95 % confidence interval from the scatter of the fit.
@@ -152,7 +152,7 @@ class Order:
         return f"order {self.value:.3f} (95 % interval {low:.3f} to {high:.3f})"
 
 
-def observed_order(step_sizes: Any, distances: Any) -> Order:
+def observed_order(step_sizes: Any, distances: Any) -> ConvergenceOrder:
     """The order in h by least squares of log distance = log C + p log h + a h.
 
     The last term is the first correction to C h^p, and is fitted from four step sizes on; without
@@ -176,4 +176,4 @@ def observed_order(step_sizes: Any, distances: Any) -> Order:
     error = np.sqrt(variance * np.linalg.inv(design.T @ design)[1, 1])
     reach = student_t(freedom) * error
     p = float(solution[1])
-    return Order(p, (p - reach, p + reach), tuple(map(float, h)), tuple(map(float, d)))
+    return ConvergenceOrder(p, (p - reach, p + reach), tuple(map(float, h)), tuple(map(float, d)))

@@ -19,17 +19,12 @@ from gflow.arguments import (
     positive,
     positive_int,
 )
-from gflow.gradients import squared_norm
 from gflow.networks import split_trainable
+from gflow.nonsmooth.gradients import squared_norm
 from gflow.progress import progress_bar
+from gflow.recording import States, finish, record as record_trajectory, truncated, with_retry
 from gflow.results import RESULTS
-from gflow.trajectory import (
-    Trajectory,
-    finish,
-    keep_first,
-    record as record_trajectory,
-    recorded,
-)
+from gflow.trajectory import Trajectory
 
 # Recorded steps between pauses for the progress bar; also keeps shapes, and so compilations, few.
 _PIECE = 8
@@ -92,9 +87,9 @@ def descend(
 
     run = _run_in_pieces if progress else _run_whole
     state, rows = run(problem, jnp.asarray(marks))
-    trajectory = recorded(lambda: _record(problem, rows, state, _method(optimiser, batch_size)))
+    trajectory = with_retry(lambda: _record(problem, rows, state, _method(optimiser, batch_size)))
     if is_concrete(rows.count):
-        trajectory = keep_first(trajectory, int(rows.count))
+        trajectory = truncated(trajectory, int(rows.count))
     return finish(trajectory, throw=throw)
 
 
@@ -245,11 +240,13 @@ def _join(pieces, times: int, problem: _Problem, result: RESULTS) -> _Rows:
 def _record(problem: _Problem, rows: _Rows, state: _State, method: str) -> Trajectory:
     return record_trajectory(
         problem.risk,
-        problem.frozen,
         problem.trained,
-        rows.steps.astype(problem.step_size.dtype) * problem.step_size,
-        rows.params,
-        rows.dissipated,
+        problem.frozen,
+        States(
+            rows.steps.astype(problem.step_size.dtype) * problem.step_size,
+            rows.params,
+            rows.dissipated,
+        ),
         stats={
             "num_steps": jnp.asarray(state.step),
             "num_field_evaluations": jnp.asarray(state.step),

@@ -22,10 +22,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 with install_import_hook("gflow", "beartype.beartype"):
     import gflow
-    import gflow.experiment
+    import gflow.app.experiment
+    import gflow.app.report
+    import gflow.app.run_directory
     import gflow.plots
-    import gflow.report
-    import gflow.store
 
 
 @pytest.fixture(scope="module", autouse=True)

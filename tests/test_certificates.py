@@ -196,7 +196,7 @@ def test_bounds_hold_at_points_of_the_ball(name):
 
 
 def test_slopes_are_enclosed():
-    from gflow.certificates.slopes import _KNOWN
+    from gflow.certificates.activation_bounds import _KNOWN
 
     z = np.linspace(-9, 9, 20001)
     for function, host in _KNOWN.items():
@@ -216,7 +216,7 @@ def test_slopes_are_enclosed():
     st.floats(0, 3),
 )
 def test_slopes_over_intervals(function, centre, below, above):
-    from gflow.certificates.slopes import host_activation
+    from gflow.certificates.activation_bounds import host_activation
 
     host = host_activation(function, SLOPES)
     low, high = np.array([centre - below]), np.array([centre + above])

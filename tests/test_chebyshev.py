@@ -12,7 +12,7 @@ import scipy.integrate
 from hypothesis import given, settings, strategies as st
 
 import gflow
-from gflow.flow import rock, stabilised
+from gflow.solvers import rock4 as rock, stabilised
 
 DATA = Path(__file__).parent / "data"
 SOLVERS = [gflow.RKC2(), gflow.ROCK4()]

@@ -13,8 +13,8 @@ from hypothesis import given, settings, strategies as st
 from jax.flatten_util import ravel_pytree
 
 import gflow
-from gflow import clarke
-from gflow.gradients import norm
+from gflow.nonsmooth import clarke
+from gflow.nonsmooth.gradients import norm
 
 KEY = jax.random.key(0)
 # How far from a kink its sides are looked at; gradients move by about as much.
@@ -337,7 +337,7 @@ def test_the_sliding_flow_follows_it(seed):
     risk = gflow.EmpiricalRisk(x, np.sin(2 * x[:, 0]) + 0.5 * rng.normal(size=12))
     net = gflow.ShallowNet(2, 6, key=jax.random.key(seed))
     flow = gflow.solve_flow(risk, net, t1=30.0)
-    assert flow.kinks_at(30.0)
+    assert flow.kinks.sliding_at(30.0)
     speed = float(flow.grad_norm[-1])
     # The flow keeps sliding pairs within 1e-12 of their kinks.
     assert norm(gflow.clarke_gradient(risk, flow.final)) == pytest.approx(speed, rel=1e-9)

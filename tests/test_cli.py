@@ -212,7 +212,7 @@ BAD_INPUT = [
 # One process for all of them: most of the time of each would be that of its imports.
 COMMANDS = """
 import contextlib, io, json, os, sys, traceback
-from gflow.cli import main
+from gflow.app.cli import main
 
 for line in sys.stdin:
     code, out, err = None, io.StringIO(), io.StringIO()
@@ -258,7 +258,7 @@ def test_reports_of_no_run_are_refused(tmp_path):
 def test_help_explains_every_field(tmp_path):
     from dataclasses import fields
 
-    from gflow.config import Config
+    from gflow.app.config import Config
 
     text = gflow("run", "--help", cwd=tmp_path).stdout
     for field in fields(Config):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from gflow import compensated
-from gflow.compensated import Pair, add, multiply, subtract, two_product, two_sum
+from gflow.risks import compensated
+from gflow.risks.compensated import Pair, add, multiply, subtract, two_product, two_sum
 
 N = 64
 NUMBERS = st.floats(-1e30, 1e30).map(lambda x: x if abs(x) > 1e-30 else 0.0)

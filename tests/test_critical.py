@@ -34,7 +34,7 @@ def affine():
 def test_zig_zag_saddles(affine, kinks, seed):
     net = zig_zag(kinks, 4, seed)
     point = gflow.refine(affine, disturbed(net, 1e-3, seed))
-    assert point.kind is gflow.Kind.SADDLE
+    assert point.kind is gflow.CriticalKind.SADDLE
     assert point.risk == pytest.approx(critical_value(kinks), abs=1e-15)
     assert point.residual < 1e-13
     # All that is zero is explained: rescaling of the active units, and the dead ones.
@@ -49,7 +49,7 @@ def test_zig_zag_saddles(affine, kinks, seed):
 def test_dead_units_make_local_minima(affine):
     net = constant((1.0, -3.0, 1.0), (-1.0, -2.0, -1.0), (1.0, -2.5, 0.5), (1.0, -4.0, 2.0))
     point = gflow.refine(affine, net)
-    assert point.kind is gflow.Kind.LOCAL_MINIMUM
+    assert point.kind is gflow.CriticalKind.LOCAL_MINIMUM
     assert point.risk == pytest.approx(critical_value(0), abs=1e-14)
     assert point.units.dead == (0, 1, 2, 3) and point.zeros == (12, 12, 0, 0)
     # Only c moves: L = (c − m)² + const.
@@ -61,13 +61,13 @@ def test_dead_units_make_local_minima(affine):
     ("unit", "kind"),
     [
         # Units that touch T0 alone: minima where α v > 0; those that touch T1 where α v < 0.
-        ((-1.0, T0, 1.0), gflow.Kind.LOCAL_MINIMUM),
-        ((-1.0, T0, -1.0), gflow.Kind.SADDLE),
-        ((1.0, -T1, -1.0), gflow.Kind.LOCAL_MINIMUM),
-        ((1.0, -T1, 1.0), gflow.Kind.SADDLE),
+        ((-1.0, T0, 1.0), gflow.CriticalKind.LOCAL_MINIMUM),
+        ((-1.0, T0, -1.0), gflow.CriticalKind.SADDLE),
+        ((1.0, -T1, -1.0), gflow.CriticalKind.LOCAL_MINIMUM),
+        ((1.0, -T1, 1.0), gflow.CriticalKind.SADDLE),
         # w = 0 < b, v = 0; and w = b = 0.
-        ((0.0, 1.0, 0.0), gflow.Kind.SADDLE),
-        ((0.0, 0.0, 1.0), gflow.Kind.SADDLE),
+        ((0.0, 1.0, 0.0), gflow.CriticalKind.SADDLE),
+        ((0.0, 0.0, 1.0), gflow.CriticalKind.SADDLE),
     ],
 )
 def test_units_at_the_edge_and_at_zero(affine, unit, kind):
@@ -83,7 +83,7 @@ def test_a_kink_at_the_edge_has_the_rate_of_the_inside(affine):
     v = 0.1
     dead = (1.0, -3.0, 1.0)
     point = gflow.refine(affine, constant((-1.0, T0, v), dead, dead, dead))
-    assert point.kind is gflow.Kind.LOCAL_MINIMUM
+    assert point.kind is gflow.CriticalKind.LOCAL_MINIMUM
     assert point.zeros == (11, 11, 0, 0)
     assert point.spectrum[-2:] == pytest.approx([2 * v * (1 + T0**2), 2.0], rel=1e-9)
     # From the point itself, where no mode is ahead of the others.
@@ -117,10 +117,13 @@ def test_global_minima_and_a_known_optimum(affine):
         [[1.0], [-1.0], [1.0], [1.0]], [2.0, -3.0, -3.0, -4.0], [2.0, 1.0, 1.0, 1.0], -3.5
     )
     point = gflow.refine(affine, disturbed(net, 1e-2, 0))
-    assert point.kind is gflow.Kind.GLOBAL_MINIMUM and point.risk < 1e-28
+    assert point.kind is gflow.CriticalKind.GLOBAL_MINIMUM and point.risk < 1e-28
     assert point.units.always_active == (0,)
     one = constant((1.0, -3.0, 1.0), (1.0, -2.5, 0.5), (1.0, -4.0, 2.0), (1.0, -5.0, 2.0))
-    assert gflow.refine(affine, one, optimum=critical_value(0)).kind is gflow.Kind.GLOBAL_MINIMUM
+    assert (
+        gflow.refine(affine, one, optimum=critical_value(0)).kind
+        is gflow.CriticalKind.GLOBAL_MINIMUM
+    )
 
 
 # ---- smooth functions and bad input -------------------------------------------------------------
@@ -131,24 +134,24 @@ def test_degenerate_minima_of_one_parameter(power):
     # L = x^p: the Hessian vanishes at 0 for p > 2, and Newton's method converges linearly.
     point = gflow.refine(lambda net: jnp.sum(net["x"] ** power), {"x": jnp.array([0.1])}, radius=2)
     assert abs(float(point.net["x"][0])) < 1e-13 ** (1 / (power - 1))
-    assert point.kind is gflow.Kind.GLOBAL_MINIMUM
+    assert point.kind is gflow.CriticalKind.GLOBAL_MINIMUM
 
 
 def test_kinds_of_smooth_functions():
     at = lambda *x: {"x": jnp.array(x)}
     find = lambda f, *x: gflow.refine(lambda net: f(*net["x"]), at(*x), radius=5, throw=False)
-    assert find(lambda x, y: 1 + x**2 + 3 * y**2, 0.1, 0.2).kind is gflow.Kind.LOCAL_MINIMUM
-    assert find(lambda x, y: 1 + x**2 - 3 * y**2, 0.1, 0.2).kind is gflow.Kind.SADDLE
+    assert find(lambda x, y: 1 + x**2 + 3 * y**2, 0.1, 0.2).kind is gflow.CriticalKind.LOCAL_MINIMUM
+    assert find(lambda x, y: 1 + x**2 - 3 * y**2, 0.1, 0.2).kind is gflow.CriticalKind.SADDLE
     # Degenerate: open to second order, a fall in one direction that only x³ shows.
-    assert find(lambda x, y: 1 + x**3 + y**2, 0.1, 0.2).kind is gflow.Kind.SADDLE
-    assert find(lambda x, y: 1 + x**4 + y**2, 0.1, 0.2).kind is gflow.Kind.DEGENERATE
+    assert find(lambda x, y: 1 + x**3 + y**2, 0.1, 0.2).kind is gflow.CriticalKind.SADDLE
+    assert find(lambda x, y: 1 + x**4 + y**2, 0.1, 0.2).kind is gflow.CriticalKind.DEGENERATE
     # A circle of minima.
     circle = find(lambda x, y: 1 + (x**2 + y**2 - 1) ** 2, 0.9, 0.3)
-    assert circle.kind is gflow.Kind.LOCAL_MINIMUM and circle.zeros.unexplained == 1
+    assert circle.kind is gflow.CriticalKind.LOCAL_MINIMUM and circle.zeros.unexplained == 1
     assert circle.rate == pytest.approx(16.0)
     # No critical point at all; and one far away, to which a flow goes forever.
-    assert find(lambda x, y: jnp.exp(x) + y**2, 0.1, 0.2).kind is gflow.Kind.NOT_FOUND
-    assert find(lambda x, y: x + y, 0.1, 0.2).kind is gflow.Kind.NOT_FOUND
+    assert find(lambda x, y: jnp.exp(x) + y**2, 0.1, 0.2).kind is gflow.CriticalKind.NOT_FOUND
+    assert find(lambda x, y: x + y, 0.1, 0.2).kind is gflow.CriticalKind.NOT_FOUND
 
 
 def test_the_rate_is_that_of_the_modes_that_carry_the_gap():
@@ -175,7 +178,7 @@ def test_networks_in_single_precision(affine):
     net = zig_zag(2, 4, 0)
     single = jax.tree.map(lambda a: a.astype(jnp.float32), net)
     point = gflow.refine(affine, single)
-    assert point.net.w.dtype == jnp.float64 and point.kind is gflow.Kind.SADDLE
+    assert point.net.w.dtype == jnp.float64 and point.kind is gflow.CriticalKind.SADDLE
     assert point.risk == pytest.approx(critical_value(2), abs=1e-15)
     with jax.enable_x64(False), pytest.raises(gflow.ArgumentError, match="float64"):
         gflow.refine(affine, single)
@@ -201,7 +204,7 @@ def test_a_concave_kink_that_is_touched():
     risk, b = five_points(), lambda b: gflow.ShallowNet.from_arrays([[1.0]], [b], [1.0], 0.0)
     assert risk(b(1e-3)) < risk(b(0.0))
     point = gflow.refine(risk, b(0.0))
-    assert point.kind is gflow.Kind.SADDLE and len(point.touched) == 1
+    assert point.kind is gflow.CriticalKind.SADDLE and len(point.touched) == 1
     assert risk(moved(point.net, point.negative[0], 1e-3)) < point.risk
 
 
@@ -211,14 +214,14 @@ def test_units_at_zero_of_all_activations(activation):
     y = np.sin(3 * x) + x**2
     zero = np.zeros(2)
     net = gflow.ShallowNet.from_arrays(zero[:, None], zero, zero, y.mean(), activation=activation)
-    assert gflow.refine(gflow.EmpiricalRisk(x[:, None], y), net).kind is gflow.Kind.SADDLE
+    assert gflow.refine(gflow.EmpiricalRisk(x[:, None], y), net).kind is gflow.CriticalKind.SADDLE
 
 
 def test_saddles_at_the_origin():
     find = lambda f: gflow.refine(lambda net: f(*net["x"]), {"x": jnp.zeros(3)})
     # A deep linear network; and a fall of fifth order.
-    assert find(lambda x, y, z: (x * y * z - 1) ** 2).kind is gflow.Kind.SADDLE
-    assert find(lambda x, y, z: 1 + x**2 * y - y**5 + z**4).kind is gflow.Kind.SADDLE
+    assert find(lambda x, y, z: (x * y * z - 1) ** 2).kind is gflow.CriticalKind.SADDLE
+    assert find(lambda x, y, z: 1 + x**2 * y - y**5 + z**4).kind is gflow.CriticalKind.SADDLE
     # A fall of higher order than can be seen is not called a minimum.
     assert not find(lambda x, y, z: 1 - (x * y * z) ** 4).is_minimum
 
@@ -234,8 +237,8 @@ def test_deep_networks_at_zero_are_no_minima():
 
 def test_risks_below_the_optimum():
     find = lambda f, *x: gflow.refine(lambda net: f(*net["x"]), {"x": jnp.array(x)}, radius=1.0)
-    assert find(lambda x, y: x**2 - y**2, 0.0, 0.0).kind is gflow.Kind.SADDLE
-    assert find(lambda x, y: x**2 + y**2 - 1, 0.1, 0.1).kind is gflow.Kind.LOCAL_MINIMUM
+    assert find(lambda x, y: x**2 - y**2, 0.0, 0.0).kind is gflow.CriticalKind.SADDLE
+    assert find(lambda x, y: x**2 + y**2 - 1, 0.1, 0.1).kind is gflow.CriticalKind.LOCAL_MINIMUM
 
 
 def test_what_was_passed_in_by_mistake(affine):

@@ -14,9 +14,9 @@ from affine import (
 
 import gflow
 from gflow import piecewise
-from gflow.critical.landscape import OfPattern, Smooth
-from gflow.flow.switched import switched
+from gflow.critical.landscapes import OfPattern, Smooth
 from gflow.networks import split_trainable
+from gflow.nonsmooth.shallow.switched import switched
 
 DATA = Path(__file__).parent / "data"
 
@@ -35,13 +35,13 @@ def sine():
 def test_a_nonsmooth_critical_point(sine_plane_end):
     risk, flow = sine_plane_end
     point = gflow.refine(risk, flow.final)
-    assert point.kind is gflow.Kind.LOCAL_MINIMUM and point.residual < 1e-13
+    assert point.kind is gflow.CriticalKind.LOCAL_MINIMUM and point.residual < 1e-13
     assert len(point.sliding) >= 10
     assert all(0 < kink.weight < 1 for kink in point.sliding)
     # It is the set on which the flow slides, and 0 is in the Clarke subdifferential, though far
     # from being the generalized gradient.
     pairs = {(kink.unit, kink.datum) for kink in point.sliding}
-    assert pairs <= flow.kinks_at(float(flow.ts[-1]))
+    assert pairs <= flow.kinks.sliding_at(float(flow.ts[-1]))
     assert norm(gflow.clarke_gradient(risk, point.net)) < 1e-13
     assert norm(gflow.generalized_gradient(risk, point.net)) > 1e-5
     # A little apart from it, the risk is higher; by less than what its curvature allows.
@@ -61,7 +61,7 @@ def test_a_flow_that_still_travels_is_refused(sine):
     flow = gflow.solve_flow(risk, net, t1=20.0)
     with pytest.raises(gflow.NotFoundError, match="no critical point") as error:
         gflow.refine(risk, flow.final)
-    assert error.value.point.kind is gflow.Kind.NOT_FOUND and not error.value.point.found
+    assert error.value.point.kind is gflow.CriticalKind.NOT_FOUND and not error.value.point.found
     assert gflow.refine(risk, flow.final, throw=False).residual > 1e-3
 
 
@@ -70,7 +70,7 @@ def test_the_end_of_a_flow_does_not_depend_on_when_it_was_left(sine):
     early, late = (gflow.solve_flow(risk, net, t1=t1).final for t1 in (1e5, 1e8))
     one, two = gflow.refine(risk, early), gflow.refine(risk, late)
     assert one.risk == pytest.approx(two.risk, rel=1e-12) and two.risk > 1e-6
-    assert one.kind is two.kind is gflow.Kind.LOCAL_MINIMUM
+    assert one.kind is two.kind is gflow.CriticalKind.LOCAL_MINIMUM
     assert one.distance > 0.05 and two.distance < 1e-6
     assert one.risk_change < -1e-8
 
@@ -80,7 +80,7 @@ def test_a_repelling_kink_makes_a_saddle():
     risk = gflow.EmpiricalRisk(np.array([[1.0], [-1.0]]), np.array([1.0, 1.0]))
     net = gflow.ShallowNet.from_arrays([[0.0], [0.0]], None, [1.0, 1.0], None)
     point = gflow.refine(risk, net, trainable=("w",), radius=1.0, throw=False)
-    assert point.risk == 1.0 and point.kind is gflow.Kind.SADDLE
+    assert point.risk == 1.0 and point.kind is gflow.CriticalKind.SADDLE
     for direction in point.negative:
         assert risk(eqx.tree_at(lambda n: n.w, net, 0.1 * direction.w)) < 1.0
 
@@ -91,7 +91,7 @@ def test_a_line_that_stops_at_a_kink():
     net = gflow.ShallowNet.from_arrays([[0.3]], None, [1.0], None)
     end = gflow.solve_flow(risk, net, t1=0.2, trainable=("w",)).final
     point = gflow.refine(risk, end, radius=2.0, trainable=("w",))
-    assert point.kind is gflow.Kind.LOCAL_MINIMUM and point.risk == 1.0
+    assert point.kind is gflow.CriticalKind.LOCAL_MINIMUM and point.risk == 1.0
     assert float(point.net.w[0, 0]) == 0.0 and len(point.sliding) == 1
     # Both sides pull with the same force.
     assert point.sliding[0].weight == pytest.approx(0.5)
@@ -142,7 +142,7 @@ def test_the_ends_of_flows_on_random_problems(problem):
 def test_students_near_their_teacher():
     teacher = gflow.ShallowNet(2, 3, key=jax.random.key(0), use_bias=False)
     point = gflow.refine(gflow.GaussianRisk(teacher), disturbed(teacher, 1e-3, 0))
-    assert point.kind is gflow.Kind.GLOBAL_MINIMUM and abs(point.risk) < 1e-14
+    assert point.kind is gflow.CriticalKind.GLOBAL_MINIMUM and abs(point.risk) < 1e-14
     # The teacher up to rescaling: the products |w| v and the directions.
     ours, theirs = (np.asarray(n.w * jnp.abs(n.v)[:, None]) for n in (point.net, teacher))
     np.testing.assert_allclose(ours, theirs, atol=1e-12)

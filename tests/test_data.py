@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from gflow import piecewise
-from gflow.data import load_table
+from gflow.app.data import load_table
 from gflow.piecewise import PiecewisePolynomial
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import gflow
-from gflow.risks.line import sorting_order
+from gflow.risks.one_input import sorting_order
 from gflow.risks.sorted_data import _rows_at, _rows_before
 
 N, WIDTH = 600, 64

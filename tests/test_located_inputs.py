@@ -105,7 +105,7 @@ def test_opposite_rows_without_biases_are_judged_together():
     descent = gflow.descend(risk, net, step_size=1e-4, num_steps=20_000, trainable=("w", "c"))
     assert distance(flow.final, descent.final) < 1e-3
     begun = [row for name, _, row in kinks(flow) if name == "slide begins"]
-    assert begun == [0, 1] and flow.kinks_at(float(flow.kinks.time[0])) == {(0, 0), (0, 1)}
+    assert begun == [0, 1] and flow.kinks.sliding_at(float(flow.kinks.time[0])) == {(0, 0), (0, 1)}
 
 
 # ---- budgets and stops ----------------------------------------------------------------------
@@ -132,11 +132,11 @@ def test_stop_on_the_minimal_norm_subgradient():
 
 def test_smooth_activations_pay_nothing(wave, smooth_net):
     flow = gflow.solve_flow(wave, smooth_net, t1=1.0)
-    assert flow.kinks is None and flow.kinks_at(1.0) == set()
+    assert flow.kinks is None and flow.kinks.sliding_at(1.0) == set()
 
 
 def test_the_log_survives_storage(tmp_path):
-    from gflow.store import load_trajectory, save_trajectory
+    from gflow.app.run_directory import load_trajectory, save_trajectory
 
     risk, net = small_problem()
     flow = gflow.solve_flow(risk, net, t1=12.0, rtol=1e-6)

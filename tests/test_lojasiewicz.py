@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gflow
-from gflow import rate_plots
+from gflow import plots
 
 
 class Product(eqx.Module):
@@ -123,7 +123,7 @@ def test_limits_of_other_shapes_are_named(chain):
 def test_figures_mark_the_tail_and_the_plateau(chain):
     _, flow = chain
     rate = gflow.fit_rate(flow.ts, flow.risk)
-    fig = rate_plots.figure(flow.ts, flow.risk, rate)
+    fig = plots.rate_figure(flow.ts, flow.risk, rate)
     log_log, log_linear, powers, rates = fig.axes
     assert log_log.get_xscale() == "log" and log_linear.get_xscale() == "linear"
     assert log_log.get_yscale() == log_linear.get_yscale() == "log"

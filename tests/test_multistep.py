@@ -12,8 +12,8 @@ from hypothesis import given, settings, strategies as st
 from jax.flatten_util import ravel_pytree
 
 import gflow
-from gflow.flow.multistep import Equation, lagrange, slopes_at_one
 from gflow.networks import split_trainable
+from gflow.solvers.bdf5 import Equation, lagrange, slopes_at_one
 
 # ---- one step -------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import scipy.special
 import scipy.stats
 from hypothesis import given, settings, strategies as st
 
-from gflow.risks.normal import bivariate_normal_cdf, orthant
+from gflow.risks.bivariate_normal import bivariate_normal_cdf, orthant
 
 CDF, ORTHANT = jax.jit(bivariate_normal_cdf), jax.jit(lambda *a: orthant(*a))
 

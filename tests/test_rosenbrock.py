@@ -14,8 +14,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import gflow
-from gflow.flow.hessian import field_jacobian
-from gflow.flow.rosenbrock import (
+from gflow.networks import split_trainable
+from gflow.nonsmooth.shallow.hessian import field_jacobian
+from gflow.nonsmooth.shallow.switched import switched
+from gflow.solvers.rodas5p import (
     COUPLINGS,
     DENSE,
     GAMMA,
@@ -25,9 +27,7 @@ from gflow.flow.rosenbrock import (
     WEIGHTS,
     RodasInterpolation,
 )
-from gflow.flow.switched import switched
-from gflow.flow.work import Counted, nothing_done
-from gflow.networks import split_trainable
+from gflow.solvers.work import Counted, nothing_done
 
 DATA = Path(__file__).parent / "data"
 ONE = np.ones(8)

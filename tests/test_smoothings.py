@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import gflow
 from gflow.activations import PiecewiseLinear, Smooth
-from gflow.gradients import norm
+from gflow.nonsmooth.gradients import norm
 
 KEY = jax.random.key(0)
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings, strategies as st
 from jax.flatten_util import ravel_pytree
 
 import gflow
-from gflow import lanczos
-from gflow.lanczos import Symmetric, extremes
+from gflow.hessian import lanczos
+from gflow.hessian.lanczos import Symmetric, extremes
 from gflow.networks import split_trainable
 
 

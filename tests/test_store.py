@@ -6,7 +6,7 @@ import pytest
 import xarray
 
 import gflow
-from gflow.store import load_trajectory, save_trajectory
+from gflow.app.run_directory import load_trajectory, save_trajectory
 
 
 def assert_same(one: gflow.Trajectory, two: gflow.Trajectory) -> None:

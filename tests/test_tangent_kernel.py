@@ -29,11 +29,11 @@ def test_the_kernel_is_the_formula(data):
     kernel = jax.jit(gflow.tangent_kernel)(risk, net)
     np.testing.assert_allclose(kernel, shallow_kernel(net, x), rtol=1e-12)
     least = np.linalg.eigvalsh(shallow_kernel(net, x))[0]
-    assert gflow.smallest_eigenvalue(risk, net) == pytest.approx(least, rel=1e-9)
+    assert gflow.tangent_kernel_min_eigenvalue(risk, net) == pytest.approx(least, rel=1e-9)
     # Trained parameters only: the bias c alone gives a matrix of ones.
     only_c = gflow.tangent_kernel(risk, net, ("c",))
     np.testing.assert_array_equal(only_c, np.ones((5, 5)))
-    assert gflow.smallest_eigenvalue(risk, net, ("c",)) == 0
+    assert gflow.tangent_kernel_min_eigenvalue(risk, net, ("c",)) == 0
 
 
 def test_many_outputs_and_batches(data):
@@ -84,7 +84,7 @@ def test_constants_along_a_flow(data, weighted):
         kernel = rooted[:, None] * np.asarray(gflow.tangent_kernel(risk, flow[4])) * rooted
         assert constants.kernel_bound[4] == pytest.approx(4 * np.linalg.eigvalsh(kernel)[0])
     else:
-        least = gflow.smallest_eigenvalue(risk, flow[4])
+        least = gflow.tangent_kernel_min_eigenvalue(risk, flow[4])
         assert constants.kernel_bound[4] == pytest.approx(4 / 5 * float(least))
 
 

@@ -1,6 +1,5 @@
 """Chatterjee's criterion: proofs, before any training, that a flow converges to risk zero."""
 
-import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from gflow.arguments import ArgumentError, Described, RealScalar, is_concrete, positive
+from gflow.certificates.activation_bounds import SlopeBounds
 from gflow.certificates.bounds import (
     Bounds,
     GivenBounds,
@@ -18,7 +18,7 @@ from gflow.certificates.bounds import (
     network_bounds,
 )
 from gflow.certificates.criterion import Found, Problem, criterion
-from gflow.certificates.slopes import SlopeBounds
+from gflow.display import fact_lines, fact_table
 
 
 class Envelope(NamedTuple):
@@ -101,17 +101,10 @@ class Certificate:
         return facts
 
     def __repr__(self) -> str:
-        width = max(map(len, self.summary()))
-        rows = (f"  {name:<{width}}  {text}" for name, text in self.summary().items())
-        return "\n".join(["Certificate", *rows])
+        return fact_lines("Certificate", self.summary())
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
-            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
-            for name, text in self.summary().items()
-        )
-        return f"<table><caption>Certificate</caption>{rows}</table>"
+        return fact_table(self.summary(), caption="Certificate")
 
 
 def chatterjee(

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from gflow.certificates.slopes import HostActivation
+from gflow.certificates.activation_bounds import HostActivation
 
 
 class Layer(NamedTuple):

@@ -52,7 +52,7 @@ def output_jacobian(
     return jax.jacrev(outputs)(theta)
 
 
-def smallest_eigenvalue(
+def tangent_kernel_min_eigenvalue(
     risk: Callable[[Any], Array], net: PyTree, trainable: Sequence[str] | PyTree | None = None
 ) -> Float[Array, ""]:
     """λ_min(K) of the `tangent_kernel`, from the singular values of J: to rounding of ‖J‖, not of

@@ -1,8 +1,8 @@
 """Critical points: from the end of a trajectory to the point itself, and of what kind it is."""
 
 from gflow.critical.point import (
+    CriticalKind as CriticalKind,
     CriticalPoint as CriticalPoint,
-    Kind as Kind,
     NotFoundError as NotFoundError,
     Sliding as Sliding,
     Zeros as Zeros,

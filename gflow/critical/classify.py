@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gflow.activations import PiecewiseLinear
-from gflow.critical.landscape import Landscape
+from gflow.critical.landscapes import Landscape
 from gflow.critical.newton import Found, Spectral, newton, spectral
-from gflow.critical.point import Kind, Zeros
+from gflow.critical.point import CriticalKind, Zeros
 from gflow.critical.units import Units
 from gflow.networks import ShallowNet
 
@@ -26,7 +26,7 @@ _SHARES = (1.0, 1 / 4, 1 / 16)
 class Verdict(NamedTuple):
     """The kind, why, and the directions in which the risk falls, as columns."""
 
-    kind: Kind
+    kind: CriticalKind
     message: str
     falls: np.ndarray
 
@@ -126,7 +126,7 @@ def classified(
     bent = now.vectors[:, ~now.zero & (now.values < 0)]
     if abs(level.value - optimum) <= rounding and not bent.shape[1]:
         least = "zero" if optimum == 0 else f"the known least one, {optimum:g},"
-        return Verdict(Kind.GLOBAL_MINIMUM, f"The risk is {least} to rounding.", nothing)
+        return Verdict(CriticalKind.GLOBAL_MINIMUM, f"The risk is {least} to rounding.", nothing)
     concave = kinks.jumps < 0
     across = kinks.normals[concave].T
     across = across / np.linalg.norm(across, axis=0)
@@ -135,25 +135,25 @@ def classified(
     if falls.shape[1]:
         how = f"{falls.shape[1]} directions in which the risk falls"
         how += ", some across a kink" if concave.any() else ""
-        return Verdict(Kind.SADDLE, f"There are {how}.", falls)
+        return Verdict(CriticalKind.SADDLE, f"There are {how}.", falls)
     beyond = _beyond_kinks(land, theta, kinks, level)
     if beyond.shape[1]:
         message = "The risk falls beyond a kink that it touches."
-        return Verdict(Kind.SADDLE, message, beyond)
+        return Verdict(CriticalKind.SADDLE, message, beyond)
     if corner is not None:
         message = (
             "The risk falls from a unit at w = b = 0, or from one that touches the data without "
             "being active."
         )
-        return Verdict(Kind.SADDLE, message, corner[:, None])
+        return Verdict(CriticalKind.SADDLE, message, corner[:, None])
     if bent.shape[1]:
         message = (
             f"{bent.shape[1]} eigenvalues are negative, in directions across kinks that it "
             "touches: second order leaves the kind open."
         )
-        return Verdict(Kind.DEGENERATE, message, nothing)
+        return Verdict(CriticalKind.DEGENERATE, message, nothing)
     if zeros.unexplained == 0:
-        return Verdict(Kind.LOCAL_MINIMUM, _no_fall(zeros, len(kinks.jumps)), nothing)
+        return Verdict(CriticalKind.LOCAL_MINIMUM, _no_fall(zeros, len(kinks.jumps)), nothing)
     return _by_probes(land, theta, now, zeros, level)
 
 
@@ -210,18 +210,18 @@ def _by_probes(land: Landscape, theta, now: Spectral, zeros: Zeros, level: Level
         if all(_is_lower(land, theta, share * reach * direction, level) for share in _SHARES):
             fall = there.theta - theta
             message = "Second order leaves it open; points nearby have lower risks."
-            return Verdict(Kind.SADDLE, message, (fall / np.linalg.norm(fall))[:, None])
+            return Verdict(CriticalKind.SADDLE, message, (fall / np.linalg.norm(fall))[:, None])
     if flat:
         message = (
             f"All eigenvalues are positive but {zeros.total}, and in these directions are critical "
             "points of the same risk."
         )
-        return Verdict(Kind.LOCAL_MINIMUM, message, null[:, :0])
+        return Verdict(CriticalKind.LOCAL_MINIMUM, message, null[:, :0])
     message = (
         f"{zeros.unexplained} eigenvalues are zero for no known reason: second order leaves the "
         "kind open, and no points looked at nearby have lower risks."
     )
-    return Verdict(Kind.DEGENERATE, message, null[:, :0])
+    return Verdict(CriticalKind.DEGENERATE, message, null[:, :0])
 
 
 def _relaxed(land: Landscape, theta, step) -> Found:

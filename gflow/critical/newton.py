@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gflow.critical.landscape import Landscape, Local
+from gflow.critical.landscapes import Landscape, Local
 
 # Residuals count as zero below these shares of ‖Hessian‖ ‖θ‖, in roundings: the first ends the
 # iteration, the second is asked for where it makes no progress.

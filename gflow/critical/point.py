@@ -13,7 +13,7 @@ from jaxtyping import Float, PyTree
 from gflow.critical.units import Units
 
 
-class Kind(enum.Enum):
+class CriticalKind(enum.Enum):
     """Of what kind a critical point is; the value reads well."""
 
     GLOBAL_MINIMUM = "global minimum"
@@ -26,7 +26,7 @@ class Kind(enum.Enum):
         return self.value
 
 
-MINIMA = (Kind.GLOBAL_MINIMUM, Kind.LOCAL_MINIMUM)
+MINIMA = (CriticalKind.GLOBAL_MINIMUM, CriticalKind.LOCAL_MINIMUM)
 
 
 class Zeros(NamedTuple):
@@ -53,7 +53,8 @@ class Sliding(NamedTuple):
 class CriticalPoint:
     r"""A critical point of a risk, 0 in its Clarke subdifferential, as `refine` found it.
 
-    - `net`: the network there. `risk`: its risk. `kind`: a `Kind`; `message`: a sentence on why.
+    - `net`: the network there. `risk`: its risk. `kind`: a `CriticalKind`; `message`: why, in a
+      sentence.
     - `residual`: the norm of the minimal-norm subgradient in the trained parameters; units with
       w = b = 0 apart, which the flow keeps so.
     - `distance`: how far it is from where the search began, in the trained parameters;
@@ -79,7 +80,7 @@ class CriticalPoint:
     net: Any
     risk: float
     residual: float
-    kind: Kind
+    kind: CriticalKind
     message: str
     distance: float
     risk_change: float
@@ -95,7 +96,7 @@ class CriticalPoint:
 
     @property
     def found(self) -> bool:
-        return self.kind is not Kind.NOT_FOUND
+        return self.kind is not CriticalKind.NOT_FOUND
 
     @property
     def is_minimum(self) -> bool:

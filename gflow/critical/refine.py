@@ -11,16 +11,21 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from gflow.arguments import ArgumentError, Described, RealScalar, finite, is_concrete, positive
+from gflow.critical.active_set import (
+    MOST_PATTERNS,
+    along_kinks,
+    pattern_at,
+    touched as touched_kinks,
+)
 from gflow.critical.classify import LOWER, Kinks, Level, Verdict, classified, explained_zeros
-from gflow.critical.edges import from_inside
-from gflow.critical.landscape import Landscape, OfPattern, Smooth
+from gflow.critical.degenerate_units import entries_at_zero, fall_at_corners
+from gflow.critical.landscapes import Landscape, OfPattern, Smooth
 from gflow.critical.newton import Found, Spectral, newton, spectral, unsettled
-from gflow.critical.point import MINIMA, CriticalPoint, Kind, NotFoundError, Sliding, as_net
-from gflow.critical.search import MOST_PATTERNS, along_kinks, pattern_at, touched as touched_kinks
+from gflow.critical.point import MINIMA, CriticalKind, CriticalPoint, NotFoundError, Sliding, as_net
+from gflow.critical.support_edges import from_inside
 from gflow.critical.units import list_units
-from gflow.critical.zero import entries_at_zero, fall_at_corners
-from gflow.flow.switched import switched
 from gflow.networks import ShallowNet, split_trainable
+from gflow.nonsmooth.shallow.switched import switched
 from gflow.risks import BoxRisk, GaussianRisk
 from gflow.trajectory import Trajectory
 
@@ -166,7 +171,7 @@ def _described(
             land, found, now, zeros, kinks, corner, level, optimum=optimum, rounding=rounding
         )
     else:
-        verdict = Verdict(Kind.NOT_FOUND, _why(found, patterns), np.zeros((len(theta), 0)))
+        verdict = Verdict(CriticalKind.NOT_FOUND, _why(found, patterns), np.zeros((len(theta), 0)))
     return CriticalPoint(
         net=end,
         risk=value,

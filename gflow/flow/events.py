@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gflow.flow.kinks import SwitchedRisk
-from gflow.flow.pattern import Pattern, least_pair
+from gflow.nonsmooth.shallow.pattern import Pattern, least_pair
+from gflow.nonsmooth.shallow.risk import SwitchedRisk
 
 SLIDES = -1
 # What the weights of slides are multiplied by, to be compared with the margins of kinks.

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.flow.events import SLIDE_SCALE, Aim, Step
-from gflow.flow.kinks import SwitchedRisk
-from gflow.flow.pattern import Event, Pattern
 from gflow.flow.problem import first_step
-from gflow.flow.stop import Stop, stop_result
-from gflow.flow.work import Work, is_counted, nothing_done, total, work_of_step
+from gflow.flow.stopping import Stop, stop_result
+from gflow.nonsmooth.shallow.pattern import Event, Pattern
+from gflow.nonsmooth.shallow.risk import SwitchedRisk
 from gflow.results import RESULTS
+from gflow.solvers.work import Work, is_counted, nothing_done, total, work_of_step
 
 
 class Settings(eqx.Module):

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from gflow.flow.stop import Stop
-from gflow.flow.work import Work
+from gflow.flow.stopping import Stop
+from gflow.kink_log import KinkLog
 from gflow.results import RESULTS
-from gflow.trajectory import Kinks
+from gflow.solvers.work import Work
+from gflow.trajectory import Switch
 
 # At most so many steps between pauses: for the progress bar and Ctrl-C, checkpoints, and the choice
 # of the solver.
@@ -50,8 +51,7 @@ class Piece(NamedTuple):
     """States (θ, dissipation) at saved times, the first `count` of them filled, and at the end.
 
     `speeds` are the norms of the field that was followed at the saved times and at the end, `kinks`
-    the log, where kinks were located, `switched` the times when others took over, and after how
-    many steps.
+    the log, where kinks were located, `switches` the solvers that took over.
     """
 
     ts: Float[Array, " times"]
@@ -63,9 +63,9 @@ class Piece(NamedTuple):
     result: RESULTS
     work: Work | None
     speeds: tuple[Array, Array] | None = None
-    kinks: Kinks | None = None
+    kinks: KinkLog | None = None
     shortened: Any = None
-    switched: tuple[tuple[Any, Any], ...] = ()
+    switches: tuple[Switch, ...] = ()
 
     def with_end(self) -> "Piece":
         """With the state where an early end left off in the next slot."""

@@ -25,15 +25,16 @@ from gflow.arguments import (
 )
 from gflow.flow import collapse
 from gflow.flow.checkpoint import Checkpoint, fingerprint
-from gflow.flow.locate import Located
-from gflow.flow.pieces import Run, as_it_is, solve_in_pieces
-from gflow.flow.plain import Plain
+from gflow.flow.driver import Run, as_it_is, solve_in_pieces
+from gflow.flow.located import Located
 from gflow.flow.problem import Piece, Problem
-from gflow.flow.solvers import as_solver, with_tolerances
-from gflow.flow.stop import Stop, as_stop
-from gflow.flow.switched import switched
+from gflow.flow.smooth import Plain
+from gflow.flow.solver_setup import as_solver, with_tolerances
+from gflow.flow.stopping import Stop, as_stop
 from gflow.networks import split_trainable
-from gflow.trajectory import KINKS_IGNORED, Trajectory, finish, keep_first, record, recorded
+from gflow.nonsmooth.shallow.switched import switched
+from gflow.recording import States, finish, record, truncated, with_retry
+from gflow.trajectory import Trajectory
 
 
 def solve_flow(
@@ -77,10 +78,8 @@ def solve_flow(
       `diffrax.Tsit5()`, whose steps are bounded by the sharpness, and where this bounds them and
       another solver promises half the work, it hands over: to `gflow.BDF5()`, which takes about as
       many steps in each decade of time, or, for many parameters, to `gflow.ROCK4()`, which needs no
-      Hessian, and may hand over to BDF5 later. `stats` has the times and the numbers of steps
-      before (`switched_at`, `num_steps_before_switch`; `second_switched_at`,
-      `num_steps_before_second_switch`). Under `jax.jit` and with fixed steps it is Tsit5 to the
-      end.
+      Hessian, and may hand over to BDF5 later. `Trajectory.switches` says when.
+      Under `jax.jit` and with fixed steps it is Tsit5 to the end.
     - `kinks`: what to do where a ReLU or leaky ReLU preactivation of a `ShallowNet` passes zero on
       a row of an `EmpiricalRisk`, where the gradient jumps. "locate": every kink is located, and
       crossed, or slid along if the field points at it from both sides; what is followed is dθ/dt =
@@ -148,11 +147,11 @@ def solve_flow(
         ending, switches = solve_in_pieces(run, max_steps=max_steps, **how)
     else:
         ending, switches = eqx.Partial(as_it_is, run.whole(max_steps)), []
-    names = [type(problem.solver).__name__, *(switch.name for switch in switches)]
-    method = "gradient flow, " + ", then ".join(names) + (KINKS_IGNORED if ignored else "")
-    trajectory = recorded(lambda: _record(problem, ending, method))
+    names = [type(problem.solver).__name__, *(switch.solver for switch in switches)]
+    method = "gradient flow, " + ", then ".join(names)
+    trajectory = with_retry(lambda: _record(problem, ending, method, ignored))
     if is_concrete(trajectory.ts):
-        trajectory = keep_first(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
+        trajectory = truncated(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
     if advice := trajectory.advice():
         warnings.warn(advice, stacklevel=2)
     return finish(trajectory, throw=throw)
@@ -169,7 +168,9 @@ def _checkpoint(directory: Any, run: Run, kinks: str, choose: bool) -> Checkpoin
 
 
 @eqx.filter_jit
-def _record(problem: Problem, ending: Callable[[], Piece], method: str) -> Trajectory:
+def _record(
+    problem: Problem, ending: Callable[[], Piece], method: str, kinks_ignored: bool
+) -> Trajectory:
     piece = ending().with_end()
     _, unravel = ravel_pytree(problem.trained)
     stats = {
@@ -182,9 +183,6 @@ def _record(problem: Problem, ending: Callable[[], Piece], method: str) -> Traje
         stats["num_field_evaluations"] = piece.work.evaluations
         stats["num_hessian_products"] = piece.work.products
         stats["num_factorisations"] = piece.work.factorisations
-    for which, (time, steps) in zip(("", "second_"), piece.switched):
-        stats[f"{which}switched_at"] = time
-        stats[f"num_steps_before_{which}switch"] = steps
     if piece.shortened is not None:
         stats["num_shortened_steps"] = piece.shortened
     if piece.kinks is not None:
@@ -194,17 +192,21 @@ def _record(problem: Problem, ending: Callable[[], Piece], method: str) -> Traje
         stats["num_collapsed_units"] = collapse.num_collapsed(problem, piece.end[1][:-1])
     return record(
         problem.risk,
-        problem.frozen,
         problem.trained,
-        piece.ts,
-        jax.vmap(unravel)(piece.ys[:, :-1]),
-        piece.ys[:, -1],
-        None if piece.speeds is None else piece.speeds[0],
+        problem.frozen,
+        States(
+            piece.ts,
+            jax.vmap(unravel)(piece.ys[:, :-1]),
+            piece.ys[:, -1],
+            None if piece.speeds is None else piece.speeds[0],
+        ),
         kinks=piece.kinks,
         stats={name: jnp.asarray(value) for name, value in stats.items()},
         result=piece.result,
         kind="flow",
         method=method,
+        kinks_ignored=kinks_ignored,
+        switches=piece.switches,
     )
 
 

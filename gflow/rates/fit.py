@@ -10,7 +10,7 @@ from gflow.arguments import RealScalar, finite
 from gflow.rates import tails
 from gflow.rates.estimates import Estimate, Tail, longest_tail
 from gflow.rates.laws import LAWS, POWERS, SECOND
-from gflow.rates.slopes import LocalSlopes, local_slopes
+from gflow.rates.local_slopes import LocalSlopes, local_slopes
 
 # Differences of the information criterion from here on are "very strong" (Kass and Raftery, 1995).
 _DECISIVE = 10.0

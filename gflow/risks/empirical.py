@@ -13,7 +13,7 @@ from gflow.activations import PiecewiseLinear
 from gflow.arguments import ArgumentError, Described, finite_entries, is_concrete
 from gflow.networks import ShallowNet
 from gflow.risks.base import Risk
-from gflow.risks.line import line_risk
+from gflow.risks.one_input import line_risk
 from gflow.risks.sorted_data import SortedData, sorted_data
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gflow.risks.normal import conditional, density, distribution, orthant
+from gflow.risks.bivariate_normal import conditional, density, distribution, orthant
 
 
 class Slopes(NamedTuple):

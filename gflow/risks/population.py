@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gflow.arguments import ArgumentError, Described
-from gflow.compensated import Pair, add, multiply, prefix_sums, subtract, value
 from gflow.networks import ShallowNet
 from gflow.piecewise import PiecewisePolynomial, check_density
 from gflow.risks.base import Risk
-from gflow.risks.line import Cells, Knots, Measure, Units, line_risk
+from gflow.risks.compensated import Pair, add, multiply, prefix_sums, subtract, value
+from gflow.risks.one_input import Cells, Knots, Measure, Units, line_risk
 
 
 class PopulationRisk(Risk):

@@ -15,7 +15,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
-from gflow.compensated import (
+from gflow.risks.compensated import (
     Pair,
     add,
     exact_levels,
@@ -26,7 +26,7 @@ from gflow.compensated import (
     two_sum,
     value,
 )
-from gflow.risks.line import Cells, Knots, Measure, Units
+from gflow.risks.one_input import Cells, Knots, Measure, Units
 
 # Rows summed at once: they and their products stay in a processor's cache.
 _ROWS = 8192

@@ -1,0 +1,1 @@
+"""The main job: command line, configuration, run directories and reports."""

@@ -1,0 +1,126 @@
+"""The command line: `gflow run` and `gflow report`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from gflow.app.config import Config, read_config
+from gflow.arguments import ArgumentError
+
+if TYPE_CHECKING:
+    from gflow.app.run_directory import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCommand:
+    """Follow the gradient flow and gradient descent on a table, and write a report."""
+
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+    config: Path | None = None
+    """A TOML file with the same fields; options on the command line count more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportCommand:
+    """Write report.html of a run directory again."""
+
+    directory: tyro.conf.Positional[Path]
+    """The run directory."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point. Exits with 0, 1 (the flow did not reach its end), 2 (bad input) or 130
+    (interrupted)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        sys.exit(_dispatch(arguments))
+    except ArgumentError as error:
+        print(f"gflow: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("gflow: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command = tyro.cli(
+        Annotated[RunCommand, tyro.conf.subcommand("run", default=_run_defaults(arguments))]
+        | Annotated[ReportCommand, tyro.conf.subcommand("report")],
+        args=arguments,
+        prog="gflow",
+        description="Gradient flow of neural networks against gradient descent.",
+    )
+    return _report(command) if isinstance(command, ReportCommand) else _run(command)
+
+
+def _run_defaults(arguments: list[str]) -> RunCommand:
+    """The defaults of the options: those of the file after --config, if there is one."""
+    for k, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            value = value if equals else "".join(arguments[k + 1 : k + 2])
+            return RunCommand(read_config(Path(value)).validated(), Path(value))
+    return RunCommand(Config())
+
+
+def _run(command: RunCommand) -> int:
+    from gflow.app.experiment import run
+
+    result, directory = run(command.settings, say=lambda text: print(text, file=sys.stderr))
+    _print_summary(result)
+    print(f"Report: {directory / 'report.html'}")
+    if result.status == "interrupted":
+        print(f"Interrupted: {directory} holds what was computed until then.", file=sys.stderr)
+        return 130
+    return 0 if result.flow is not None and result.flow.succeeded else 1
+
+
+def _report(command: ReportCommand) -> int:
+    import jax
+
+    from gflow.app.report import write_report
+
+    with jax.enable_x64(True):
+        print(f"Report: {write_report(command.directory)}")
+    return 0
+
+
+def _print_summary(run: "Run") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from gflow.app.tables import COLUMNS, END_COLUMNS, analyse, end_rows, end_sentence, rows
+
+    analysis = analyse(run)
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False)
+    # Lines that a narrow terminal breaks are read more easily than cells it cuts.
+    console.width = max(console.width if terminal else 0, 165)
+
+    def show(columns, lines, left: tuple[int, ...]) -> None:
+        table = Table(box=box.SIMPLE_HEAD if terminal else box.ASCII2, title_justify="left")
+        for k, column in enumerate(columns):
+            table.add_column(column, justify="left" if k in left else "right", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+
+    show(COLUMNS, rows(run, analysis), left=(0, len(COLUMNS) - 1))
+    if run.flow is not None:
+        facts = run.flow.summary()
+        drifts = ", ".join(f"{name} {facts[name]}" for name in facts if name.endswith("drift"))
+        console.print(f"Flow: {drifts} (zero along an exact flow)")
+    if analysis.order is not None:
+        console.print(f"Descent follows the flow with {analysis.order!r}; theory: 1")
+    elif run.descents:
+        console.print(
+            "No order: fewer than three descents with h λ/2 of at most 0.25 got to the end"
+        )
+    if run.ends:
+        if ends := end_rows(run, analysis):
+            show(END_COLUMNS, ends, left=(0, 1))
+        console.print(end_sentence(run), soft_wrap=True)

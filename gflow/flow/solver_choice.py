@@ -1,0 +1,121 @@
+r"""Which solver follows a flow where none is asked for.
+
+Gradient flow starts as a field that explicit methods follow best, and becomes stiff: their step h
+is bounded by the largest curvature ρ, $h\rho \lesssim 3.3$, while the solution changes over times
+of the order of t. From time to time the work still ahead is estimated, in steps of Tsit5, for the
+rest of the way by
+
+- Tsit5: (t1 − t)/h steps;
+- BDF5: some hundred steps for each decade of time, each as costly as κ(P) of Tsit5, P parameters;
+- ROCK4: steps of a share of t, with a number of stages that grows like √(hρ), up to its most;
+
+and some steps for every kink. Where h is bounded by ρ, Tsit5 would take many more steps, and
+another solver promises half the work or less, it takes over. BDF5 keeps the flow to the end; ROCK4
+hands it over to BDF5 if that promises half of what ROCK4 has just been measured to take, as it may
+where kinks become few.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import diffrax
+import numpy as np
+
+from gflow.solvers.bdf5 import BDF5
+from gflow.solvers.rock4 import ROCK4
+
+# Real stability interval of Tsit5, and from which share of it on steps count as bounded by it.
+_TSIT5_BOUND, _BOUNDED = 3.3, 0.6
+# Fewer steps of Tsit5, of few parameters, are not worth the compilation of another solver.
+_WORTH_A_CHANGE = 10_000
+# BDF5, measured at rtol 1e-8 on flows to t = 1e8: steps in a decade, and for each kink.
+_STEPS_OF_A_DECADE, _STEPS_OF_A_KINK, _STEPS_OF_A_START = 120.0, 4.0, 50.0
+# ROCK4, measured likewise: the share of t that a step takes. Its stability interval is 0.35 s² for
+# s ≤ 152 stages.
+_SHARE_OF_TIME, _ROCK4_GROWTH, _ROCK4_MOST = 7e-4, 0.35, 152
+_STAGES_OF_TSIT5 = 6
+# At looser tolerances what its long steps leave of the stiff modes ends slides too early, again and
+# again.
+_ROCK4_ON_KINKS = 1e-6
+# The Jacobian and its factors are some dense matrices.
+_MOST_PARAMETERS = 4000
+
+# Those that may take over, by name.
+SOLVERS = {"BDF5": BDF5, "ROCK4": ROCK4}
+
+
+class Progress(NamedTuple):
+    """How a flow fares: where it is, since when, through how many kinks and with how many field
+    evaluations, the size of its next step, what gives the spectral radius of its Jacobian, and
+    whether kinks are located."""
+
+    t: float
+    t1: float
+    before: float
+    kinks: int
+    step_size: float
+    radius: Callable[[], float]
+    rtol: float
+    num_params: int
+    located: bool
+    evaluations: int = 0
+
+
+def better_solver(now: Progress, after: str | None = None) -> diffrax.AbstractSolver | None:
+    """The solver to go on with instead of Tsit5, or instead of the one that took over `after` it;
+    None to stay."""
+    if after is None:
+        return _instead_of_tsit5(now)
+    return _instead_of_rock4(now) if after == "ROCK4" else None
+
+
+def _instead_of_rock4(now: Progress) -> diffrax.AbstractSolver | None:
+    if now.num_params > _MOST_PARAMETERS or not now.t > now.before > 0:
+        return None
+    ahead = np.log10(now.t1 / now.t) / np.log10(now.t / now.before)
+    stay = now.evaluations / _STAGES_OF_TSIT5 * ahead
+    if stay < _WORTH_A_CHANGE / (1 + now.num_params / 100):
+        return None
+    return BDF5() if _with_bdf5(now, _STEPS_OF_A_KINK * now.kinks * ahead) < 0.5 * stay else None
+
+
+def _instead_of_tsit5(now: Progress) -> diffrax.AbstractSolver | None:
+    stay = (now.t1 - now.t) / now.step_size
+    if stay < _WORTH_A_CHANGE / (1 + now.num_params / 100):
+        return None
+    radius = now.radius()
+    if now.step_size * radius < _BOUNDED * _TSIT5_BOUND:
+        return None
+    decades = np.log10(now.t1 / now.t) if now.t > 0 else 10.0
+    since = max(np.log10(now.t / now.before), 0.1) if now.before > 0 else 1.0
+    kinks = _STEPS_OF_A_KINK * now.kinks / since * decades
+    implicit = _with_bdf5(now, kinks)
+    explicit = _with_rock4(now, radius) + kinks
+    if now.located and now.rtol > _ROCK4_ON_KINKS:
+        explicit = np.inf
+    if min(implicit, explicit) > 0.5 * stay:
+        return None
+    return BDF5() if implicit < explicit else ROCK4()
+
+
+def _with_bdf5(now: Progress, steps_of_kinks: float) -> float:
+    if now.num_params > _MOST_PARAMETERS:
+        return np.inf
+    decades = np.log10(now.t1 / now.t) if now.t > 0 else 10.0
+    steps = _STEPS_OF_A_DECADE * (1e-8 / now.rtol) ** (1 / 6) * decades
+    steps += _STEPS_OF_A_START + steps_of_kinks
+    return cost_of_implicit_step(now.num_params) * steps
+
+
+def cost_of_implicit_step(num_params: int) -> float:
+    """κ(P), a step of BDF5 in steps of Tsit5: measured for P from 61 to 385, and P² for the
+    factorisation."""
+    return 3 + num_params / 30 + (num_params / 300) ** 2
+
+
+def _with_rock4(now: Progress, radius: float) -> float:
+    times = np.geomspace(max(now.t, now.step_size), now.t1, 200)
+    share = _SHARE_OF_TIME * (now.rtol / 1e-8) ** (1 / 3)
+    sizes = np.minimum(share * times, _ROCK4_GROWTH * _ROCK4_MOST**2 / radius)
+    stages = np.maximum(np.sqrt(sizes * radius / _ROCK4_GROWTH), 5)
+    return float(np.trapezoid(stages / sizes, times)) / _STAGES_OF_TSIT5

@@ -1,0 +1,85 @@
+"""The choice of solver and step-size controller."""
+
+from collections.abc import Callable
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gflow.arguments import ArgumentError
+from gflow.flow.problem import Problem
+from gflow.solvers.bdf5 import BDF5
+from gflow.solvers.rodas5p import Rodas5P
+
+# What stands for the tolerances of a root finder that has none of its own.
+_AS_THE_STEP = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol
+
+
+def as_solver(solver: diffrax.AbstractSolver | None) -> diffrax.AbstractSolver:
+    """The solver asked for; Tsit5 if None."""
+    if solver is None:
+        return diffrax.Tsit5()
+    if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        raise ArgumentError("solver", solver, "a diffrax solver with an error estimate, or None")
+    if solver.term_structure not in (diffrax.ODETerm, diffrax.AbstractTerm):
+        raise ArgumentError("solver", solver, "a diffrax solver of one ODETerm, or None")
+    return solver
+
+
+def with_tolerances(
+    solver: diffrax.AbstractSolver, rtol: Float[Array, ""], atol: Float[Array, ""]
+) -> diffrax.AbstractSolver:
+    """The solver, its equations solved to the tolerances of a step where it names none.
+
+    As `diffrax.diffeqsolve` does it, and with fixed steps, too.
+    """
+    if not isinstance(solver, diffrax.AbstractImplicitSolver):
+        return solver
+    finder = solver.root_finder
+    given = {"rtol": rtol, "atol": atol, "norm": _finite_rms}
+    left = [name for name in given if getattr(finder, name, None) is _AS_THE_STEP]
+    if not left:
+        return solver
+    where = lambda s: [getattr(s.root_finder, name) for name in left]
+    return eqx.tree_at(where, solver, [given[name] for name in left])
+
+
+def with_jacobian(solver: diffrax.AbstractSolver, jacobian: Callable) -> diffrax.AbstractSolver:
+    """The solver with this Jacobian, if it takes one and has none."""
+    if not isinstance(solver, (BDF5, Rodas5P)) or solver.jacobian is not None:
+        return solver
+    return type(solver)(jacobian)
+
+
+def controller(problem: Problem, span) -> diffrax.AbstractStepSizeController:
+    """Fixed steps if asked for, or adaptive ones: a step whose error is not finite is rejected and
+    the next is smaller.
+
+    Below a step of 1e-3 roundings of the time span the solve ends rather than shrink for ever.
+    """
+    if problem.step_size is not None:
+        return diffrax.ConstantStepSize()
+    least = 1e-3 * jnp.finfo(span.dtype).eps * span
+    return diffrax.PIDController(
+        problem.rtol, problem.atol, norm=_finite_rms, dtmin=least, force_dtmin=False
+    )
+
+
+def _finite_rms(error: Float[Array, " size"]) -> Float[Array, ""]:
+    # A NaN would pass through the controller into the step size, and time would never end.
+    rms = jnp.sqrt(jnp.mean(error**2))
+    return jnp.where(jnp.isfinite(rms), rms, jnp.inf)
+
+
+def accurate_share(solver: diffrax.AbstractSolver) -> float:
+    """The share of a step, from either end, in which its dense output is as accurate as the step.
+
+    The error of dense output vanishes with its derivative at both ends. Cubic Hermite polynomials,
+    of third order, are trusted less for solvers beyond order 4.
+    """
+    made = solver.interpolation_cls
+    hermite = diffrax.ThirdOrderHermitePolynomialInterpolation
+    cubic = getattr(made, "__self__", made) is hermite
+    order = solver.order(diffrax.ODETerm(lambda t, y, args: y))
+    return 0.02 if cubic and order is not None and order > 4 else 0.1

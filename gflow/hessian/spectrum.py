@@ -1,0 +1,327 @@
+"""The spectrum of the Hessian: all eigenvalues, or the extreme ones and the density."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from gflow.arguments import (
+    ArgumentError,
+    Described,
+    RealScalar,
+    is_concrete,
+    positive,
+    positive_int,
+)
+from gflow.hessian.lanczos import STEPS, Symmetric, extremes, measures
+from gflow.networks import split_trainable
+
+# Products at a time where the Hessian is formed.
+_BATCH = 16
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Spectrum:
+    r"""Eigenvalues of a Hessian, $\lambda_1 \le \dots \le \lambda_{size}$, all or the extreme ones.
+
+    - `size`: the number of trained parameters. `complete`: whether all eigenvalues are there.
+    - `eigenvalues`, ascending: all, or the `num_smallest` smallest and then the largest.
+    - `eigenvectors`, (count, size): of length 1, in the order of
+      `jax.flatten_util.ravel_pytree` of the trained parameters.
+    - `residuals`: ‖Hv − λv‖. An eigenvalue lies within this of λ; the one meant is nearer, within
+      residual²/gap, where the gap to the others is larger than the residual.
+    - `converged`: for each, whether the residual is as small as was asked for.
+    - `checked`: whether a further run from a random vector, orthogonal to those found, showed no
+      copies that were missed (True where all are there).
+    - `num_products`: Hessian products taken, each the work of about two gradients.
+    - `zero_below`: eigenvalues count as 0 up to this absolute value.
+    - `nodes`, `weights`, (probes, depth): quadratures whose mean is the spectral density; None
+      where neither all eigenvalues nor probes are there.
+    """
+
+    size: int
+    eigenvalues: Float[np.ndarray, " count"]
+    eigenvectors: Float[Array, "count size"]
+    residuals: Float[np.ndarray, " count"]
+    num_smallest: int
+    complete: bool
+    checked: bool
+    tol: float
+    num_products: int
+    zero_below: float
+    nodes: Float[np.ndarray, "probes depth"] | None = field(default=None)
+    weights: Float[np.ndarray, "probes depth"] | None = field(default=None)
+
+    @classmethod
+    def complete_of(cls, eigenvalues: Any) -> "Spectrum":
+        """The spectrum of these eigenvalues, all there are, without eigenvectors; they count as 0
+        up to 100 · size · ε of the largest."""
+        values = np.sort(np.asarray(eigenvalues, float))
+        size = len(values)
+        rounding = float(np.finfo(float).eps * np.abs(values).max(initial=0.0))
+        return cls(
+            size=size,
+            eigenvalues=values,
+            eigenvectors=jnp.zeros((0, size)),
+            residuals=np.zeros(size),
+            num_smallest=0,
+            complete=True,
+            checked=True,
+            tol=0.0,
+            num_products=0,
+            zero_below=100 * max(size, 1) * rounding,
+        )
+
+    @property
+    def sharpness(self) -> float:
+        """The largest eigenvalue; NaN if only the smallest were asked for."""
+        return float(self.eigenvalues[-1]) if len(self.largest) else float("nan")
+
+    @property
+    def largest(self) -> np.ndarray:
+        """The largest eigenvalues, descending; all of them if `complete`."""
+        return self.eigenvalues[0 if self.complete else self.num_smallest :][::-1]
+
+    @property
+    def smallest(self) -> np.ndarray:
+        """The smallest eigenvalues, ascending; all of them if `complete`."""
+        return self.eigenvalues if self.complete else self.eigenvalues[: self.num_smallest]
+
+    @property
+    def converged(self) -> np.ndarray:
+        return self.residuals <= self.tol * np.abs(self.eigenvalues).max(initial=0.0)
+
+    @property
+    def num_negative(self) -> int:
+        """Negative eigenvalues, of those that are there."""
+        return int(np.sum(self.eigenvalues < -self.zero_below))
+
+    @property
+    def num_zero(self) -> int:
+        """Eigenvalues that are 0 but for rounding, of those that are there."""
+        return int(np.sum(np.abs(self.eigenvalues) <= self.zero_below))
+
+    @property
+    def num_positive(self) -> int:
+        """Positive eigenvalues, of those that are there."""
+        return int(np.sum(self.eigenvalues > self.zero_below))
+
+    def density(self, x: Any, width: RealScalar) -> np.ndarray:
+        """The spectral density, of integral 1, at x: each eigenvalue as a normal law whose standard
+        deviation is `width`."""
+        nodes, weights = self._quadrature()
+        width, x = positive("width", width), np.asarray(x, float)
+        at = (x[..., None] - nodes.ravel()) / width
+        return np.exp(-(at**2) / 2) @ weights.ravel() / (len(nodes) * width * (2 * np.pi) ** 0.5)
+
+    def moment(self, order: int) -> tuple[float, float]:
+        """The mean of λ^order over all eigenvalues, and the standard error of it: 0 if all are
+        there, else from the spread of the probes (NaN for a single one)."""
+        nodes, weights = self._quadrature()
+        each = np.sum(weights * nodes ** positive_int("order", order, least=0), axis=1)
+        if self.complete:
+            return float(each[0]), 0.0
+        spread = np.std(each, ddof=1) if len(each) > 1 else np.nan
+        return float(each.mean()), float(spread / len(each) ** 0.5)
+
+    def _quadrature(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.nodes is None or self.weights is None:
+            got = Described(f"none, for {self.size:,} parameters")
+            raise ArgumentError("probes", got, "at least one for the density of a large Hessian")
+        return self.nodes, self.weights
+
+    def __repr__(self) -> str:
+        if self.complete:
+            values = self.eigenvalues
+            return (
+                f"Spectrum of {self.size:,}: {self.num_negative} negative, {self.num_zero} zero "
+                f"(up to {self.zero_below:.1g}), {self.num_positive} positive, from "
+                f"{values[0]:.6g} to {values[-1]:.6g}"
+            )
+        some = lambda values: ", ".join(f"{v:.5g}" for v in values[:3]) + ", …" * (len(values) > 3)
+        parts = [
+            f"{len(values)} {name}: {some(values)}"
+            for name, values in (("largest", self.largest), ("smallest", self.smallest))
+            if len(values)
+        ]
+        late = int(np.sum(~self.converged))
+        return (
+            f"Spectrum of {self.size:,}, the {'; the '.join(parts)}; residuals up to "
+            f"{self.residuals.max():.1g}{f' ({late} not converged)' if late else ''}, "
+            f"{self.num_products:,} Hessian products"
+        )
+
+
+class Hessian(Symmetric):
+    """∇²L at a network, in the trained parameters as one vector."""
+
+    risk: Any
+    trained: PyTree
+    frozen: PyTree
+
+    @property
+    def theta(self) -> Array:
+        return ravel_pytree(self.trained)[0]
+
+    def prepared(self) -> Callable[[Array], Array]:
+        theta, unravel = ravel_pytree(self.trained)
+        gradient = jax.grad(lambda p: self.risk(eqx.combine(unravel(p), self.frozen)))
+        return jax.linearize(gradient, theta)[1]
+
+
+def hessian_spectrum(
+    risk: Callable[[Any], Array],
+    net: PyTree,
+    *,
+    largest: int = 10,
+    smallest: int = 10,
+    probes: int = 0,
+    depth: int = 60,
+    trainable: Sequence[str] | PyTree | None = None,
+    dense_up_to: int = 1000,
+    tol: RealScalar | None = None,
+    zero_below: RealScalar | None = None,
+    max_products: int = 2000,
+    copies: bool = True,
+    key: PRNGKeyArray | None = None,
+) -> Spectrum:
+    r"""The eigenvalues of the Hessian $\nabla^2 L(\theta)$ in the trained parameters.
+
+    All of them up to `dense_up_to` parameters. Beyond, the Hessian is never formed: the extreme
+    eigenvalues come from Lanczos iteration on Hessian-vector products, and the density
+
+    $$\frac{1}{size} \sum_i \delta(\lambda_i) \approx
+      \frac{1}{probes} \sum_p \sum_j \omega_{pj} \, \delta(\vartheta_{pj})$$
+
+    from stochastic Lanczos quadrature (Ghorbani, Krishnan and Xiao, arXiv 1901.10159), exact in the
+    mean for moments of order below 2 · depth. The Hessian of a ReLU network is that of the fixed
+    activation pattern, which is the Hessian away from kinks.
+
+    **Arguments:**
+
+    - `largest`, `smallest`: how many eigenvalues at either end are wanted of a large Hessian.
+    - `probes`: random vectors for the density of a large Hessian, 0 for none; each costs `depth`
+      Hessian products.
+    - `trainable`: as in `solve_flow`.
+    - `tol`: the residuals wanted, relative to the largest absolute eigenvalue; by default 1e-6 for
+      float64 parameters, 1e-4 for float32. Errors of the eigenvalues are mostly of the order of the
+      squares of these, and never above them.
+    - `zero_below`: eigenvalues count as 0 up to this absolute value; by default 10 · size ·
+      (rounding unit) · max|λ| if all are computed, else the largest residual where that is more.
+    - `max_products`: where it ends if the eigenvalues have not converged, which `converged` shows;
+      the density is not in it.
+    - `copies`: whether to look for further copies of what was found, by at least 20 products more:
+      without it, an eigenvalue of several dimensions can come once, and one too small follow.
+    - `key`: of the random starts; a fixed one if None.
+
+    Eigenvalues inside the cluster near 0 that most Hessians have converge slowly: the smallest of a
+    Hessian without negative ones may take all `max_products`. The iterations are one compiled
+    program for all risks and networks of the same shapes; its restarts run on the host, so not
+    under `jax.jit`.
+
+    **Raises:** `ArgumentError` for arguments out of range, traced arrays, and a Hessian with
+    entries that are NaN or infinite.
+
+    ??? example
+
+        ```python
+        risk = lambda net: 0.5 * jnp.sum(jnp.array([3.0, -5.0, 0.0]) * net["theta"] ** 2)
+        spectrum = gflow.hessian_spectrum(risk, {"theta": jnp.ones(3)})
+        assert (spectrum.num_negative, spectrum.num_zero, spectrum.num_positive) == (1, 1, 1)
+        assert abs(spectrum.sharpness - 3) < 1e-6
+        ```
+    """
+    largest = positive_int("largest", largest, least=0)
+    smallest = positive_int("smallest", smallest, least=0 if largest else 1)
+    probes, depth = positive_int("probes", probes, least=0), positive_int("depth", depth)
+    dense_up_to = positive_int("dense_up_to", dense_up_to, least=0)
+    wanted = largest + smallest
+    max_products = positive_int("max_products", max_products, least=wanted + STEPS)
+    trained, frozen = split_trainable(net, trainable)
+    if not is_concrete(risk, net):
+        raise ArgumentError("net", Described("traced arrays"), "known ones: outside jax.jit")
+    hessian = Hessian(risk, trained, frozen)
+    theta = hessian.theta
+    if tol is None:
+        tol = 1e-6 if theta.dtype == jnp.float64 else 1e-4
+    tol = positive("tol", tol)
+    zero_below = None if zero_below is None else positive("zero_below", zero_below, or_zero=True)
+    if theta.size <= max(dense_up_to, wanted):
+        return _dense(hessian, tol, zero_below)
+    to_ends, to_density = jax.random.split(jax.random.key(0) if key is None else key)
+    search = {"tol": tol, "max_products": max_products, "copies": copies, "key": to_ends}
+    try:
+        found = extremes(hessian, theta, largest, smallest, **search)
+    except FloatingPointError:
+        raise _not_finite() from None
+    quadratures, products = (None, None), found.num_products
+    if probes:
+        quadratures = measures(hessian, theta, probes, depth, key=to_density)
+        products += quadratures[0].size
+    if zero_below is None:
+        zero_below = max(_rounding(found.values, theta.size), float(found.residuals.max()))
+    return Spectrum(
+        theta.size,
+        found.values,
+        found.vectors,
+        found.residuals,
+        smallest,
+        False,
+        found.checked,
+        tol,
+        products,
+        zero_below,
+        *quadratures,
+    )
+
+
+def _dense(hessian: Hessian, tol: float, zero_below: float | None) -> Spectrum:
+    matrix = np.asarray(_columns(hessian))
+    if not np.all(np.isfinite(matrix)):
+        raise _not_finite()
+    matrix = (matrix + matrix.T) / 2
+    values, vectors = np.linalg.eigh(matrix)
+    size = len(values)
+    return Spectrum(
+        size,
+        values,
+        jnp.asarray(vectors.T),
+        np.linalg.norm(matrix @ vectors - values * vectors, axis=0),
+        num_smallest=size,
+        complete=True,
+        checked=True,
+        tol=tol,
+        num_products=size,
+        zero_below=_rounding(values, size) if zero_below is None else zero_below,
+        nodes=values[None],
+        weights=np.full((1, size), 1 / size, values.dtype),
+    )
+
+
+def _rounding(values: np.ndarray, size: int) -> float:
+    return float(10 * size * np.finfo(values.dtype).eps * np.abs(values).max())
+
+
+def _not_finite() -> ArgumentError:
+    got = Described("parameters where the Hessian is NaN or infinite")
+    return ArgumentError("net", got, "a network with a finite Hessian")
+
+
+@eqx.filter_jit
+def hessian_product(hessian: Hessian, v: Float[Array, " size"]) -> Float[Array, " size"]:
+    """∇²L v."""
+    return hessian.prepared()(v)
+
+
+@eqx.filter_jit
+def _columns(hessian: Hessian) -> Float[Array, "size size"]:
+    theta = hessian.theta
+    # Rows of 0 fill the last batch, since another batch size would be compiled beside.
+    rows = jnp.eye(theta.size + -theta.size % _BATCH, theta.size, dtype=theta.dtype)
+    return jax.lax.map(hessian.prepared(), rows, batch_size=_BATCH)[: theta.size]

@@ -1,0 +1,1 @@
+"""The pattern risk of a network with one hidden layer on data."""

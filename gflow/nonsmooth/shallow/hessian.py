@@ -1,0 +1,96 @@
+r"""The Jacobian of the field of a fixed pattern, in closed form.
+
+While the pattern stays, the outputs $N_r = c + s \sum_i v_i \sigma'_{ir} \langle u_i, x_r\rangle$
+are bilinear in $u_i = (w_i, b_i)$ and $v_i$, so that with $G_r = \partial N_r / \partial\theta$ and
+the Hessians $D_r$ of the loss in $N_r$
+
+$$\nabla^2 L = \sum_r G_r^\top D_r G_r + X + X^\top, \qquad
+X_{v_{io}, u_i} = s \sum_r \frac{\partial L}{\partial N_{ro}} \, \sigma'_{ir} x_r.$$
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gflow.nonsmooth.shallow.pattern import Pattern
+from gflow.nonsmooth.shallow.risk import SwitchedRisk
+
+
+def field_jacobian(
+    risk: SwitchedRisk, t, y: Float[Array, " size_and_one"], pattern: Pattern
+) -> Float[Array, "size_and_one size_and_one"]:
+    """The Jacobian of `risk.field` on the directions in which the flow is free.
+
+    Minus the Hessian between the projectors onto them, so symmetric, and below it the row of the
+    dissipation. Field and flow stay in these directions, where the Jacobian has nothing else.
+    """
+    hessian = _free_hessian(risk, y[:-1], pattern)
+    velocity = risk.field(t, y, pattern)[:-1]
+    rows = jnp.concatenate([-hessian, -2 * (velocity @ hessian)[None, :]])
+    return jnp.pad(rows, ((0, 0), (0, 1)))
+
+
+def _free_hessian(risk: SwitchedRisk, theta, pattern: Pattern) -> Float[Array, "size size"]:
+    net, z = risk.net(theta), risk.preactivations(risk.net(theta))
+    slopes = jnp.where(pattern.active, 1.0, risk.slope).astype(z.dtype)
+    a, scale, v = slopes * z, net.output_scale, net.v.reshape(len(net.v), -1)
+    width, outs = v.shape
+    rows = len(risk.normals)
+    outputs = scale * (a.T @ v)
+    if net.c is not None:
+        outputs = outputs + jnp.broadcast_to(net.c, (rows, outs))
+    slope, curvature = _derivatives_of_loss(risk, outputs.reshape(rows, *net.v.shape[1:]))
+
+    # ∂a_ir/∂u_i along the free directions.
+    moves = slopes[:, :, None] * jnp.einsum("rd,ide->ire", risk.normals, pattern.projector)
+    eye = jnp.eye(outs, dtype=z.dtype)
+    g = _in_order(
+        risk,
+        scale * jnp.einsum("io,ird->roid", v, moves),
+        scale * jnp.einsum("ir,op->roip", a, eye),
+        jnp.broadcast_to(eye, (rows, outs, outs)),
+    )
+    curved = jnp.einsum("rop,rpn->ron", curvature, g)
+    hessian = jnp.einsum("rom,ron->mn", g, curved)
+    if risk.trained.v is None:
+        return hessian
+
+    x = scale * jnp.einsum("ro,ird->iod", slope, moves)
+    by_u = jnp.einsum("iod,ij->iojd", x, jnp.eye(width, dtype=z.dtype))
+    by_v = jnp.zeros((width, outs, width, outs), z.dtype)
+    tall = _in_order(risk, by_u, by_v, by_v[:, :, 0]).reshape(width * outs, -1)
+    after = 0 if risk.trained.c is None else outs
+    of_v = slice(len(theta) - after - width * outs, len(theta) - after)
+    return hessian.at[of_v].add(tall).at[:, of_v].add(tall.T)
+
+
+def _in_order(risk: SwitchedRisk, by_u: Array, by_v: Array, by_c: Array) -> Array:
+    """What is by u (.., .., width, dim), v (.., .., width, outs) and c (.., .., outs), by θ."""
+    trained, lead = risk.trained, by_u.shape[:2]
+    pieces = []
+    if trained.w is not None:
+        pieces.append(by_u[..., : risk.rows.shape[1]].reshape(*lead, -1))
+    if trained.b is not None:
+        pieces.append(by_u[..., -1])
+    if trained.v is not None:
+        pieces.append(by_v.reshape(*lead, -1))
+    if trained.c is not None:
+        pieces.append(by_c)
+    return jnp.concatenate(pieces, axis=-1)
+
+
+def _derivatives_of_loss(risk: SwitchedRisk, outputs: Array) -> tuple[Array, Array]:
+    """∂L/∂N (rows, outs) and ∂²L/∂N² (rows, outs, outs) for each distinct row."""
+    group, one = risk.group, outputs.shape[1:]
+    by_data = outputs if group is None else outputs[group]
+
+    def loss(n, y):
+        return risk.loss(n.reshape(one), y)
+
+    flat = by_data.reshape(len(by_data), -1)
+    slope = risk.weights[:, None] * jax.vmap(jax.grad(loss))(flat, risk.y)
+    curvature = risk.weights[:, None, None] * jax.vmap(jax.hessian(loss))(flat, risk.y)
+    if group is None:
+        return slope, curvature
+    total = lambda by_data: jax.ops.segment_sum(by_data, group, risk.rows.shape[0])
+    return total(slope), total(curvature)

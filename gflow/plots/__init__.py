@@ -1,0 +1,29 @@
+"""Figures. Each function draws into `ax` (new axes if None) and returns it."""
+
+from gflow.plots.rates import gap, local_slopes, rate_figure
+from gflow.plots.spectra import spectrum
+from gflow.plots.trajectories import (
+    breakpoints,
+    distance,
+    grad_norm,
+    kinks,
+    learned_function,
+    order,
+    risk,
+    unit_directions,
+)
+
+__all__ = [
+    "breakpoints",
+    "distance",
+    "gap",
+    "grad_norm",
+    "kinks",
+    "learned_function",
+    "local_slopes",
+    "order",
+    "rate_figure",
+    "risk",
+    "spectrum",
+    "unit_directions",
+]

@@ -1,0 +1,295 @@
+"""Figures of trajectories and of their comparison."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LogNorm, to_rgba
+from matplotlib.ticker import NullLocator
+
+from gflow.arguments import ArgumentError, Described
+from gflow.compare import Comparison, ConvergenceOrder
+from gflow.networks import ShallowNet
+from gflow.piecewise import PiecewisePolynomial
+from gflow.plots.style import ACTIVE, FLOW, NEGATIVE, new_axes
+from gflow.trajectory import Trajectory
+
+
+def _named(items: Any, name: str) -> dict[str, Any]:
+    return dict(items) if isinstance(items, Mapping) else {name: items}
+
+
+def _colours(count: int) -> np.ndarray:
+    """A sequence of colours from light (first) to dark (last)."""
+    return plt.get_cmap("viridis_r")(np.linspace(0.15, 0.95, max(count, 1)))
+
+
+def _along_time(curves: dict[str, tuple], ax: Axes, ylabel: str, *, coincide: bool = True) -> Axes:
+    """Curves of positive values against flow time on logarithmic axes.
+
+    Where they may `coincide`, later curves are narrower and in front, and the flow in front of all,
+    so that each is seen.
+    """
+    descents = [name for name, (_, _, kind) in curves.items() if kind != "flow"]
+    colours = dict(zip(descents, _colours(len(descents))))
+    widths = dict(
+        zip(descents, np.linspace(1.4 + 0.5 * coincide * len(descents), 1.4, len(descents)))
+    )
+    for name, (ts, values, kind) in curves.items():
+        ts, values = np.asarray(ts), np.asarray(values)
+        # Divergence to 1e300 would flatten everything else.
+        shown = (ts > 0) & np.isfinite(values) & (values > 0)
+        style = {"color": colours.get(name), "label": name, "lw": widths.get(name)}
+        if kind == "flow":
+            style |= {"color": FLOW, "lw": 1.1, "ls": (0, (6, 3)), "zorder": 3}
+        ax.plot(ts[shown], values[shown], **style)
+    ax.set(xlabel="flow time t", ylabel=ylabel)
+    if any(np.size(line.get_xdata()) for line in ax.lines):
+        ax.set(xscale="log", yscale="log")
+    else:
+        ax.text(0.5, 0.5, "no positive values yet", transform=ax.transAxes, ha="center")
+    if len(curves) > 1:
+        ax.legend(frameon=False, fontsize="small")
+    ax.grid(alpha=0.25, lw=0.6)
+    return ax
+
+
+def risk(
+    trajectories: Trajectory | Mapping[str, Trajectory],
+    *,
+    limit: float = 0.0,
+    ax: Axes | None = None,
+) -> Axes:
+    """L(θ(t)) − `limit` against t, for one trajectory or several by label."""
+    curves = {
+        name: (t.ts, np.asarray(t.risk) - limit, t.kind)
+        for name, t in _named(trajectories, "flow").items()
+    }
+    ax = _along_time(curves, new_axes(ax), "risk L" if limit == 0 else f"L − {limit:.4g}")
+    top = max((float(v[0]) for _, v, _ in curves.values()), default=1.0)
+    if ax.get_ylim()[1] > 1e3 * top > 0:
+        ax.set_ylim(top=10 * top)
+    return ax
+
+
+def grad_norm(
+    trajectories: Trajectory | Mapping[str, Trajectory], *, ax: Axes | None = None
+) -> Axes:
+    """‖G(θ(t))‖ against t, for one trajectory or several by label."""
+    named = _named(trajectories, "flow")
+    curves = {name: (t.ts, t.grad_norm, t.kind) for name, t in named.items()}
+    return _along_time(curves, new_axes(ax), "gradient norm ‖G‖")
+
+
+def distance(gaps: Comparison | Mapping[str, Comparison], *, ax: Axes | None = None) -> Axes:
+    """‖θ_descent(t) − θ_flow(t)‖ against t, for one gap or several by label."""
+    curves = {name: (g.ts, g.distance, "descent") for name, g in _named(gaps, "gap").items()}
+    return _along_time(curves, new_axes(ax), "distance to the flow", coincide=False)
+
+
+def order(
+    observed: ConvergenceOrder, others: tuple[Any, Any] = ((), ()), *, ax: Axes | None = None
+) -> Axes:
+    """Distances against step size, with the line of slope 1 through the smallest step size.
+
+    `others` are step sizes and distances that were left out of the fit.
+    """
+    ax = new_axes(ax)
+    h, d = np.array(observed.step_sizes), np.array(observed.distances)
+    every = np.concatenate([h, np.asarray(others[0], dtype=float)])
+    reach = np.array([every.min(), every.max()])
+    k = np.argmin(h)
+    ax.plot(reach, d[k] * reach / h[k], color="0.6", lw=1, label="slope 1", zorder=1)
+    low, high = observed.interval
+    label = f"order {observed.value:.3f} ({low:.3f} to {high:.3f})"
+    ax.plot(h, d, "o", color=FLOW, label=label)
+    if len(others[0]):
+        ax.plot(*others, "o", color=FLOW, mfc="white", label="not in the fit")
+    ax.set(xscale="log", yscale="log", xlabel="step size h", ylabel="largest distance to the flow")
+    ax.set_xticks(every, [f"{size:.2g}" for size in every])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.legend(frameon=False, fontsize="small")
+    ax.grid(alpha=0.25, lw=0.6, which="both")
+    return ax
+
+
+KIND_STYLES = {
+    "cross to active": ("|", "#9aa5b1"),
+    "cross to inactive": ("|", "#5c6975"),
+    "slide begins": ("o", "#c44536"),
+    "slide ends to active": ("^", "#2a6f97"),
+    "slide ends to inactive": ("v", "#2a6f97"),
+    "unit degenerates": ("X", "black"),
+}
+
+
+def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
+    """The kinks met: units against log t, by kind; a red line while a unit slides."""
+    ax = new_axes(ax)
+    log = trajectory.kinks
+    if log is None:
+        got = Described("one whose kinks were not located")
+        raise ArgumentError("trajectory", got, 'one of `solve_flow(kinks="locate")`')
+    # Kinks at 0 are drawn where the logarithmic axis begins.
+    time, saved = np.asarray(log.time), np.asarray(trajectory.ts)
+    later = np.append(saved[saved > 0], time[time > 0])
+    time = np.maximum(time, later.min(initial=np.inf)) if len(later) else time
+    unit, names = np.asarray(log.unit), np.array(log.names)
+    end, open_slides = float(trajectory.ts[-1]), {}
+    for t, i, datum, name in zip(time, unit, np.asarray(log.datum), names):
+        if name in ("slide begins", "unit degenerates"):
+            open_slides[i, datum] = t
+        elif name.startswith("slide ends"):
+            ax.plot([open_slides.pop((i, datum)), t], [i, i], color=ACTIVE, lw=1.2, alpha=0.6)
+    for (i, _), t in open_slides.items():
+        ax.plot([t, end], [i, i], color=ACTIVE, lw=1.2, alpha=0.6)
+    for name, (marker, colour) in KIND_STYLES.items():
+        those = names == name
+        if those.any():
+            ax.plot(time[those], unit[those], marker, color=colour, ms=5, ls="", label=name)
+    ax.set(xlabel="flow time t", ylabel="unit")
+    if len(time):
+        ax.set_xscale("log")
+        ax.legend(
+            frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, 1.16), ncol=3
+        )
+    return ax
+
+
+def breakpoints(trajectory: Trajectory, x: Any, *, ax: Axes | None = None) -> Axes:
+    """The paths of the kinks −b_i/w_i in input space, for a network with one input, with the data
+    `x` as horizontal lines: a slide is a stretch of path that lies on one.
+
+    Paths are coloured by the sign of v_i at the end.
+    """
+    ax = new_axes(ax)
+    net = trajectory.params
+    if not isinstance(net, ShallowNet) or net.in_size != 1 or net.b is None or np.ndim(net.v) != 2:
+        wanted = "one of a ShallowNet with one input, biases and scalar output"
+        raise ArgumentError("trajectory", Described("another trajectory"), wanted)
+    ts, x = np.asarray(trajectory.ts), np.ravel(np.asarray(x))
+    w, b = np.asarray(net.w)[:, :, 0], np.asarray(net.b)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        paths = np.where(w != 0, -b / w, np.nan)
+    for place in np.unique(x):
+        ax.axhline(place, color="0.9", lw=0.7, zorder=0)
+    for path, sign in zip(paths.T, np.sign(np.asarray(net.v)[-1])):
+        ax.plot(ts, path, color=ACTIVE if sign > 0 else NEGATIVE, lw=1.1)
+    margin = 0.15 * np.ptp(x)
+    ax.set(ylim=(x.min() - margin, x.max() + margin), xlabel="flow time t", ylabel="−b/w")
+    if (ts > 0).any():
+        ax.set_xscale("log")
+    return ax
+
+
+def learned_function(
+    trajectory: Trajectory,
+    x: Any = None,
+    y: Any = None,
+    *,
+    target: PiecewisePolynomial | None = None,
+    density: PiecewisePolynomial | None = None,
+    num_curves: int = 12,
+    ax: Axes | None = None,
+) -> Axes:
+    """N(x) of a network with one input at logarithmic times, coloured by time.
+
+    **Arguments:**
+
+    - `x`, shape (n,) or (n, 1), and `y`, shape (n,): the data, drawn as dots.
+    - `target`: drawn as a line; `density`: drawn at the foot.
+    """
+    ax = new_axes(ax)
+    x = None if x is None else np.ravel(np.asarray(x))
+    low, high = (-1.0, 1.0) if target is None else target.interval
+    low, high = (low, high) if x is None else (x.min(), x.max())
+    margin = 0.04 * (high - low)
+    grid = np.linspace(low - margin, high + margin, 601).astype(np.asarray(trajectory.risk).dtype)
+    ts = np.asarray(trajectory.ts)
+    if not (ts > 0).any():
+        ts = np.array([1.0])  # only the start is there
+    first = max(ts[-1] * 1e-4, ts[ts > 0][0])
+    wanted = np.geomspace(first, ts[-1], num_curves)
+    shown = np.unique(np.append(0, np.abs(ts[:, None] - wanted).argmin(axis=0)))
+    norm, colours = LogNorm(first, ts[-1]), plt.get_cmap("viridis_r")
+    evaluate = jax.jit(jax.vmap(lambda net, at: jax.vmap(net)(at), in_axes=(0, None)))
+    some = jax.tree.map(lambda a: a[shown], trajectory.params)
+    values = np.asarray(evaluate(some, grid[:, None]))
+    if values.ndim != 2:
+        raise ArgumentError("trajectory", Described("vector output"), "a network of scalar output")
+    if x is not None and y is not None:
+        ax.plot(x, np.asarray(y), ".", color="0.55", ms=5, label="data", zorder=1)
+    for index, curve in zip(shown, values):
+        if index == 0:
+            ax.plot(grid, curve, color="0.75", lw=1.2, ls=":", label="start")
+        else:
+            ax.plot(grid, curve, color=colours(norm(ts[index])), lw=1.3)
+    for function, draw in ((target, _draw_target), (density, _draw_density)):
+        if function is not None:
+            draw(function, ax)
+    ax.set(xlabel="x", ylabel="N(x)")
+    ax.legend(frameon=False, fontsize="small")
+    ax.figure.colorbar(ScalarMappable(norm, colours), ax=ax, label="flow time t")
+    return ax
+
+
+def _draw_target(target: PiecewisePolynomial, ax: Axes) -> None:
+    ends = np.asarray(target.breakpoints)
+    for k, (left, right) in enumerate(itertools.pairwise(ends)):
+        # A piece ends short of its right end, where a jump shows the next one.
+        piece = np.linspace(left, np.nextafter(right, left), 101)
+        label = "target" if k == 0 else None
+        ax.plot(piece, np.asarray(target(piece)), color="0.1", lw=1.6, ls=(0, (4, 2)), label=label)
+
+
+def _draw_density(density: PiecewisePolynomial, ax: Axes) -> None:
+    grid = np.linspace(*density.interval, 401)
+    height = np.asarray(density(grid))
+    foot, top = ax.get_ylim()
+    foot -= 0.15 * (top - foot)
+    shape = foot + 0.13 * (top - foot) * height / height.max()
+    ax.fill_between(grid, foot, shape, color="0.85", label="density")
+    ax.set_ylim(foot, top)
+
+
+def unit_directions(trajectory: Trajectory, features: Any = (), *, ax: Axes | None = None) -> Axes:
+    """The paths of the hidden units |v_i| w_i in the plane of their two leading principal
+    directions at the end; a dot where each ends, coloured by the sign of its v_i.
+
+    `features` are the names of the inputs: their directions are drawn along the rim, the longest
+    six of them.
+    """
+    ax = new_axes(ax)
+    net = trajectory.params
+    if not isinstance(net, ShallowNet) or np.ndim(net.v) != 2 or net.in_size < 2:
+        wanted = "one of a ShallowNet with two or more inputs and scalar output"
+        raise ArgumentError("trajectory", Described("another trajectory"), wanted)
+    w, v = np.asarray(net.w), np.asarray(net.v)
+    units = np.abs(v)[..., None] * w
+    _, singular, axes = np.linalg.svd(units[-1], full_matrices=False)
+    share = singular**2 / np.sum(singular**2)
+    paths = units @ axes[:2].T
+    reach = 1.08 * np.abs(paths).max()
+    colours = [to_rgba(ACTIVE if sign > 0 else NEGATIVE) for sign in v[-1]]
+    lines = LineCollection(list(paths.swapaxes(0, 1)), colors=colours, lw=0.8, alpha=0.55)
+    ax.add_collection(lines)
+    for sign, colour, text in ((1, ACTIVE, "v > 0"), (-1, NEGATIVE, "v < 0")):
+        those = np.sign(v[-1]) == sign
+        ax.plot(*paths[-1, those].T, "o", ms=4.5, color=colour, label=text)
+    inputs = axes[:2].T
+    for k in np.argsort(-np.linalg.norm(inputs, axis=1))[: 6 if len(features) else 0]:
+        tip = inputs[k] / np.linalg.norm(inputs, axis=1).max() * 0.85 * reach
+        ax.plot(*np.stack([0 * tip, tip], axis=1), color="0.8", lw=0.9, zorder=0)
+        ax.annotate(str(features[k]), tip, color="0.45", fontsize="small", ha="center", va="center")
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    ax.set_xlabel(f"first principal direction ({share[0]:.0%})")
+    ax.set_ylabel(f"second principal direction ({share[1]:.0%})")
+    ax.legend(frameon=False, fontsize="small")
+    ax.grid(alpha=0.25, lw=0.6)
+    return ax
