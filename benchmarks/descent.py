@@ -19,7 +19,7 @@ import optax
 
 import gflow
 from benchmarks import harness
-from gflow.networks import split_trainable
+from gflow.parameters import split_trainable
 
 # Width, rows and features.
 SIZES = ((16, 64, 1), (128, 1_000, 10), (1_000, 10_000, 10))

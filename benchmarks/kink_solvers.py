@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 import gflow
 from benchmarks.edge import classical
-from gflow.networks import split_trainable
+from gflow.parameters import split_trainable
 
 SCIPY = ("RK45", "DOP853", "LSODA", "Radau")
 # A first solve with so few steps tells what a step costs, and so how many fit in the limit.

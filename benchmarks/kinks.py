@@ -41,8 +41,8 @@ from benchmarks.kink_solvers import (
 )
 from benchmarks.work_precision import draw
 from gflow.app.data import load_table
-from gflow.networks import split_trainable
 from gflow.nonsmooth.shallow.switched import switched
+from gflow.parameters import split_trainable
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
 REFERENCES = ("diabetes_w16_n60", "sine_d1_w50_n100", "sine_d2_w30_n80", "sine_d1_w20_n40")

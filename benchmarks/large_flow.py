@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 import gflow
 from benchmarks import harness
 from benchmarks.edge import classical
-from gflow.networks import split_trainable
+from gflow.parameters import split_trainable
 
 ROWS, FEATURES, WIDTH, TEACHER = 2_000, 50, 2_000, 4
 TRAINED = ("w", "v", "c")

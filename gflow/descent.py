@@ -19,8 +19,8 @@ from gflow.arguments import (
     positive,
     positive_int,
 )
-from gflow.networks import split_trainable
 from gflow.nonsmooth.gradients import squared_norm
+from gflow.parameters import split_trainable
 from gflow.progress import progress_bar
 from gflow.recording import States, finish, record as record_trajectory, truncated, with_retry
 from gflow.results import RESULTS

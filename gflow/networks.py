@@ -1,15 +1,15 @@
-"""Networks with one hidden layer, and which of their parameters are trained."""
+"""Networks with one hidden layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gflow.activations import Activation, as_activation
-from gflow.arguments import ArgumentError, Described, one_of, positive, positive_int
+from gflow.arguments import ArgumentError, one_of, positive, positive_int
 
 
 class Initialisation(NamedTuple):
@@ -179,8 +179,19 @@ class ShallowNet(eqx.Module):
         True for any data and loss if the activation is positively homogeneous (ReLU, leaky ReLU,
         identity); Du, Hu and Lee, arXiv 1806.00900.
         """
-        incoming = jnp.sum(self.w**2, axis=1) + (0.0 if self.b is None else self.b**2)
-        return incoming - jnp.sum(self.v.reshape(self.width, -1) ** 2, axis=1)
+        return self.incoming_squares() - jnp.sum(self.v.reshape(self.width, -1) ** 2, axis=1)
+
+    def incoming(self) -> Float[Array, "width affine"]:
+        """(w_i, b_i) for each unit i, w_i alone without biases."""
+        return self.w if self.b is None else jnp.column_stack([self.w, self.b])
+
+    def incoming_squares(self) -> Float[Array, " width"]:
+        """‖w_i‖² + b_i² for each unit i."""
+        return jnp.sum(self.w**2, axis=1) + (0.0 if self.b is None else self.b**2)
+
+    def incoming_norms(self) -> Float[Array, " width"]:
+        """‖(w_i, b_i)‖ for each unit i."""
+        return jnp.sqrt(self.incoming_squares())
 
 
 def _as_float(name: str, value: Any) -> Array:
@@ -209,38 +220,3 @@ def _check_shapes(net: ShallowNet) -> None:
         array = getattr(net, name)
         if array is not None and array.shape != wanted:
             raise ArgumentError(name, array, f"shape {wanted} to go with w {net.w.shape}")
-
-
-def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None):
-    """Splits a network in its trained parameters and the rest; `eqx.combine` joins them again.
-
-    `trainable` is None (every floating-point array), names of fields of the network such as
-    `("v", "c")`, or an equinox filter specification (a pytree of booleans, or a prefix of one).
-    """
-    spec = trainable
-    if trainable is None:
-        spec = eqx.is_inexact_array
-    elif isinstance(trainable, str):
-        raise ArgumentError("trainable", trainable, f"a tuple of names, ({trainable!r},)")
-    elif isinstance(trainable, (list, tuple)) and all(isinstance(n, str) for n in trainable):
-        for name in trainable:
-            if name not in vars(net):
-                fields = [f for f in vars(net) if eqx.is_array(getattr(net, f))]
-                raise ArgumentError("trainable", name, f"fields of the network: {fields}")
-        spec = jax.tree.map(lambda _: False, net)
-        chosen = [n for n in trainable if getattr(net, n) is not None]
-        spec = eqx.tree_at(
-            lambda s: [getattr(s, n) for n in chosen],
-            spec,
-            [jax.tree.map(eqx.is_inexact_array, getattr(net, n)) for n in chosen],
-        )
-    trained, frozen = eqx.partition(net, spec)
-    arrays = jax.tree.leaves(trained)
-    if not arrays or not all(eqx.is_inexact_array(a) for a in arrays):
-        raise ArgumentError(
-            "trainable", Described(repr(trainable)), "a choice of at least one array of floats"
-        )
-    if len({a.dtype for a in arrays}) > 1:
-        found = ", ".join(sorted({str(a.dtype) for a in arrays}))
-        raise ArgumentError("net", Described(f"parameters of types {found}"), "one floating type")
-    return trained, frozen

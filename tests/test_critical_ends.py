@@ -15,8 +15,8 @@ from affine import (
 import gflow
 from gflow import piecewise
 from gflow.critical.landscapes import OfPattern, Smooth
-from gflow.networks import split_trainable
 from gflow.nonsmooth.shallow.switched import switched
+from gflow.parameters import split_trainable
 
 DATA = Path(__file__).parent / "data"
 

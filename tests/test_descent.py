@@ -93,7 +93,7 @@ def test_the_last_step_is_always_recorded():
 
 def test_memory_is_that_of_the_records():
     from gflow import descent
-    from gflow.networks import split_trainable
+    from gflow.parameters import split_trainable
 
     trained, frozen = split_trainable(START)
     problem = descent._Problem(quadratic, trained, frozen, optax.sgd, jnp.array(0.1), None, None)

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from jax.flatten_util import ravel_pytree
 
 import gflow
-from gflow.networks import split_trainable
+from gflow.parameters import split_trainable
 from gflow.solvers.bdf5 import Equation, lagrange, slopes_at_one
 
 # ---- one step -------------------------------------------------------------------------------

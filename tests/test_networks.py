@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 import gflow
 from gflow.activations import NAMED, PiecewiseLinear, as_activation
-from gflow.networks import split_trainable
+from gflow.parameters import split_trainable
 
 KEY = jax.random.key(0)
 

@@ -14,9 +14,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import gflow
-from gflow.networks import split_trainable
 from gflow.nonsmooth.shallow.hessian import field_jacobian
 from gflow.nonsmooth.shallow.switched import switched
+from gflow.parameters import split_trainable
 from gflow.solvers.rodas5p import (
     COUPLINGS,
     DENSE,

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 import gflow
 from gflow.hessian import lanczos
 from gflow.hessian.lanczos import Symmetric, extremes
-from gflow.networks import split_trainable
+from gflow.parameters import split_trainable
 
 
 class Quadratic(eqx.Module):

@@ -24,7 +24,8 @@ from gflow.activations import as_activation
 from gflow.arguments import ArgumentError, positive
 from gflow.certificates.activation_bounds import HostActivation, SlopeBounds, host_activation
 from gflow.certificates.enclosures import Ball, Block, Enclosed, Layer, enclose
-from gflow.networks import ShallowNet, split_trainable
+from gflow.networks import ShallowNet
+from gflow.parameters import split_trainable
 from gflow.risks import EmpiricalRisk
 from gflow.risks.empirical import squared_loss
 

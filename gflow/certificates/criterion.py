@@ -13,8 +13,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 from gflow.arguments import ArgumentError, Described
 from gflow.certificates.bounds import Bounds
 from gflow.certificates.ratio_search import reliable_share, smallest_ratios
-from gflow.networks import split_trainable
 from gflow.nonsmooth.gradients import norm
+from gflow.parameters import split_trainable
 
 # With r² α = 16 f, the step η = 2ε/M of gradient descent has its best ε, one half.
 AMPLE = 4.0

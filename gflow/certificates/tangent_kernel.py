@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from gflow.arguments import ArgumentError, Described
-from gflow.networks import split_trainable
+from gflow.parameters import split_trainable
 from gflow.risks import EmpiricalRisk
 from gflow.risks.empirical import squared_loss
 from gflow.trajectory import Trajectory

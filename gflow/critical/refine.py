@@ -24,8 +24,9 @@ from gflow.critical.newton import Found, Spectral, newton, spectral, unsettled
 from gflow.critical.point import MINIMA, CriticalKind, CriticalPoint, NotFoundError, Sliding, as_net
 from gflow.critical.support_edges import from_inside
 from gflow.critical.units import list_units
-from gflow.networks import ShallowNet, split_trainable
+from gflow.networks import ShallowNet
 from gflow.nonsmooth.shallow.switched import switched
+from gflow.parameters import split_trainable
 from gflow.risks import BoxRisk, GaussianRisk
 from gflow.trajectory import Trajectory
 

@@ -31,8 +31,8 @@ from gflow.flow.problem import Piece, Problem
 from gflow.flow.smooth import Plain
 from gflow.flow.solver_setup import as_solver, with_tolerances
 from gflow.flow.stopping import Stop, as_stop
-from gflow.networks import split_trainable
 from gflow.nonsmooth.shallow.switched import switched
+from gflow.parameters import split_trainable
 from gflow.recording import States, finish, record, truncated, with_retry
 from gflow.trajectory import Trajectory
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from gflow.hessian.spectrum import Hessian, hessian_product
-from gflow.networks import split_trainable
+from gflow.parameters import split_trainable
 
 _DENSE_UP_TO = 64
 

@@ -20,7 +20,7 @@ from gflow.arguments import (
     positive_int,
 )
 from gflow.hessian.lanczos import STEPS, Symmetric, extremes, measures
-from gflow.networks import split_trainable
+from gflow.parameters import split_trainable
 
 # Products at a time where the Hessian is formed.
 _BATCH = 16

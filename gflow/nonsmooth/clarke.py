@@ -24,10 +24,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from gflow.arguments import ArgumentError, Described, RealScalar, is_concrete, positive
-from gflow.networks import ShallowNet, split_trainable
+from gflow.networks import ShallowNet
 from gflow.nonsmooth.gradients import generalized_gradient
 from gflow.nonsmooth.shallow.risk import SwitchedRisk
 from gflow.nonsmooth.shallow.switched import switched
+from gflow.parameters import split_trainable
 from gflow.risks import EmpiricalRisk
 
 _MOST_CANDIDATES = 20_000

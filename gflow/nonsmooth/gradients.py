@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from gflow.networks import split_trainable
+from gflow.parameters import split_trainable
 
 
 def generalized_gradient(

@@ -1,0 +1,86 @@
+"""Which parameters of a network are trained, and where they stand in the flat vector θ."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PyTree
+
+from gflow.arguments import ArgumentError, Described
+
+
+def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None):
+    """Splits a network in its trained parameters and the rest; `eqx.combine` joins them again.
+
+    `trainable` is None (every floating-point array), names of fields of the network such as
+    `("v", "c")`, or an equinox filter specification (a pytree of booleans, or a prefix of one).
+    """
+    spec = trainable
+    if trainable is None:
+        spec = eqx.is_inexact_array
+    elif isinstance(trainable, str):
+        raise ArgumentError("trainable", trainable, f"a tuple of names, ({trainable!r},)")
+    elif isinstance(trainable, (list, tuple)) and all(isinstance(n, str) for n in trainable):
+        for name in trainable:
+            if name not in vars(net):
+                fields = [f for f in vars(net) if eqx.is_array(getattr(net, f))]
+                raise ArgumentError("trainable", name, f"fields of the network: {fields}")
+        spec = jax.tree.map(lambda _: False, net)
+        chosen = [n for n in trainable if getattr(net, n) is not None]
+        spec = eqx.tree_at(
+            lambda s: [getattr(s, n) for n in chosen],
+            spec,
+            [jax.tree.map(eqx.is_inexact_array, getattr(net, n)) for n in chosen],
+        )
+    trained, frozen = eqx.partition(net, spec)
+    arrays = jax.tree.leaves(trained)
+    if not arrays or not all(eqx.is_inexact_array(a) for a in arrays):
+        raise ArgumentError(
+            "trainable", Described(repr(trainable)), "a choice of at least one array of floats"
+        )
+    if len({a.dtype for a in arrays}) > 1:
+        found = ", ".join(sorted({str(a.dtype) for a in arrays}))
+        raise ArgumentError("net", Described(f"parameters of types {found}"), "one floating type")
+    return trained, frozen
+
+
+class ParameterLayout:
+    """The flat vector θ of trained parameters, in the order of `jax.flatten_util.ravel_pytree`.
+
+    For a `ShallowNet` these are w by units, b, v by units, and c, those that are trained.
+
+    - `size`: the length of θ.
+    - `places`: the trained part of the network with the index in θ of each entry in its place, so
+      that `theta[places.w[i]]` is w_i; None where an array is not trained.
+    """
+
+    def __init__(self, trained: PyTree):
+        arrays, structure = jax.tree.flatten(trained)
+        ends = np.cumsum([0, *(a.size for a in arrays)])
+        indices = [np.arange(n, n + a.size).reshape(a.shape) for n, a in zip(ends, arrays)]
+        self.size = int(ends[-1])
+        self.places: Any = jax.tree.unflatten(structure, indices)
+
+    def of_units(
+        self, units: Iterable[int], names: Sequence[str] = ("w", "b")
+    ) -> Bool[np.ndarray, " size"]:
+        """Which entries of θ belong to these arrays of some units."""
+        chosen, rows = np.zeros(self.size, bool), np.array(list(units), int)
+        for name in names:
+            if (places := getattr(self.places, name)) is not None:
+                chosen[places[rows]] = True
+        return chosen
+
+
+def flat(trained: PyTree) -> Float[Array, " size"]:
+    """θ."""
+    return ravel_pytree(trained)[0]
+
+
+def unflat(like: PyTree, theta: Float[Array, " size"]) -> PyTree:
+    """θ as the trained part of a network that is like this one."""
+    return ravel_pytree(like)[1](jnp.asarray(theta))
