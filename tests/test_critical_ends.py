@@ -15,7 +15,7 @@ from affine import (
 import gflow
 from gflow import piecewise
 from gflow.critical.landscapes import OfPattern, Smooth
-from gflow.nonsmooth.shallow.switched import switched
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import split_trainable
 
 DATA = Path(__file__).parent / "data"
@@ -101,7 +101,7 @@ def test_the_risk_of_a_pattern_agrees_with_autodiff(sine):
     risk, net = sine
     trained, frozen = split_trainable(net, None)
     theta = np.asarray(jax.flatten_util.ravel_pytree(trained)[0])
-    known = switched(risk, trained, frozen)
+    known = ShallowPatternRisk.of(risk, trained, frozen)
     active = np.asarray(known.preactivations(net)) > 0
     ours = OfPattern(known, active).local(theta)
     theirs = Smooth(risk, trained, frozen, np.zeros(len(theta), bool)).local(theta)

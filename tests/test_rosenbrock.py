@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 import gflow
 from gflow.nonsmooth.shallow.hessian import field_jacobian
-from gflow.nonsmooth.shallow.switched import switched
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import split_trainable
 from gflow.solvers.rodas5p import (
     COUPLINGS,
@@ -308,7 +308,7 @@ def test_the_jacobian_is_that_of_the_field(case):
     )
     net = gflow.ShallowNet(2, 5, out_size, key=KEY, **case)
     trained, frozen = split_trainable(net, trainable)
-    known = switched(risk, trained, frozen)
+    known = ShallowPatternRisk.of(risk, trained, frozen)
     theta = ravel_pytree(trained)[0]
     got, exact = jacobians(known, jnp.append(theta, 0.3), known.start(theta))
     np.testing.assert_allclose(got, exact, atol=1e-14 * np.abs(exact).max())
@@ -319,7 +319,7 @@ def test_the_jacobian_on_slides():
     x = np.array([[1.0, 0], [-1, 0], [1, 1], [0, 1]])
     risk = gflow.EmpiricalRisk(x, np.array([-1.0, -1, 3, 7]))
     net = gflow.ShallowNet.from_arrays([[0.0, 2.5]], None, [1.0], None)
-    known = switched(risk, *split_trainable(net))
+    known = ShallowPatternRisk.of(risk, *split_trainable(net))
     state, pattern = jnp.array([0.0, 2.5, 1.0, 0.0]), known.start(jnp.array([0.0, 2.5, 1.0]))
     pattern = eqx.tree_at(
         lambda p: (p.sliding, p.used, p.slots),

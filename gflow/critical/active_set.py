@@ -9,7 +9,7 @@ from scipy.optimize import lsq_linear
 from gflow.critical.landscapes import TIED, OfPattern
 from gflow.critical.newton import Found, newton
 from gflow.critical.units import units_at_zero
-from gflow.nonsmooth.shallow.risk import SwitchedRisk
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 
 MOST_PATTERNS = 60
 # A kink that is met more often stands between critical points of both its sides.
@@ -18,7 +18,7 @@ _MOST_MEETINGS = 4
 _WEIGHT, _NEARLY = 1e-9, 1e-4
 
 
-def pattern_at(risk: SwitchedRisk, theta: np.ndarray) -> OfPattern:
+def pattern_at(risk: ShallowPatternRisk, theta: np.ndarray) -> OfPattern:
     """The pattern where θ is. Of the kinks at which it is, those are held whose weight in the
     minimal-norm subgradient is inside (0, 1)."""
     net = risk.net(jnp.asarray(theta))

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from gflow.nonsmooth.shallow.hessian import field_jacobian
-from gflow.nonsmooth.shallow.risk import SwitchedRisk
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 
 # Pairs of a unit and a row of size 1 count as being at their kink up to this preactivation.
 TIED = 1e-9
@@ -75,13 +75,13 @@ def _local(risk, trained, frozen, theta: Array):
 
 
 @eqx.filter_jit
-def _of_pattern(risk: SwitchedRisk, theta: Array, active: Array):
+def _of_pattern(risk: ShallowPatternRisk, theta: Array, active: Array):
     """The risk of a pattern to second order, and ∂L/∂a of every pair."""
     y = jnp.append(theta, jnp.zeros((), theta.dtype))
     pattern = eqx.tree_at(lambda p: p.active, risk.start(theta), active)
     gradient = -risk.field(0.0, y, pattern)[:-1]
     hessian = -field_jacobian(risk, 0.0, y, pattern)[:-1, :-1]
-    parts, net = risk.parts(theta, pattern), risk.net(theta)
+    parts, net = risk.evaluate(theta, pattern), risk.net(theta)
     a = jnp.where(active, 1.0, risk.slope) * parts.z
     outputs = net.output_scale * (a.T @ net.v)
     outputs = outputs if net.c is None else outputs + net.c
@@ -100,7 +100,7 @@ class OfPattern:
 
     def __init__(
         self,
-        risk: SwitchedRisk,
+        risk: ShallowPatternRisk,
         active: np.ndarray,
         held: tuple[tuple[int, int], ...] = (),
         zero: tuple[int, ...] = (),

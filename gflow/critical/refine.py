@@ -25,7 +25,7 @@ from gflow.critical.point import MINIMA, CriticalKind, CriticalPoint, NotFoundEr
 from gflow.critical.support_edges import from_inside
 from gflow.critical.units import list_units
 from gflow.networks import ShallowNet
-from gflow.nonsmooth.shallow.switched import switched
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import split_trainable
 from gflow.risks import BoxRisk, GaussianRisk
 from gflow.trajectory import Trajectory
@@ -127,7 +127,7 @@ def _in_float64(net: PyTree) -> PyTree:
 
 
 def _search(risk, trained, frozen, theta, reach) -> tuple[Landscape, Found, int]:
-    known = switched(risk, trained, frozen)
+    known = ShallowPatternRisk.of(risk, trained, frozen)
     if known is not None:
         return along_kinks(pattern_at(known, theta), theta, reach)
     land = Smooth(risk, trained, frozen, entries_at_zero(trained, eqx.combine(trained, frozen)))
@@ -151,7 +151,7 @@ def _described(
     sliding: tuple[Sliding, ...] = ()
     touched: tuple[tuple[int, int], ...] = ()
     if isinstance(land, OfPattern):
-        datum = np.asarray(land.risk.first)
+        datum = np.asarray(land.risk.first_datum)
         weights, jumps, residual = land.weights(found.theta)
         sliding = tuple(
             Sliding(unit, int(datum[row]), float(weight))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gflow.arguments import ArgumentError
-from gflow.flow.problem import Problem
+from gflow.flow.problem import Method
 from gflow.solvers.bdf5 import BDF5
 from gflow.solvers.rodas5p import Rodas5P
 
@@ -52,17 +52,17 @@ def with_jacobian(solver: diffrax.AbstractSolver, jacobian: Callable) -> diffrax
     return type(solver)(jacobian)
 
 
-def controller(problem: Problem, span) -> diffrax.AbstractStepSizeController:
+def controller(method: Method, span: Float[Array, ""]) -> diffrax.AbstractStepSizeController:
     """Fixed steps if asked for, or adaptive ones: a step whose error is not finite is rejected and
     the next is smaller.
 
     Below a step of 1e-3 roundings of the time span the solve ends rather than shrink for ever.
     """
-    if problem.step_size is not None:
+    if method.step_size is not None:
         return diffrax.ConstantStepSize()
     least = 1e-3 * jnp.finfo(span.dtype).eps * span
     return diffrax.PIDController(
-        problem.rtol, problem.atol, norm=_finite_rms, dtmin=least, force_dtmin=False
+        method.rtol, method.atol, norm=_finite_rms, dtmin=least, force_dtmin=False
     )
 
 
@@ -72,8 +72,8 @@ def _finite_rms(error: Float[Array, " size"]) -> Float[Array, ""]:
     return jnp.where(jnp.isfinite(rms), rms, jnp.inf)
 
 
-def accurate_share(solver: diffrax.AbstractSolver) -> float:
-    """The share of a step, from either end, in which its dense output is as accurate as the step.
+def accurate_fraction(solver: diffrax.AbstractSolver) -> float:
+    """The fraction of a step, from either end, in which its dense output is as accurate.
 
     The error of dense output vanishes with its derivative at both ends. Cubic Hermite polynomials,
     of third order, are trusted less for solvers beyond order 4.
