@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gflow.flow.events import SLIDE_SCALE, Aim, EventAccuracy, Step
 from gflow.flow.output import SavedStates, StepCounts
 from gflow.flow.problem import Method, Span, first_step
+from gflow.flow.solver_setup import controller
 from gflow.flow.stopping import FlowPoint
 from gflow.nonsmooth.pattern import AbstractPattern, Event
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, KinkResolution
@@ -47,11 +48,11 @@ class EventLog(NamedTuple):
 
 
 class Stepping(NamedTuple):
-    """What one step hands to the next: its size, the error of the last one for the controller, the
-    event it is aimed at, the solver's state, and whether the field has just jumped."""
+    """What one step hands to the next: its size, the states of step-size controller and solver,
+    the event it is aimed at, and whether the field has just jumped."""
 
     size: Float[Array, ""]
-    error: Float[Array, ""]
+    controller_state: Any
     aim: Aim
     solver_state: Any
     made_jump: Bool[Array, ""]
@@ -73,15 +74,15 @@ class LocatedState(NamedTuple):
 
 class Trial(NamedTuple):
     """A step that was tried: where it leads, its dense output from 0 on, whether its error is
-    `good`, the factor to the next size, and what the solver and the controller would keep."""
+    `good`, the size of the next step, and the states of controller and solver after it."""
 
     t: Float[Array, ""]
     y: Float[Array, " size"]
     dense: diffrax.AbstractLocalInterpolation
     dt: Float[Array, ""]
     good: Bool[Array, ""]
-    factor: Float[Array, ""]
-    error: Float[Array, ""]
+    next_size: Float[Array, ""]
+    controller_state: Any
     solver_state: Any
 
 
@@ -107,6 +108,22 @@ class Loop(eqx.Module):
     @property
     def terms(self) -> diffrax.ODETerm:
         return diffrax.ODETerm(self.risk.field)
+
+    @property
+    def error_order(self) -> Any:
+        return self.method.solver.error_order(self.terms)
+
+    @property
+    def controller(self) -> diffrax.AbstractStepSizeController:
+        return controller(self.method, padding=self.risk.padding)
+
+    def controller_start(self, y: Float[Array, " size"]) -> Any:
+        """The state of the controller before the first step, whose size is known."""
+        t0, t1 = self.span.t0, self.span.t1
+        _, state = self.controller.init(
+            self.terms, t0, t1, y, t1 - t0, None, self.method.solver.func, self.error_order
+        )
+        return jax.tree.map(jnp.asarray, state)
 
     # ---- one step ---------------------------------------------------------------------------
 
@@ -143,10 +160,9 @@ class Loop(eqx.Module):
             self.method.solver, s.stepping.solver_state, trial.solver_state, s.stepping.made_jump
         )
         fresh = lambda new, old: jnp.where(keep, new, old)
-        short = aimed | last
         stepping = Stepping(
-            size=self._next_size(s.stepping.size, trial, short),
-            error=jnp.where(short, s.stepping.error, trial.error),
+            size=trial.next_size,
+            controller_state=trial.controller_state,
             aim=aim,
             solver_state=jax.tree.map(fresh, trial.solver_state, s.stepping.solver_state),
             made_jump=jnp.where(keep, arrives, s.stepping.made_jump),
@@ -179,39 +195,33 @@ class Loop(eqx.Module):
         y_next, error, dense, solver_state, _ = solver.step(
             self.terms, s.t, t_next, s.y, s.pattern, stepping.solver_state, stepping.made_jump
         )
-        good, factor, error = self._judge(s, y_next, error)
+        good, size, controller_state = self._judge(s, y_next, error, dt)
+        # A step that was cut short, by an event or by t1, says nothing against the size before it.
+        short = aimed | last
+        size = jnp.where(good & short, jnp.maximum(size, stepping.size), size)
+        fresh = lambda new, old: jnp.where(short, old, new)
+        controller_state = jax.tree.map(fresh, controller_state, stepping.controller_state)
         inside = solver.interpolation_cls(t0=jnp.zeros_like(dt), t1=dt, **dense)
-        return Trial(t_next, y_next, inside, dt, good, factor, error, solver_state)
+        return Trial(t_next, y_next, inside, dt, good, size, controller_state, solver_state)
 
-    def _judge(self, s: LocatedState, y_next, error):
-        """Whether the error of a step is within the tolerances, the factor to the next step, and
-        the error in their units.
-
-        The factor is that of a proportional–integral controller (Gustafsson 1991), without which
-        steps at the bound of stability would be rejected again and again.
-        """
-        method, before = self.method, s.stepping.error
+    def _judge(self, s: LocatedState, y_next, error, dt):
+        """Whether the error of a step is within the tolerances, the size of the next step, and the
+        state of the controller after it."""
+        stepping, method = s.stepping, self.method
         if method.step_size is not None:
-            return jnp.asarray(True), jnp.ones((), s.y.dtype), before
-        size = jnp.maximum(jnp.abs(s.y), jnp.abs(y_next))
-        scaled = error / (method.atol + method.rtol * size)
-        norm = jnp.sqrt(jnp.mean(scaled**2))
-        norm = jnp.where(jnp.isfinite(norm), jnp.maximum(norm, 1e-10), 1e10)
-        order = method.solver.error_order(self.terms)
-        assert order is not None
-        good = norm < 1
-        smooth = norm ** (-0.7 / order) * before ** (0.4 / order)
-        factor = 0.9 * jnp.where(good, smooth, norm ** (-1 / order))
-        factor = jnp.clip(factor, jnp.where(good, 1.0, 0.2), 10.0)
-        return good, factor, jnp.where(good, norm, before)
-
-    def _next_size(self, planned, trial: Trial, short):
-        """The size of the next step. A step that was cut short, by an event or by t1, says nothing
-        against the size before it."""
-        if self.method.step_size is not None:
-            return planned
-        size = trial.dt * trial.factor
-        return jnp.where(trial.good & short, jnp.maximum(size, planned), size)
+            return jnp.asarray(True), stepping.size, stepping.controller_state
+        # From 0, as a small step at a late time would be lost to rounding.
+        good, start, end, _, state, _ = self.controller.adapt_step_size(
+            jnp.zeros_like(dt),
+            dt,
+            s.y,
+            y_next,
+            None,
+            error,
+            self.error_order,
+            stepping.controller_state,
+        )
+        return jnp.asarray(good), jnp.asarray(end - start), state
 
     def _result(self, s: LocatedState, keep) -> RESULTS:
         """The result: a failure, or a stopping criterion met."""
@@ -319,7 +329,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
         pattern=pattern,
         stepping=Stepping(
             size=size,
-            error=jnp.ones((), theta.dtype),
+            controller_state=loop.controller_start(y),
             aim=Aim(jnp.full_like(t0, jnp.inf), jnp.asarray(-1)),
             solver_state=solver_state,
             made_jump=jnp.asarray(False),
@@ -349,7 +359,7 @@ def handed_over(loop: Loop, state: LocatedState) -> LocatedState:
     stepping = stepping._replace(
         solver_state=inner,
         made_jump=jnp.asarray(False),
-        error=jnp.ones_like(stepping.error),
+        controller_state=loop.controller_start(state.y),
     )
     work = state.counts.work if is_counted(solver, inner) else None
     return state._replace(stepping=stepping, counts=state.counts._replace(work=work))

@@ -20,6 +20,8 @@ from gflow.solvers.work import is_counted, nothing_done, total, work_of_solve
 
 # With so many parameters steps take long, and pauses no time.
 _LARGE = 2000
+# The smallest step, in roundings of the time ahead.
+_MIN_STEP = 1e-3
 
 
 class SmoothState(NamedTuple):
@@ -119,6 +121,7 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
     holds = [c.holds for c in method.stop.criteria]
     events = [lambda t, y, args, of=of, **_: of(_point(run, t, y)) for of in holds]
     solver, collapses = method.solver, collapse.is_possible(run.problem, method)
+    min_step = _MIN_STEP * jnp.finfo(s.t.dtype).eps * (t1 - s.t)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(run.problem.field),
         collapse.WithCollapse(solver, run.problem, method) if collapses else solver,
@@ -131,7 +134,7 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
             subs=[diffrax.SubSaveAt(ts=jnp.maximum(ts, s.t)), diffrax.SubSaveAt(t1=True)],
             solver_state=True,
         ),
-        stepsize_controller=controller(method, t1 - s.t),
+        stepsize_controller=controller(method, min_step=min_step),
         event=diffrax.Event(events) if events else None,
         max_steps=max_steps,
         throw=False,

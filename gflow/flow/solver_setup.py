@@ -5,7 +5,7 @@ from collections.abc import Callable
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gflow.arguments import ArgumentError
 from gflow.flow.problem import Method
@@ -52,23 +52,44 @@ def with_jacobian(solver: diffrax.AbstractSolver, jacobian: Callable) -> diffrax
     return type(solver)(jacobian)
 
 
-def controller(method: Method, span: Float[Array, ""]) -> diffrax.AbstractStepSizeController:
-    """Fixed steps if asked for, or adaptive ones: a step whose error is not finite is rejected and
-    the next is smaller.
+def controller(
+    method: Method,
+    *,
+    min_step: Float[Array, ""] | None = None,
+    padding: Bool[Array, " size"] | None = None,
+) -> diffrax.AbstractStepSizeController:
+    """Fixed steps if asked for, or a proportional–integral controller (Gustafsson, ACM Trans. Math.
+    Softw. 17, 1991), without which steps at the bound of stability would be rejected again and
+    again.
 
-    Below a step of 1e-3 roundings of the time span the solve ends rather than shrink for ever.
+    A step whose error is not finite is rejected and the next is smaller; below `min_step` the solve
+    ends rather than shrink for ever. Entries of θ that are `padding` count in no norm.
     """
     if method.step_size is not None:
         return diffrax.ConstantStepSize()
-    least = 1e-3 * jnp.finfo(span.dtype).eps * span
     return diffrax.PIDController(
-        method.rtol, method.atol, norm=_finite_rms, dtmin=least, force_dtmin=False
+        method.rtol,
+        method.atol,
+        pcoeff=0.4,
+        icoeff=0.3,
+        norm=_finite_rms if padding is None else eqx.Partial(_rms_of_others, padding),
+        dtmin=min_step,
+        force_dtmin=False,
     )
 
 
 def _finite_rms(error: Float[Array, " size"]) -> Float[Array, ""]:
     # A NaN would pass through the controller into the step size, and time would never end.
     rms = jnp.sqrt(jnp.mean(error**2))
+    return jnp.where(jnp.isfinite(rms), rms, jnp.inf)
+
+
+def _rms_of_others(
+    padding: Bool[Array, " size"], error: Float[Array, " size_and_one"]
+) -> Float[Array, ""]:
+    """The root mean square over the entries that are not padding, the dissipation in."""
+    squares = jnp.where(jnp.append(padding, False), 0.0, error**2)
+    rms = jnp.sqrt(jnp.sum(squares) / (len(error) - jnp.sum(padding)))
     return jnp.where(jnp.isfinite(rms), rms, jnp.inf)
 
 

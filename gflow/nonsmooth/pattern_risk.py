@@ -30,11 +30,11 @@ class KinkResolution(NamedTuple):
     circling: Bool[Array, ""]
 
 
-class Transition(NamedTuple, Generic[Pattern]):
+class Transition(NamedTuple):
     """θ and the pattern after an event."""
 
     theta: Float[Array, " size"]
-    pattern: Pattern
+    pattern: AbstractPattern
     event: Event
 
 
@@ -106,7 +106,7 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         pattern: Pattern,
         evaluation: Any,
         resolution: KinkResolution,
-    ) -> Transition[Pattern]:
+    ) -> Transition:
         """What follows the kink, or the end of a slide, that is farthest past: a crossing, a slide,
         or the end of one, with θ put back on the kinks of a unit whose slides have changed."""
 

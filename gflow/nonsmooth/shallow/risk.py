@@ -215,7 +215,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         pattern: ShallowPattern,
         evaluation: Evaluation,
         resolution: KinkResolution,
-    ) -> Transition[ShallowPattern]:
+    ) -> Transition:
         return transition(self, theta, pattern, evaluation, resolution)
 
     def put_on_kinks(

@@ -28,7 +28,7 @@ def transition(
     pattern: ShallowPattern,
     evaluation: Evaluation,
     resolution: KinkResolution,
-) -> Transition[ShallowPattern]:
+) -> Transition:
     """θ, pattern and event after the kink, or the end of a slide, that is farthest past."""
     # A slide that rests on the boundary of [0, 1] is not held there, and ends, too.
     over = jnp.min(risk.slide_margins(evaluation, pattern)) <= resolution.distance
