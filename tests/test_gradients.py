@@ -8,7 +8,7 @@ import gflow
 
 
 def formulas(net, x, y, omega):
-    """The components of G for the squared loss, written out (THEORY (a))."""
+    """The components of G for the squared loss, written out."""
     w, b, v, c = (np.asarray(a) for a in (net.w, net.b, net.v, net.c))
     z = x @ w.T + b
     r = omega * (np.maximum(z, 0) @ v * net.output_scale + c - y)

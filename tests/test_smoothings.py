@@ -188,7 +188,7 @@ def test_biases_are_lowered_less_in_the_layers_before():
 
 
 def test_without_biases_it_can_be_no_limit_of_gradients():
-    # O3: the risk is ((w − 1)² + 1)/2, whose slopes near 0 are near −1, and G(0) = 0.
+    # The risk is ((w − 1)² + 1)/2. Its slopes near 0 are near −1, and G(0) = 0.
     risk = gflow.EmpiricalRisk([[1.0], [-1.0]], [1.0, -1.0])
     unit = lambda w, b=None: gflow.ShallowNet.from_arrays([[w]], b, [1.0], None)
     for w in (-1e-6, 1e-6):
