@@ -37,9 +37,9 @@ class Described(str):
     """Text for the "got" part of an `ArgumentError` that is shown as it stands."""
 
 
-def positive_int(name: str, value: Any, *, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ArgumentError(name, value, f"a whole number of at least {least}")
+def positive_int(name: str, value: Any, *, minimum: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise ArgumentError(name, value, f"a whole number of at least {minimum}")
     return int(value)
 
 
