@@ -16,7 +16,7 @@ from gflow.arguments import (
     positive,
     positive_int,
 )
-from gflow.networks import named_initialisation
+from gflow.networks import InitName, named_initialisation
 
 # Solvers by name: of gflow, of diffrax, or the choice of `solve_flow`.
 SOLVERS = {
@@ -58,7 +58,7 @@ class Config:
     activation: str = "relu"
     """Activation: relu, leaky_relu, leaky_relu(0.1), identity, tanh, sigmoid, softplus, silu, gelu,
     erf."""
-    init: str = "he"
+    init: InitName = "he"
     """Initialisation: he, standard_normal, ntk, mean_field."""
     scale: float = 1.0
     """Factor on all initial parameters."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gflow.activations import PiecewiseLinear, Smooth
+from gflow.activations import PiecewiseLinear, SmoothActivation
 from gflow.arguments import ArgumentError, Described, finite_entries, is_concrete
 from gflow.networks import ShallowNet
 from gflow.risks.base import Risk
@@ -151,7 +151,7 @@ def _check_network(name: str, net: Any) -> None:
 
 def _is_erf(net: ShallowNet) -> bool:
     activation = net.activation
-    return isinstance(activation, Smooth) and activation.function is jax.scipy.special.erf
+    return isinstance(activation, SmoothActivation) and activation.function is jax.scipy.special.erf
 
 
 def _check_pair(net: ShallowNet, teacher: ShallowNet) -> None:
