@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from jax.flatten_util import ravel_pytree
 
 import gflow
-from gflow.activations import PiecewiseLinear, Smooth
+from gflow.activations import PiecewiseLinear, SmoothActivation
 from gflow.nonsmooth.gradients import norm
 
 KEY = jax.random.key(0)
@@ -148,7 +148,7 @@ def test_softplus_is_not_admissible():
     exact = gflow.generalized_gradient(risk, net)
     errors = []
     for beta in (1e2, 1e4):
-        softplus = Smooth(lambda z, beta=beta: jax.nn.softplus(beta * z) / beta)
+        softplus = SmoothActivation(lambda z, beta=beta: jax.nn.softplus(beta * z) / beta)
         smooth = eqx.tree_at(lambda n: n.activation, net, softplus)
         gradient = gflow.generalized_gradient(risk, smooth)
         errors.append(float(np.max(np.abs(flat(gradient) - flat(exact)))))
