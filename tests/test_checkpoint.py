@@ -11,11 +11,11 @@ import diffrax
 import jax
 import numpy as np
 import pytest
-from located import small_problem
 
 import gflow
 from gflow.flow import located, smooth
 from gflow.flow.checkpoint import Checkpoint, fingerprint
+from tests.helpers.kink_problems import small_problem
 
 
 @pytest.fixture(autouse=True)

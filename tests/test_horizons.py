@@ -1,24 +1,20 @@
 """Flows to late times: the choice of the solver, what it costs, and when to stop."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from located import distance
 
 import gflow
+from benchmarks.reference_flows import reference_flow
 from gflow import piecewise
 from gflow.flow.solver_choice import RunProgress, better_solver
-
-DATA = Path(__file__).parent / "data"
+from tests.helpers.networks_as_vectors import distance
 
 
 def sine() -> tuple[gflow.EmpiricalRisk, gflow.ShallowNet]:
-    r = np.load(DATA / "sine_d1_w20_n40.npz")
-    net = gflow.ShallowNet.from_arrays(r["w0"], r["b0"], r["v0"], r["c0"])
-    return gflow.EmpiricalRisk(r["X"], r["y"]), net
+    known = reference_flow("sine_d1_w20_n40")
+    return known.risk, known.net
 
 
 def tent() -> tuple[gflow.PopulationRisk, gflow.ShallowNet]:

@@ -6,21 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from jax.flatten_util import ravel_pytree
 
 import gflow
 from gflow.activations import PiecewiseLinear, SmoothActivation
-from gflow.nonsmooth.gradients import norm
+from tests.helpers.networks_as_vectors import distance, flat, norm
 
 KEY = jax.random.key(0)
-
-
-def flat(tree) -> np.ndarray:
-    return np.asarray(ravel_pytree(tree)[0])
-
-
-def distance(a, b) -> float:
-    return float(np.max(np.abs(flat(a) - flat(b))))
 
 
 def whole_mlp(seed: int = 0, depth: int = 2, **options) -> eqx.nn.MLP:
