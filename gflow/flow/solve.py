@@ -73,45 +73,29 @@ def solve_flow(
     - `t1`, `t0`: the flow runs from t0 to t1. One gradient-descent step of size h is flow time h.
     - `ts`: times to save at, increasing, within [t0, t1]; by default 200, logarithmic, both ends
       in.
-    - `rtol`, `atol`: tolerances of the error of a step, relative and absolute. By default 1e-8 for
-      float64 parameters, 1e-4 for float32; and a hundredth of `rtol`, times the root mean square
-      of the trained parameters at the start where that is below 1.
-    - `solver`: any adaptive diffrax solver, such as `gflow.BDF5()`, or None. That starts with
-      `diffrax.Tsit5()`, whose steps are bounded by the sharpness, and where this bounds them and
-      another solver promises half the work, it hands over: to `gflow.BDF5()`, which takes about as
-      many steps in each decade of time, or, for many parameters, to `gflow.ROCK4()`, which needs no
-      Hessian, and may hand over to BDF5 later. `Trajectory.switches` says when.
-      Under `jax.jit` and with fixed steps it is Tsit5 to the end.
-    - `kinks`: what to do where a ReLU or leaky ReLU preactivation of a `ShallowNet` passes zero on
-      a row of an `EmpiricalRisk`, where the gradient jumps. "locate": every kink is located, and
-      crossed, or slid along if the field points at it from both sides; what is followed is dθ/dt =
-      −(the minimal-norm element of the Clarke subdifferential), at the full order of the solver.
-      Units with w = b = 0 are the exception: they stay so, as in the uniqueness class of the
-      theory; but without biases a single weight slides at 0 like at any kink, and leaves it. A unit
-      slides along at most 64 kinks at a time. Where the flow could leave a kink to either side, it
-      takes the inactive one, and the result is "repelled". Rows of data that are traced by JAX are
-      taken to be distinct, with normals that are not parallel. "ignore": adaptive
-      integration with ReLU'(0) = 0, as if the field were smooth; the steps become small at kinks,
-      and a loose `rtol` (1e-4 to 1e-6) is then the better choice: `diffrax.Bosh3()` at 1e-4 reached
-      four digits 13 times faster than located kinks for 64 units on 442 rows (`python -m
-      benchmarks.kinks`). If the steps collapsed, a warning says so. Other networks and risks are
-      always integrated as smooth. On `PopulationRisk`, `BoxRisk` and `GaussianRisk`, a ReLU unit
-      that shrinks to w = b = 0 in finite time, as one with ‖v‖ > ‖(w, b)‖ may, is set to zero there
-      to `atol` and stays so, as in the class of unique flows; `stats["num_collapsed_units"]` counts
-      these.
+    - `rtol`, `atol`: relative and absolute tolerance of the error of a step. By default `rtol` is
+      1e-8 for float64 parameters and 1e-4 for float32; `atol` is `rtol`/100, times the root mean
+      square of the trained parameters at the start if that is below 1.
+    - `solver`: any adaptive diffrax solver, such as `gflow.BDF5()`; or None, to start with
+      `diffrax.Tsit5()` and change to `gflow.BDF5()` or `gflow.ROCK4()` where the flow is stiff
+      (`Trajectory.switches` says when).
+    - `kinks`: "locate" finds each kink of a `ShallowNet` with ReLU or leaky ReLU on the rows of an
+      `EmpiricalRisk`, and crosses it, or slides along it if the field points at it from both sides.
+      G is then the minimal-norm element of the Clarke subdifferential; units with w = b = 0 stay
+      so. "ignore" integrates as if the field were smooth, with ReLU'(0) = 0, as is done for all
+      other networks and risks.
     - `stop`: a `Stop` that ends the flow early.
     - `max_steps`: the budget of steps: accepted, rejected, and shortened to end at a kink.
     - `max_kinks`: the budget of kinks.
     - `step_size`: fixed steps of this size instead of adaptive ones, for studies of convergence.
     - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
       equinox filter specification.
-    - `progress`: shows a progress bar with the flow time reached. The flow is then solved in
-      pieces, and Ctrl-C ends it with the result "interrupted".
-    - `checkpoint`: a directory where the state is kept from time to time, at 5 % of the run time at
-      most. A flow that was ended there, by whatever, goes on when it is solved again with the same
-      arguments, `max_steps`, `progress` and `throw` apart, and comes to the same result.
-    - `throw`: raise a `TrajectoryError` if the flow does not reach its end. It holds the
-      trajectory until then; with False that is returned, its `result` saying what happened.
+    - `progress`: shows a progress bar. Ctrl-C then ends the flow with the result "interrupted".
+    - `checkpoint`: a directory where the state is kept from time to time. A flow that was ended
+      goes on from there when it is solved again with the same arguments, and comes to the same
+      result; `max_steps`, `progress` and `throw` may differ.
+    - `throw`: raise a `TrajectoryError`, which holds the trajectory, if the flow does not reach its
+      end; if False, return the trajectory, with a `result` that says what happened.
 
     **Returns:** a `Trajectory`. Can be used under `jax.jit` and `jax.vmap` (with `progress=False`);
     there the slots past an early end have time inf and hold NaN. Derivatives (`jax.grad`) are for
@@ -119,6 +103,9 @@ def solve_flow(
 
     **Raises:** `ArgumentError` (a `ValueError`) for arguments that cannot be used;
     `TrajectoryError` as above.
+
+    Which solver, tolerance and treatment of kinks to choose: docs/solvers.md. What a slide is:
+    docs/theory.md, section 5.
     """
     one_of("kinks", kinks, ("locate", "ignore"))
     max_steps = positive_int("max_steps", max_steps)
