@@ -260,7 +260,7 @@ def _record(problem: _Problem, rows: _Rows, state: _State, method: str) -> Traje
 
 def _marks(record, num_steps: int) -> np.ndarray:
     if isinstance(record, (int, np.integer)):
-        count = positive_int("record", record, least=2)
+        count = positive_int("record", record, minimum=2)
         # From the end, since of a single place geomspace gives its start.
         marks = np.geomspace(num_steps, 1, min(count, num_steps + 1) - 1).round().astype(int)
         return np.unique(np.append(0, marks))

@@ -14,27 +14,13 @@ from jax.flatten_util import ravel_pytree
 
 import gflow
 from gflow.nonsmooth import clarke
-from gflow.nonsmooth.gradients import norm
 from gflow.nonsmooth.minimal_norm import box_constrained_weights, minimal_norm
+from tests.helpers.kink_problems import data, single_unit
+from tests.helpers.networks_as_vectors import flat, norm
 
 KEY = jax.random.key(0)
 # How far from a kink its sides are looked at; gradients move by about as much.
 NEAR = 1e-9
-
-
-def single_unit(*w: float) -> gflow.ShallowNet:
-    """relu(⟨w, x⟩)."""
-    return gflow.ShallowNet.from_arrays([w], None, [1.0], None)
-
-
-def data(*rows: tuple, **options) -> gflow.EmpiricalRisk:
-    """Rows (x_1, ..., x_d, y)."""
-    table = np.array(rows, float)
-    return gflow.EmpiricalRisk(table[:, :-1], table[:, -1], **options)
-
-
-def flat(tree) -> np.ndarray:
-    return np.asarray(ravel_pytree(tree)[0])
 
 
 def tied(seed: int, activation: str = "relu", out: int = 0, ties: int = 2):

@@ -5,21 +5,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from affine import (
+
+import gflow
+from gflow import piecewise
+from gflow.critical import ActiveKink
+from tests.helpers.affine_target import (
     MIDDLE,
     T0,
     T1,
     affine_risk,
     constant,
     critical_value,
-    disturbed,
-    moved,
     zig_zag,
 )
-
-import gflow
-from gflow import piecewise
-from gflow.critical import ActiveKink
+from tests.helpers.networks_as_vectors import disturbed, moved
 
 
 @pytest.fixture(scope="module")

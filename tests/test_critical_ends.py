@@ -1,28 +1,24 @@
 """Critical points at the ends of flows: on kinks, on random problems; none before they converge."""
 
-from pathlib import Path
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from affine import disturbed, norm
 
 import gflow
+from benchmarks.reference_flows import reference_flow
 from gflow import piecewise
 from gflow.critical.landscapes import FlatRisk, SmoothLandscape
 from gflow.critical.pattern_landscape import PatternLandscape
-from gflow.nonsmooth.shallow.switched import switched
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import ParameterLayout, flat, split_trainable
-
-DATA = Path(__file__).parent / "data"
+from tests.helpers.networks_as_vectors import disturbed, norm
 
 
 def load(name: str):
-    r = np.load(DATA / f"{name}.npz")
-    net = gflow.ShallowNet.from_arrays(r["w0"], r["b0"], r["v0"], r["c0"])
-    return gflow.EmpiricalRisk(r["X"], r["y"]), net
+    known = reference_flow(name)
+    return known.risk, known.net
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +121,7 @@ def test_the_risk_of_a_pattern_agrees_with_autodiff(sine):
     risk, net = sine
     trained, frozen = split_trainable(net, None)
     theta = np.asarray(flat(trained))
-    known = switched(risk, trained, frozen)
+    known = ShallowPatternRisk.of(risk, trained, frozen)
     active = np.asarray(known.preactivations(net)) > 0
     ours = PatternLandscape(known, active).expansion(theta)
     held = np.zeros(len(theta), bool)

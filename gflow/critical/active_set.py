@@ -12,7 +12,7 @@ from gflow.critical.newton import NewtonResult, SearchLimits, newton
 from gflow.critical.pattern_landscape import PatternLandscape, PatternSlopes
 from gflow.critical.units import degenerate_units
 from gflow.nonsmooth.minimal_norm import box_constrained_weights
-from gflow.nonsmooth.shallow.risk import SwitchedRisk
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 
 MAX_PATTERNS = 60
 # A kink that is met more often lies between critical points of both its sides.
@@ -29,7 +29,7 @@ class SearchResult(NamedTuple):
     num_patterns: int = 1
 
 
-def pattern_at(risk: SwitchedRisk, theta: Float[np.ndarray, " size"]) -> PatternLandscape:
+def pattern_at(risk: ShallowPatternRisk, theta: Float[np.ndarray, " size"]) -> PatternLandscape:
     """The pattern at θ. Of the kinks there, those are held whose weight in the minimal-norm
     subgradient is inside (0, 1)."""
     net = risk.net(jnp.asarray(theta))

@@ -113,7 +113,7 @@ class Candidate:
 
 
 def _kinks_of_pattern(land: PatternLandscape, theta: np.ndarray) -> _PatternKinks:
-    datum, slopes = np.asarray(land.risk.first), land.slopes(theta)
+    datum, slopes = np.asarray(land.risk.first_datum), land.slopes(theta)
     named = lambda kink, weight: ActiveKink(kink.unit, int(datum[kink.row]), float(weight))
     weights, jumps, residual = land.multipliers(theta, slopes)
     held = KinksAtPoint(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from gflow.critical.landscapes import AbstractLandscape, Expansion, FirstKink, Kink
 from gflow.nonsmooth.shallow.hessian import field_jacobian
-from gflow.nonsmooth.shallow.risk import SwitchedRisk
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import ParameterLayout
 
 # Pairs of a unit and a row of size 1 count as being at their kink up to this preactivation.
@@ -36,13 +36,13 @@ class Multipliers(NamedTuple):
 
 
 @eqx.filter_jit
-def _to_second_order(risk: SwitchedRisk, theta: Array, active: Array):
+def _to_second_order(risk: ShallowPatternRisk, theta: Array, active: Array):
     """The risk of a pattern to second order, and ∂L/∂a of every pair."""
     y = jnp.append(theta, jnp.zeros((), theta.dtype))
     pattern = eqx.tree_at(lambda p: p.active, risk.start(theta), active)
     gradient = -risk.field(0.0, y, pattern)[:-1]
     hessian = -field_jacobian(risk, 0.0, y, pattern)[:-1, :-1]
-    parts, net = risk.parts(theta, pattern), risk.net(theta)
+    parts, net = risk.evaluate(theta, pattern), risk.net(theta)
     a = jnp.where(active, 1.0, risk.slope) * parts.z
     outputs = net.output_scale * (a.T @ net.v)
     outputs = outputs if net.c is None else outputs + net.c
@@ -61,7 +61,7 @@ class PatternLandscape(AbstractLandscape):
 
     def __init__(
         self,
-        risk: SwitchedRisk,
+        risk: ShallowPatternRisk,
         active: Bool[np.ndarray, "width rows"],
         held: tuple[Kink, ...] = (),
         degenerate: tuple[int, ...] = (),

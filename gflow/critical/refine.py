@@ -18,7 +18,7 @@ from gflow.critical.marginal_units import degenerate_entries
 from gflow.critical.newton import SearchLimits, newton
 from gflow.critical.point import MINIMA, CriticalKind, CriticalPoint, NotFoundError
 from gflow.hessian import Spectrum
-from gflow.nonsmooth.shallow.switched import switched
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import flat, split_trainable, unflat
 from gflow.trajectory import Trajectory
 
@@ -127,7 +127,7 @@ def _in_float64(net: PyTree) -> PyTree:
 
 
 def _search(risk: FlatRisk, theta: Float[np.ndarray, " size"], radius: float) -> SearchResult:
-    known = switched(risk.risk, risk.trained, risk.frozen)
+    known = ShallowPatternRisk.of(risk.risk, risk.trained, risk.frozen)
     if known is not None:
         return along_kinks(pattern_at(known, theta), theta, radius)
     land = SmoothLandscape(risk, degenerate_entries(risk, theta))

@@ -3,14 +3,13 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from gflow.arguments import (
@@ -25,21 +24,24 @@ from gflow.arguments import (
 )
 from gflow.flow import collapse
 from gflow.flow.checkpoint import Checkpoint, fingerprint
-from gflow.flow.driver import Run, as_it_is, solve_in_pieces
-from gflow.flow.located import Located
-from gflow.flow.problem import Piece, Problem
-from gflow.flow.smooth import Plain
+from gflow.flow.driver import Pauses, Solved, solve
+from gflow.flow.located import LocatedRun
+from gflow.flow.output import FlowOutput
+from gflow.flow.problem import FlowProblem, Method, Span
+from gflow.flow.run import AbstractRun
+from gflow.flow.smooth import SmoothRun
 from gflow.flow.solver_setup import as_solver, with_tolerances
 from gflow.flow.stopping import Stop, as_stop
-from gflow.nonsmooth.shallow.switched import switched
-from gflow.parameters import split_trainable
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
+from gflow.parameters import flat, split_trainable, unflat
 from gflow.recording import States, finish, record, truncated, with_retry
-from gflow.trajectory import Trajectory
+from gflow.results import RESULTS
+from gflow.trajectory import Net, Trajectory
 
 
 def solve_flow(
     risk: Callable[[Any], Array],
-    net: PyTree,
+    net: Net,
     *,
     t1: RealScalar,
     t0: RealScalar = 0.0,
@@ -47,7 +49,7 @@ def solve_flow(
     rtol: RealScalar | None = None,
     atol: RealScalar | None = None,
     solver: diffrax.AbstractSolver | None = None,
-    kinks: str = "locate",
+    kinks: Literal["locate", "ignore"] = "locate",
     stop: Stop | None = None,
     max_steps: int = 1_000_000,
     max_kinks: int = 50_000,
@@ -56,7 +58,7 @@ def solve_flow(
     progress: bool = False,
     checkpoint: str | os.PathLike | None = None,
     throw: bool = True,
-) -> Trajectory:
+) -> Trajectory[Net]:
     r"""Follows the gradient flow of a risk from a network,
 
     $$\frac{d\theta}{dt} = -G(\theta), \qquad \theta(t_0) = \text{net},$$
@@ -123,33 +125,28 @@ def solve_flow(
     max_kinks = positive_int("max_kinks", max_kinks)
     stop = as_stop(stop)
     trained, frozen = split_trainable(net, trainable)
-    theta0, _ = ravel_pytree(trained)
+    theta0 = flat(trained)
     _check_start(theta0)
-    start, end, times = _times(t0, t1, ts, theta0.dtype)
-    h = step_size
-    if h is not None:
-        h = jnp.asarray(positive("step_size", h) if is_concrete(h) else h, theta0.dtype)
+    span = _span(t0, t1, ts, theta0.dtype)
+    if step_size is not None:
+        known = positive("step_size", step_size) if is_concrete(step_size) else step_size
+        step_size = jnp.asarray(known, theta0.dtype)
     tolerances = _tolerances(rtol, atol, theta0)
-    first = with_tolerances(as_solver(solver), *tolerances)
-    problem = Problem(risk, trained, frozen, first, stop, *tolerances, h)
-
-    known = switched(risk, trained, frozen)
-    ignored = known is not None and kinks == "ignore"
-    if known is not None and not ignored:
-        run = Located(problem, known, theta0, start, end, times, max_kinks)
+    method = Method(with_tolerances(as_solver(solver), *tolerances), *tolerances, step_size, stop)
+    problem = FlowProblem(risk, trained, frozen)
+    pattern_risk = ShallowPatternRisk.of(risk, trained, frozen)
+    if pattern_risk is None or kinks == "ignore":
+        run = SmoothRun(problem, method, span, theta0)
     else:
-        run = Plain(problem, theta0, start, end, times)
+        run = LocatedRun(problem, method, span, theta0, pattern_risk, max_kinks)
     # What is traced is solved in one program, where nothing can be chosen on the way.
-    choose = solver is None and h is None and is_concrete(problem, theta0, start, end, times)
-    if choose or progress or checkpoint is not None:
-        kept = _checkpoint(checkpoint, run, kinks, choose)
-        how = {"choose": choose, "progress": progress, "checkpoint": kept}
-        ending, switches = solve_in_pieces(run, max_steps=max_steps, **how)
-    else:
-        ending, switches = eqx.Partial(as_it_is, run.whole(max_steps)), []
-    names = [type(problem.solver).__name__, *(switch.solver for switch in switches)]
-    method = "gradient flow, " + ", then ".join(names)
-    trajectory = with_retry(lambda: _record(problem, ending, method, ignored))
+    choose = solver is None and step_size is None and is_concrete(problem, theta0, span)
+    pauses = Pauses(choose, progress, _checkpoint(checkpoint, run, kinks, choose))
+    solved = solve(run, max_steps, pauses)
+    ignored = pattern_risk is not None and kinks == "ignore"
+    names = [type(method.solver).__name__, *(switch.solver for switch in solved.switches)]
+    words = "gradient flow, " + ", then ".join(names)
+    trajectory = with_retry(lambda: _record(solved, words, ignored))
     if is_concrete(trajectory.ts):
         trajectory = truncated(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
     if advice := trajectory.advice():
@@ -157,57 +154,58 @@ def solve_flow(
     return finish(trajectory, throw=throw)
 
 
-def _checkpoint(directory: Any, run: Run, kinks: str, choose: bool) -> Checkpoint | None:
+def _checkpoint(directory: Any, run: AbstractRun, kinks: str, choose: bool) -> Checkpoint | None:
     if directory is None:
         return None
-    parts = run.problem, run.theta0, run.t0, run.t1, run.ts, kinks, choose
+    parts = run.problem, run.method, run.theta0, run.span, kinks, choose
     if not is_concrete(parts):
         raise ArgumentError("checkpoint", Described("traced arrays"), "known ones: no jax.jit")
-    budget = run.max_kinks if isinstance(run, Located) else None
+    budget = run.max_kinks if isinstance(run, LocatedRun) else None
     return Checkpoint(directory, fingerprint(*parts, budget))
 
 
 @eqx.filter_jit
-def _record(
-    problem: Problem, ending: Callable[[], Piece], method: str, kinks_ignored: bool
-) -> Trajectory:
-    piece = ending().with_end()
-    _, unravel = ravel_pytree(problem.trained)
-    stats = {
-        "num_steps": piece.steps,
-        "num_rejected_steps": piece.rejected,
-        "rtol": problem.rtol,
-        "atol": problem.atol,
-    }
-    if piece.work is not None:
-        stats["num_field_evaluations"] = piece.work.evaluations
-        stats["num_hessian_products"] = piece.work.products
-        stats["num_factorisations"] = piece.work.factorisations
-    if piece.shortened is not None:
-        stats["num_shortened_steps"] = piece.shortened
-    if piece.kinks is not None:
-        stats["num_kinks"] = jnp.sum(jnp.isfinite(piece.kinks.time))
-        stats["num_segments"] = 1 + stats["num_kinks"]
-    if collapse.possible(problem):
-        stats["num_collapsed_units"] = collapse.num_collapsed(problem, piece.end[1][:-1])
+def _record(solved: Solved, method: str, kinks_ignored: bool) -> Trajectory:
+    run = solved.run
+    problem, output = run.problem, run.output(solved.state).with_end()
+    result = RESULTS.interrupted if solved.interrupted else output.result
+    dissipated = output.saved.ys[:, -1]
+    trained = jax.vmap(lambda theta: unflat(problem.trained, theta))(output.saved.ys[:, :-1])
+    stats = _stats(run, output)
     return record(
         problem.risk,
         problem.trained,
         problem.frozen,
-        States(
-            piece.ts,
-            jax.vmap(unravel)(piece.ys[:, :-1]),
-            piece.ys[:, -1],
-            None if piece.speeds is None else piece.speeds[0],
-        ),
-        kinks=piece.kinks,
+        States(output.ts, trained, dissipated, output.saved.speeds),
+        kinks=output.kinks,
         stats={name: jnp.asarray(value) for name, value in stats.items()},
-        result=piece.result,
+        result=result,
         kind="flow",
         method=method,
         kinks_ignored=kinks_ignored,
-        switches=piece.switches,
+        switches=solved.switches,
     )
+
+
+def _stats(run: AbstractRun, output: FlowOutput) -> dict[str, Any]:
+    counts, kinks = output.counts, output.kinks
+    stats: dict[str, Any] = {
+        "num_steps": counts.steps,
+        "num_rejected_steps": counts.rejected,
+        "rtol": run.method.rtol,
+        "atol": run.method.atol,
+    }
+    if counts.work is not None:
+        stats["num_field_evaluations"] = counts.work.evaluations
+        stats["num_hessian_products"] = counts.work.products
+        stats["num_factorisations"] = counts.work.factorisations
+    if kinks is not None:
+        stats["num_shortened_steps"] = counts.shortened
+        stats["num_kinks"] = jnp.sum(jnp.isfinite(kinks.time))
+        stats["num_segments"] = 1 + stats["num_kinks"]
+    if collapse.is_possible(run.problem, run.method):
+        stats["num_collapsed_units"] = collapse.num_collapsed(run.problem, output.y[:-1])
+    return stats
 
 
 def _check_start(theta: Array) -> None:
@@ -226,7 +224,7 @@ def _check_start(theta: Array) -> None:
         )
 
 
-def _times(t0, t1, ts, dtype) -> tuple[Array, Array, Array]:
+def _span(t0, t1, ts, dtype) -> Span:
     if is_concrete(t0, t1):
         t0 = finite("t0", t0)
         if finite("t1", t1) <= t0:
@@ -240,7 +238,7 @@ def _times(t0, t1, ts, dtype) -> tuple[Array, Array, Array]:
         ts = like.append(ts[:-1], t1)
     elif is_concrete(ts):
         ts = _given_times(ts, t0, t1)
-    return jnp.asarray(t0, dtype), jnp.asarray(t1, dtype), jnp.asarray(ts, dtype)
+    return Span(*(jnp.asarray(a, dtype) for a in (t0, t1, ts)))
 
 
 def _given_times(ts, t0, t1) -> np.ndarray:

@@ -124,7 +124,7 @@ class Spectrum:
         """The mean of λ^order over all eigenvalues, and the standard error of it: 0 if all are
         there, else from the spread of the probes (NaN for a single one)."""
         nodes, weights = self._quadrature()
-        each = np.sum(weights * nodes ** positive_int("order", order, least=0), axis=1)
+        each = np.sum(weights * nodes ** positive_int("order", order, minimum=0), axis=1)
         if self.complete:
             return float(each[0]), 0.0
         spread = np.std(each, ddof=1) if len(each) > 1 else np.nan
@@ -237,12 +237,12 @@ def hessian_spectrum(
         assert abs(spectrum.sharpness - 3) < 1e-6
         ```
     """
-    largest = positive_int("largest", largest, least=0)
-    smallest = positive_int("smallest", smallest, least=0 if largest else 1)
-    probes, depth = positive_int("probes", probes, least=0), positive_int("depth", depth)
-    dense_up_to = positive_int("dense_up_to", dense_up_to, least=0)
+    largest = positive_int("largest", largest, minimum=0)
+    smallest = positive_int("smallest", smallest, minimum=0 if largest else 1)
+    probes, depth = positive_int("probes", probes, minimum=0), positive_int("depth", depth)
+    dense_up_to = positive_int("dense_up_to", dense_up_to, minimum=0)
     wanted = largest + smallest
-    max_products = positive_int("max_products", max_products, least=wanted + STEPS)
+    max_products = positive_int("max_products", max_products, minimum=wanted + STEPS)
     trained, frozen = split_trainable(net, trainable)
     if not is_concrete(risk, net):
         raise ArgumentError("net", Described("traced arrays"), "known ones: outside jax.jit")

@@ -26,8 +26,7 @@ from gflow.arguments import ArgumentError, Described, RealScalar, is_concrete, p
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.gradients import generalized_gradient
 from gflow.nonsmooth.minimal_norm import box_constrained_weights, minimal_norm
-from gflow.nonsmooth.shallow.risk import SwitchedRisk
-from gflow.nonsmooth.shallow.switched import switched
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import flat, split_trainable
 from gflow.risks import EmpiricalRisk
 
@@ -100,7 +99,7 @@ def clarke_gradient(
     trained, frozen = split_trainable(net, trainable)
     tol = _checked(risk, net, tol)
     gradient = generalized_gradient(risk, net, trainable)
-    known = switched(risk, trained, frozen)
+    known = ShallowPatternRisk.of(risk, trained, frozen)
     if known is None:
         return gradient
     z = np.asarray(known.preactivations(net))
@@ -131,11 +130,11 @@ def _checked(risk: Any, net: Any, tol: RealScalar | None) -> float:
 
 
 @eqx.filter_jit
-def _at_ties(known: SwitchedRisk, theta: Array, ties: Bool[Array, "width rows"]):
+def _at_ties(known: ShallowPatternRisk, theta: Array, ties: Bool[Array, "width rows"]):
     """The gradient of each (w_i, b_i) without the ties, and ∂L/∂a of every pair."""
     start = known.start(theta)
     pattern = eqx.tree_at(lambda p: (p.active, p.sliding), start, (start.active & ~ties, ties))
-    parts = known.parts(theta, pattern)
+    parts = known.evaluate(theta, pattern)
     return parts.force, parts.q
 
 
