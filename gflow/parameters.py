@@ -1,6 +1,6 @@
 """The trained parameters of a network, and their places in the flat vector θ."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -77,6 +77,12 @@ class ParameterLayout:
             if (places := getattr(self.places, name)) is not None:
                 chosen[places[rows]] = True
         return chosen
+
+    def assembled(self, by_name: Mapping[str, Array], lead: tuple[int, ...]) -> Array:
+        """The trained ones of these arrays, which have the same leading axes, as vectors by θ."""
+        names = [name for name in by_name if getattr(self.places, name) is not None]
+        names.sort(key=lambda name: getattr(self.places, name).flat[0])
+        return jnp.concatenate([by_name[name].reshape(*lead, -1) for name in names], axis=-1)
 
 
 def flat(trained: PyTree) -> Float[Array, " size"]:

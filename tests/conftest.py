@@ -20,6 +20,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
+pytest.register_assert_rewrite("tests.helpers")
+
 with install_import_hook("gflow", "beartype.beartype"):
     import gflow
     import gflow.app.experiment

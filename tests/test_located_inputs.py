@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from located import KEY, data, distance, kinks, single_unit, small_problem, solve
 
 import gflow
+from tests.helpers.kink_problems import KEY, data, kinks, single_unit, small_problem, solve
+from tests.helpers.networks_as_vectors import distance, norm
 
 # ---- awkward inputs -------------------------------------------------------------------------
 
@@ -46,7 +47,7 @@ def test_units_that_are_zero_stay_zero():
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_a_datum_at_the_origin_one_datum_and_one_unit(use_bias):
     net = gflow.ShallowNet(2, 1, key=KEY, use_bias=use_bias)
-    for risk in (data(((0, 0), 1), ((1, 2), -1)), data(((1, 2), 3))):
+    for risk in (data((0, 0, 1), (1, 2, -1)), data((1, 2, 3))):
         flow = solve(risk, net, 5.0)
         assert flow.succeeded and np.abs(flow.diagnostics.energy).max() < 1e-8
 
@@ -88,8 +89,7 @@ def test_the_speed_is_the_norm_of_the_clarke_gradient_and_descent_follows(slope,
         met += len(flow.kinks)
         for k, speed in enumerate(np.asarray(flow.grad_norm)):
             clarke = gflow.clarke_gradient(risk, flow[k], trainable=trainable)
-            norm = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(clarke)))
-            assert speed == pytest.approx(norm, rel=1e-8, abs=1e-10)
+            assert speed == pytest.approx(norm(clarke), rel=1e-8, abs=1e-10)
         descent = gflow.descend(
             risk, net, step_size=1e-4, num_steps=40_000, record=2, trainable=trainable
         )
@@ -99,7 +99,7 @@ def test_the_speed_is_the_norm_of_the_clarke_gradient_and_descent_follows(slope,
 
 def test_opposite_rows_without_biases_are_judged_together():
     # Alone, each row would hold the unit on its kink; together they let it through.
-    risk = data(((1, 0), -8), ((-1, 0), -1), ((0.3, 1), 0), ((0, 0), -12))
+    risk = data((1, 0, -8), (-1, 0, -1), (0.3, 1, 0), (0, 0, -12))
     net = gflow.ShallowNet.from_arrays([[0.2, 1.0]], None, [1.0], 1.0)
     flow = solve(risk, net, 2.0, trainable=("w", "c"))
     descent = gflow.descend(risk, net, step_size=1e-4, num_steps=20_000, trainable=("w", "c"))

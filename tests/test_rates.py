@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
-import rate_cases
 from hypothesis import Phase, given, settings, strategies as st
-from rate_cases import CASES, Case
 
 import gflow
+from tests.helpers.known_laws import CASES, Case, correlated
 
 T = np.append(0.0, np.geomspace(1e-3, 100, 200))
 
@@ -136,13 +135,13 @@ def test_a_risk_on_its_way_below_zero_is_still_travelling():
 
 def test_a_gap_that_stays_is_not_closing():
     t = np.geomspace(1, 1e4, 100)
-    fit = gflow.fit_rate(t, 1 + 1e-3 * rate_cases.correlated(0, 100, 0.5))
+    fit = gflow.fit_rate(t, 1 + 1e-3 * correlated(0, 100, 0.5))
     assert fit.law == "undecided" and "not closing" in fit.verdict
 
 
 def test_half_a_decade_is_too_short_to_tell():
     t = np.geomspace(10, 28, 100)
-    gap = t**-1.5 * np.exp(1e-3 * rate_cases.correlated(1, 100, 0.5))
+    gap = t**-1.5 * np.exp(1e-3 * correlated(1, 100, 0.5))
     assert gflow.fit_rate(t, gap).law == "undecided"
     t = np.linspace(10, 10.1, 20)
     assert gflow.fit_rate(t, np.exp(-0.1 * t + 1e-4 * np.sin(99 * t))).law == "undecided"

@@ -33,7 +33,7 @@ class Spectrum:
     - `size`: the number of trained parameters. `complete`: whether all eigenvalues are there.
     - `eigenvalues`, ascending: all, or the `num_smallest` smallest and then the largest.
     - `eigenvectors`, (count, size): of length 1, in the order of
-      `jax.flatten_util.ravel_pytree` of the trained parameters.
+      `jax.flatten_util.ravel_pytree` of the trained parameters; (0, size) if there are none.
     - `residuals`: ‖Hv − λv‖. An eigenvalue lies within this of λ; the one meant is nearer, within
       residual²/gap, where the gap to the others is larger than the residual.
     - `converged`: for each, whether the residual is as small as was asked for.
@@ -47,7 +47,7 @@ class Spectrum:
 
     size: int
     eigenvalues: Float[np.ndarray, " count"]
-    eigenvectors: Float[Array, "count size"]
+    eigenvectors: Float[Array, "vectors size"]
     residuals: Float[np.ndarray, " count"]
     num_smallest: int
     complete: bool
@@ -139,10 +139,10 @@ class Spectrum:
     def __repr__(self) -> str:
         if self.complete:
             values = self.eigenvalues
+            ends = f", from {values[0]:.6g} to {values[-1]:.6g}" if len(values) else ""
             return (
                 f"Spectrum of {self.size:,}: {self.num_negative} negative, {self.num_zero} zero "
-                f"(up to {self.zero_below:.1g}), {self.num_positive} positive, from "
-                f"{values[0]:.6g} to {values[-1]:.6g}"
+                f"(up to {self.zero_below:.1g}), {self.num_positive} positive{ends}"
             )
         some = lambda values: ", ".join(f"{v:.5g}" for v in values[:3]) + ", …" * (len(values) > 3)
         parts = [
