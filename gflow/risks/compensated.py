@@ -1,6 +1,7 @@
 r"""Sums and products with twice the digits of the floating type, in JAX and in NumPy.
 
-A `Pair` is the unevaluated sum hi + lo, where |lo| is at most half a unit in the last place of hi.
+A `FloatPair` is an unevaluated sum hi + lo, where |lo| is at most half a unit in the last place of
+hi.
 In float64 this gives about 32 digits (Dekker, Numer. Math. 18, 1971), unless something underflows.
 No library does this under JAX: compilers may fuse a product and a sum into one rounding (FMA), and
 may do so in only some of the places where they recompute it, which breaks the textbook product.
@@ -21,31 +22,31 @@ from jaxtyping import Array, Float
 _BLOCK = 32
 
 
-class Pair(NamedTuple):
+class FloatPair(NamedTuple):
     """The number hi + lo, entry by entry."""
 
     hi: Any
     lo: Any
 
-    def part(self, index: Any) -> "Pair":
+    def part(self, index: Any) -> "FloatPair":
         """Some of the entries, by an index into both arrays."""
-        return Pair(self.hi[index], self.lo[index])
+        return FloatPair(self.hi[index], self.lo[index])
 
 
-def two_sum(a: Any, b: Any) -> Pair:
+def two_sum(a: Any, b: Any) -> FloatPair:
     """a + b, exactly (Knuth)."""
     s = a + b
     d = s - a
-    return Pair(s, (a - (s - d)) + (b - d))
+    return FloatPair(s, (a - (s - d)) + (b - d))
 
 
-def _ordered_sum(a: Any, b: Any) -> Pair:
+def _ordered_sum(a: Any, b: Any) -> FloatPair:
     """a + b, exactly, for |a| ≥ |b| or a = 0."""
     s = a + b
-    return Pair(s, b - (s - a))
+    return FloatPair(s, b - (s - a))
 
 
-def two_product(a: Any, b: Any) -> Pair:
+def two_product(a: Any, b: Any) -> FloatPair:
     """a · b, with a relative error of at most 2^-105 for float64."""
     (a1, a2), (b1, b2) = _halves(a), _halves(b)
     # All products of halves are exact, except that of the lower halves.
@@ -54,9 +55,9 @@ def two_product(a: Any, b: Any) -> Pair:
     return _ordered_sum(both.hi, (high.lo + both.lo) + _rounded(a2 * b2))
 
 
-def add(a: Pair, b: Pair | Any) -> Pair:
+def add(a: FloatPair, b: FloatPair | Any) -> FloatPair:
     """a + b, with a relative error of a few 2^-105 of |a| + |b|; b may be an array."""
-    if not isinstance(b, Pair):
+    if not isinstance(b, FloatPair):
         s = two_sum(a.hi, b)
         return _ordered_sum(s.hi, s.lo + a.lo)
     s, t = two_sum(a.hi, b.hi), two_sum(a.lo, b.lo)
@@ -64,26 +65,26 @@ def add(a: Pair, b: Pair | Any) -> Pair:
     return _ordered_sum(s.hi, s.lo + t.lo)
 
 
-def negative(a: Pair) -> Pair:
+def negative(a: FloatPair) -> FloatPair:
     """−a."""
-    return Pair(-a.hi, -a.lo)
+    return FloatPair(-a.hi, -a.lo)
 
 
-def subtract(a: Pair, b: Pair | Any) -> Pair:
+def subtract(a: FloatPair, b: FloatPair | Any) -> FloatPair:
     """a − b; b may be an array."""
-    return add(a, negative(b) if isinstance(b, Pair) else -b)
+    return add(a, negative(b) if isinstance(b, FloatPair) else -b)
 
 
-def multiply(a: Pair, b: Pair | Any) -> Pair:
+def multiply(a: FloatPair, b: FloatPair | Any) -> FloatPair:
     """a · b, with a relative error of a few 2^-105; b may be an array."""
-    if not isinstance(b, Pair):
+    if not isinstance(b, FloatPair):
         p = two_product(a.hi, b)
         return _ordered_sum(p.hi, p.lo + _rounded(a.lo * b))
     p = two_product(a.hi, b.hi)
     return _ordered_sum(p.hi, p.lo + (_rounded(a.hi * b.lo) + _rounded(a.lo * b.hi)))
 
 
-def value(a: Pair) -> Any:
+def value(a: FloatPair) -> Any:
     """The pair, rounded to the floating type."""
     return a.hi + a.lo
 
@@ -109,7 +110,7 @@ def _rounded(product: Any) -> Any:
     return _masked(product, 1)
 
 
-def exact_levels(a: Pair, count: int | None = None) -> tuple[Any, Any, Any]:
+def exact_levels(a: FloatPair, count: int | None = None) -> tuple[Any, Any, Any]:
     """a as a sum of three arrays, the first two of which can be summed without rounding.
 
     Along the last axis, the entries of the first two are multiples of a power of two so large that
@@ -129,7 +130,7 @@ def exact_levels(a: Pair, count: int | None = None) -> tuple[Any, Any, Any]:
     return first, second, (rest.hi - second) + rest.lo
 
 
-def joined(first: Any, second: Any, rest: Any) -> Pair:
+def joined(first: Any, second: Any, rest: Any) -> FloatPair:
     """The sum of three arrays of decreasing size, as a pair."""
     s = two_sum(first, second)
     return _ordered_sum(s.hi, s.lo + rest)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
-from gflow.risks.bivariate_normal import conditional, density, distribution, orthant
+from gflow.risks.bivariate_normal import conditional, normal_cdf, orthant
 
 
 class KernelDerivatives(NamedTuple):
@@ -79,7 +80,7 @@ def erf_pairs(
     (h, k), _, minus, plus = _erf_geometry(u, b, v, b2)
     if b is None:
         return 1 - 4 / math.pi * jnp.arctan2(jnp.sqrt(minus), jnp.sqrt(plus))
-    return 4 * orthant(h, k, minus, plus) - 2 * (distribution(h) + distribution(k)) + 1
+    return 4 * orthant(h, k, minus, plus) - 2 * (normal_cdf(h) + normal_cdf(k)) + 1
 
 
 @erf_pairs.defjvp
@@ -90,9 +91,9 @@ def _erf_pairs_jvp(primals, tangents):
 def _erf_derivatives(u, b, v, b2) -> KernelDerivatives:
     (h, k), (noise, noise2), minus, plus = _erf_geometry(u, b, v, b2)
     r, r2 = conditional(h, k, minus, plus), conditional(k, h, minus, plus)
-    across = 4 * density(h) * density(r) / jnp.sqrt(minus * plus)
-    aside = 4 * density(h) * (2 * distribution(r) - 1)
-    aside2 = 4 * density(k) * (2 * distribution(r2) - 1)
+    across = 4 * norm.pdf(h) * norm.pdf(r) / jnp.sqrt(minus * plus)
+    aside = 4 * norm.pdf(h) * (2 * normal_cdf(r) - 1)
+    aside2 = 4 * norm.pdf(k) * (2 * normal_cdf(r2) - 1)
     rho = (plus - minus) / 2
     return KernelDerivatives(
         both=2 * jnp.sqrt(noise * noise2) * across,
@@ -133,14 +134,14 @@ def polar_units(w: Float[Array, "units in"], b: Float[Array, " units"] | None) -
     scaled = w / top[:, None]
     squares = jnp.sum(scaled**2, axis=1)
     moving = squares > 0
-    norm = jnp.sqrt(jnp.where(moving, squares, 1.0))
-    size = jnp.where(moving, top * norm, 0.0)
+    length = jnp.sqrt(jnp.where(moving, squares, 1.0))
+    size = jnp.where(moving, top * length, 0.0)
     # A unit without weights has z = b: it is active if b > 0, and not if b = 0.
     bias = jnp.zeros_like(top) if b is None else b
     offset = jnp.where(
         moving, bias / jnp.where(moving, size, 1.0), jnp.where(bias > 0, 1, -1) * _FAR
     )
-    return PolarUnits(size, scaled / norm[:, None], jnp.clip(offset, -_FAR, _FAR))
+    return PolarUnits(size, scaled / length[:, None], jnp.clip(offset, -_FAR, _FAR))
 
 
 def relu_means(
@@ -148,8 +149,8 @@ def relu_means(
 ) -> tuple[Float[Array, " units"], Float[Array, "units in"]]:
     """E relu(z) = bΦ(h) + σφ(h) and E[relu(z) X] = Φ(h) u."""
     unit = polar_units(w, b)
-    active = distribution(unit.offset)
-    mean = unit.size * density(unit.offset)
+    active = normal_cdf(unit.offset)
+    mean = unit.size * norm.pdf(unit.offset)
     return mean if b is None else mean + b * active, active[:, None] * w
 
 
@@ -206,10 +207,10 @@ def _unit_pairs(one: PolarUnits, two: PolarUnits, b: Array | None, b2: Array | N
 
 
 def _side(size, bias, offset, reach, mu, deviation) -> _Side:
-    cdf, pdf = distribution(reach), density(reach)
+    cdf, pdf = normal_cdf(reach), norm.pdf(reach)
     inverse = jnp.where(jnp.abs(offset) < _FAR, 1 / jnp.where(size > 0, size, 1.0), 0.0)
     mean = mu * cdf + deviation * pdf
-    return _Side(size, inverse, bias, offset, density(offset), cdf, pdf, mean)
+    return _Side(size, inverse, bias, offset, norm.pdf(offset), cdf, pdf, mean)
 
 
 @jax.custom_jvp

@@ -24,7 +24,7 @@ from gflow.activations import PiecewiseLinear
 from gflow.arguments import ArgumentError, Described
 from gflow.networks import ShallowNet
 from gflow.risks.compensated import (
-    Pair,
+    FloatPair,
     add,
     exact_levels,
     joined,
@@ -93,7 +93,7 @@ class Measure(eqx.Module):
         """The cells' left ends, the measure's own ones first, otherwise in any order."""
 
     @abstractmethod
-    def cells(self, order: Array, knots: Knots, slopes: Pair, intercepts: Pair) -> Cells:
+    def cells(self, order: Array, knots: Knots, slopes: FloatPair, intercepts: FloatPair) -> Cells:
         """Integrals over the cells of sorted knots, in which N is slopes · x + intercepts."""
 
 
@@ -243,17 +243,19 @@ def sorting_order(keys: Array) -> Int[Array, " n"]:
     return first[jnp.sort((upper[first] << bits) | place) & last]
 
 
-def _affine_functions(units: OneInputUnits, order: Int[Array, " knots"]) -> tuple[Pair, Pair]:
+def _affine_functions(
+    units: OneInputUnits, order: Int[Array, " knots"]
+) -> tuple[FloatPair, FloatPair]:
     """Slope and intercept of N in each cell, as pairs: their sums and products do not round."""
     v = two_product(units.v, jnp.full_like(units.v, units.scale))
     of_units = multiply(v, units.w), multiply(v, units.b)
-    affine = Pair(*(jnp.concatenate(parts) for parts in zip(*of_units)))
+    affine = FloatPair(*(jnp.concatenate(parts) for parts in zip(*of_units)))
     levels = exact_levels(affine)
     pieces = joined(*(_over_active(units, order, level) for level in levels))
     if units.slope != 0.0:
         slope = jnp.full_like(pieces.hi, units.slope)
         everywhere = joined(*(jnp.sum(level, axis=-1, keepdims=True) for level in levels))
-        everywhere = Pair(*(jnp.broadcast_to(a, slope.shape) for a in everywhere))
+        everywhere = FloatPair(*(jnp.broadcast_to(a, slope.shape) for a in everywhere))
         rest = two_sum(jnp.ones_like(slope), -slope)
         pieces = add(multiply(pieces, rest), multiply(everywhere, slope))
     outputs = units.c.shape[0]

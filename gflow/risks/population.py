@@ -12,7 +12,7 @@ from gflow.arguments import ArgumentError, Described
 from gflow.networks import ShallowNet
 from gflow.piecewise import PiecewisePolynomial, check_density
 from gflow.risks.base import Risk
-from gflow.risks.compensated import Pair, add, multiply, prefix_sums, subtract, value
+from gflow.risks.compensated import FloatPair, add, multiply, prefix_sums, subtract, value
 from gflow.risks.one_input import Cells, Knots, Measure, OneInputUnits, one_input_risk
 
 
@@ -127,7 +127,7 @@ class PolynomialMeasure(Measure):
         x = jnp.append(s, units.kinks(s[0], s[-1]))
         return Knots(x, x[None])
 
-    def cells(self, order: Array, knots: Knots, slopes: Pair, intercepts: Pair) -> Cells:
+    def cells(self, order: Array, knots: Knots, slopes: FloatPair, intercepts: FloatPair) -> Cells:
         x = knots.x
         passed = prefix_sums((order < len(self.breakpoints)).astype(x.dtype)[None])
         piece = passed[0].astype(int) - 1
@@ -164,10 +164,12 @@ class PolynomialMeasure(Measure):
         )
 
 
-def _shifted(terms: Float[Array, "terms out knots"], by: Float[Array, "1 knots"]) -> list[Pair]:
+def _shifted(
+    terms: Float[Array, "terms out knots"], by: Float[Array, "1 knots"]
+) -> list[FloatPair]:
     """The coefficients of u ↦ f(by + u)."""
     by = jnp.broadcast_to(by, terms.shape[1:])
-    row = [Pair(a, jnp.zeros_like(a)) for a in terms]
+    row = [FloatPair(a, jnp.zeros_like(a)) for a in terms]
     for first in range(len(row) - 1):
         for m in reversed(range(first, len(row) - 1)):
             row[m] = add(row[m], multiply(row[m + 1], by))

@@ -16,7 +16,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.risks.compensated import (
-    Pair,
+    FloatPair,
     add,
     exact_levels,
     joined,
@@ -66,14 +66,14 @@ class SortedData(Measure):
         """
         return _rows_before(self.x, units.w[0], units.b[0], units.rightward[0])
 
-    def cells(self, order: Array, knots: Knots, slopes: Pair, intercepts: Pair) -> Cells:
+    def cells(self, order: Array, knots: Knots, slopes: FloatPair, intercepts: FloatPair) -> Cells:
         rows = _rows_at(self.table, knots.keys).T
-        steps = Pair(*jnp.split(jnp.append(rows[:, 1:], rows[:, -1:], axis=1), 2))
-        sums = subtract(steps, Pair(*jnp.split(rows, 2)))
+        steps = FloatPair(*jnp.split(jnp.append(rows[:, 1:], rows[:, -1:], axis=1), 2))
+        sums = subtract(steps, FloatPair(*jnp.split(rows, 2)))
         m0, m1, m2, yy = (sums.part(slice(i, i + 1)) for i in range(4))
         y, xy = (sums.part(slice(i, None, 2)) for i in (4, 5))
         outputs = y.hi.shape
-        wide = lambda a: Pair(*(jnp.broadcast_to(part, outputs) for part in a))
+        wide = lambda a: FloatPair(*(jnp.broadcast_to(part, outputs) for part in a))
         # N as a function of x − centre; then the moments of the residual, and its squares.
         intercepts = add(intercepts, multiply(slopes, jnp.broadcast_to(self.centre, outputs)))
         r0 = subtract(add(multiply(slopes, wide(m1)), multiply(intercepts, wide(m0))), y)
@@ -182,7 +182,7 @@ def sorted_data(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> Sor
     centre = x[0] / 2 + x[-1] / 2
     n, sums = len(x), 4 + 2 * y.shape[1]
     table = np.zeros((n + 1, 2 * sums))
-    reached = Pair(np.zeros((sums, 1)), np.zeros((sums, 1)))
+    reached = FloatPair(np.zeros((sums, 1)), np.zeros((sums, 1)))
     for first in range(0, n, _ROWS):
         rows = slice(first, min(first + _ROWS, n))
         terms = _terms(x[rows], y[rows].T, omega[rows], centre)
@@ -194,15 +194,15 @@ def sorted_data(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> Sor
     return SortedData(*arrays, equal=weights is None)
 
 
-def _terms(x: np.ndarray, y: np.ndarray, omega: np.ndarray, centre: float) -> Pair:
+def _terms(x: np.ndarray, y: np.ndarray, omega: np.ndarray, centre: float) -> FloatPair:
     """The rows ω, ωx, ωx², ωy², then ωy and ωxy for each output."""
     from_centre, nothing = two_sum(x, -centre), np.zeros_like(x)
     omega_x = multiply(from_centre, omega)
-    squares, of_outputs = Pair(nothing, nothing), []
+    squares, of_outputs = FloatPair(nothing, nothing), []
     for one in y:
         omega_y = two_product(one, omega)
         squares = add(squares, multiply(omega_y, one))
         of_outputs += [omega_y, multiply(omega_x, one)]
     omega_xx = multiply(omega_x, from_centre)
-    terms = [Pair(omega, nothing), omega_x, omega_xx, squares, *of_outputs]
-    return Pair(*(np.stack(parts) for parts in zip(*terms)))
+    terms = [FloatPair(omega, nothing), omega_x, omega_xx, squares, *of_outputs]
+    return FloatPair(*(np.stack(parts) for parts in zip(*terms)))
