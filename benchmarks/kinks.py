@@ -15,7 +15,7 @@ tolerances of that solver are not tried.
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffrax
 import equinox as eqx
@@ -41,7 +41,7 @@ from benchmarks.kink_solvers import (
 from benchmarks.reference_flows import NAMES as REFERENCES, reference_flow
 from benchmarks.work_precision import draw
 from gflow.app.data import load_table
-from gflow.nonsmooth.shallow.switched import switched
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import split_trainable
 
 LARGEST = "diabetes_w64_n442"
@@ -143,11 +143,11 @@ def step_costs(given: Problem, args: Any) -> harness.Row:
     assert log is not None
     span = 0.9 * float(log.time[0])
     trained, frozen = split_trainable(net)
-    fixed = switched(risk, trained, frozen)
+    fixed = ShallowPatternRisk.of(risk, trained, frozen)
     assert fixed is not None
     theta0, _ = ravel_pytree(trained)
 
-    def through(kinks: str) -> harness.Run:
+    def through(kinks: Literal["locate", "ignore"]) -> harness.Run:
         solve = lambda h: gflow.solve_flow(
             risk, net, t1=span, ts=[span], step_size=h, kinks=kinks, max_steps=10**8
         )
@@ -181,7 +181,7 @@ def speedup(given: Problem, args: Any) -> harness.Row:
     """Plain Tsit5 at rtol 1e-6 against gflow at 1e-8, in turns."""
     ends: dict[str, End] = {}
 
-    def run(name: str, kinks: str, rtol: float) -> harness.Run:
+    def run(name: str, kinks: Literal["locate", "ignore"], rtol: float) -> harness.Run:
         _, solve = with_gflow(given, stock("Tsit5"), kinks, args.limit)
         return lambda _: ends.update({name: solve(rtol)})
 

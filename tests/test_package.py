@@ -28,14 +28,20 @@ def python_blocks(path: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
-def test_the_code_of_the_readme_runs(tmp_path):
-    blocks = python_blocks(ROOT / "README.md")
-    assert blocks
-    script = "\n".join(["import matplotlib; matplotlib.use('agg')", *blocks])
+def test_the_code_of_the_readme_and_of_the_docs_runs(tmp_path):
+    # In one process, which compiles once what several pages use, each with names of its own.
+    pages = {page: python_blocks(page) for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+    assert pages[ROOT / "README.md"] and sum(map(bool, pages.values())) >= 4
+    script = ["import matplotlib; matplotlib.use('agg')"]
+    for page, blocks in pages.items():
+        script.append(f"exec(compile({chr(10).join(blocks)!r}, {page.name!r}, 'exec'), {{}})")
     run = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", "\n".join(script)], cwd=tmp_path, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+    # The picture that the README shows is the one that its code makes.
+    (picture,) = tmp_path.glob("*.png")
+    assert (ROOT / "docs" / picture.name).is_file()
 
 
 EXAMPLES = {

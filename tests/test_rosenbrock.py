@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 import gflow
 from benchmarks.reference_flows import NAMES, reference_flow
 from gflow.nonsmooth.shallow.hessian import field_jacobian
-from gflow.nonsmooth.shallow.switched import switched
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import split_trainable
 from gflow.solvers.rodas5p import (
     COUPLINGS,
@@ -266,7 +266,7 @@ def jacobians(known, state, pattern):
 def test_the_jacobian_is_that_of_the_field(case):
     risk, net, trainable = drawn(**case)
     trained, frozen = split_trainable(net, trainable)
-    known = switched(risk, trained, frozen)
+    known = ShallowPatternRisk.of(risk, trained, frozen)
     theta = ravel_pytree(trained)[0]
     got, exact = jacobians(known, jnp.append(theta, 0.3), known.start(theta))
     np.testing.assert_allclose(got, exact, atol=1e-14 * np.abs(exact).max())
@@ -275,7 +275,7 @@ def test_the_jacobian_is_that_of_the_field(case):
 def test_the_jacobian_on_slides():
     # O4 of the located kinks: both sides of w_1 = 0 point at it.
     risk = data((1, 0, -1), (-1, 0, -1), (1, 1, 3), (0, 1, 7))
-    known = switched(risk, *split_trainable(single_unit(0.0, 2.5)))
+    known = ShallowPatternRisk.of(risk, *split_trainable(single_unit(0.0, 2.5)))
     state, pattern = jnp.array([0.0, 2.5, 1.0, 0.0]), known.start(jnp.array([0.0, 2.5, 1.0]))
     pattern = eqx.tree_at(
         lambda p: (p.sliding, p.used, p.slots),

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
-
 from gflow.arguments import ArgumentError
 from gflow.critical import CriticalKind, CriticalPoint, refine
 from gflow.trajectory import Trajectory
@@ -90,10 +88,10 @@ def _facts(point: CriticalPoint, flow: CriticalPoint | None, trajectory: Traject
         distance=point.distance,
         dead=0 if units is None else len(units.dead),
         degenerate=0 if units is None else len(units.degenerate),
-        sliding=len(point.sliding),
+        sliding=len(point.active_kinks),
         zeros=point.zeros.total,
         unexplained=point.zeros.unexplained,
-        spectrum=tuple(np.asarray(point.spectrum, float).tolist()),
+        spectrum=tuple(point.spectrum.eigenvalues.tolist()),
         rate=point.rate,
         apart=apart,
         different=different,

@@ -50,7 +50,7 @@ def hard_net(rng, risk, width: int, kind: int, **options) -> gflow.ShallowNet:
     c = rng.normal()
     a, last = risk.density.interval
     if kind == 1:  # kinks on breakpoints of target and density, and on the ends
-        b = -w * rng.choice(np.asarray(risk.pieces.breakpoints), width)
+        b = -w * rng.choice(np.asarray(risk.measure.breakpoints), width)
     elif kind == 2:  # kinks nearly equal, some of them equal
         b = -w * (rng.uniform(a, last) + rng.choice([0, 0, 1e-15, 1e-12, 1e-9], width))
     elif kind == 3:  # flat units: kinks far outside, or inside and badly conditioned
