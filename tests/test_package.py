@@ -73,6 +73,12 @@ def test_files_and_functions_are_short():
                 assert node.end_lineno - node.lineno - documented < 60, (path, node.name)
 
 
+def test_the_page_of_the_tests_names_every_file():
+    page = (ROOT / "tests" / "README.md").read_text()
+    files = [*ROOT.glob("tests/test_*.py"), *ROOT.glob("tests/helpers/[!_]*.py")]
+    assert not [path for path in files if f"`{path.stem}`" not in page]
+
+
 def test_the_benchmark_runs(tmp_path):
     out = tmp_path / "d.json"
     command = [sys.executable, "-m", "benchmarks.descent", "--quick", "--out", str(out)]
