@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
+from gflow.arguments import PyTree
 from gflow.critical.units import UnitGroups
 from gflow.hessian import Spectrum
 

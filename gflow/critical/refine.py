@@ -7,9 +7,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Float
 
-from gflow.arguments import ArgumentError, Described, RealScalar, finite, is_concrete, positive
+from gflow.arguments import (
+    ArgumentError,
+    Described,
+    PyTree,
+    RealScalar,
+    finite,
+    is_concrete,
+    positive,
+)
 from gflow.critical.active_set import MAX_PATTERNS, SearchResult, along_kinks, pattern_at
 from gflow.critical.candidate import Candidate, Start
 from gflow.critical.classify import classify
