@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import gflow
 from gflow.certificates.bounds import network_bounds
-from gflow.certificates.criterion import Problem
+from gflow.certificates.criterion import CriterionProblem
 from tests.helpers.slope_bounds import SLOPES, identity_and_tanh
 
 product = gflow.SumOfSquares(lambda x: x[0] * x[1] - 1, jacobian_lipschitz=1.0)
@@ -35,11 +35,11 @@ def deep(last: float, out_size="scalar", n=4, d=5, width=6, depth=3):
 
 
 @pytest.mark.parametrize("start", [(1.6, 1.2), (0.3, -2.0), (2.0, 0.1)])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1.2])
-def test_the_exact_alpha_is_bracketed(start, share):
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9, 1.2])
+def test_the_exact_alpha_is_bracketed(start, fraction):
     start = np.array(start)
     size = np.linalg.norm(start)
-    radius = share * size
+    radius = fraction * size
     exact = 4 * max(size - radius, 0.0) ** 2
     certificate = gflow.chatterjee(product, jnp.asarray(start), radius)
     assert certificate.alpha_lower <= exact <= certificate.alpha_upper * (1 + 1e-7)
@@ -62,17 +62,17 @@ def test_the_same_as_a_network_with_bounds_of_its_own():
         assert certificate.alpha_lower <= exact
 
 
-def test_best_and_least_radius():
+def test_best_and_smallest_radius():
     certificate = gflow.chatterjee(product, jnp.array([1.6, 1.2]))
     # r² (2 - r)² is largest at r = 1, which is sought to 1e-3.
     assert certificate.radius == pytest.approx(1.0, abs=2e-3)
     assert certificate.ratio == pytest.approx(4 / 3.3856, rel=1e-5)
     assert certificate.alpha_upper == pytest.approx(4.0, rel=1e-2)
     # r (2 - r) = √f = 0.92 from the left, to 1e-4.
-    assert certificate.least_radius == pytest.approx(1 - 0.08**0.5, rel=2e-4)
-    at_least = gflow.chatterjee(product, jnp.array([1.6, 1.2]), certificate.least_radius)
-    assert at_least.verdict == "certified"
-    assert at_least.alpha_lower > 1.6 * certificate.alpha_lower
+    assert certificate.min_radius == pytest.approx(1 - 0.08**0.5, rel=2e-4)
+    smallest = gflow.chatterjee(product, jnp.array([1.6, 1.2]), certificate.min_radius)
+    assert smallest.verdict == "certified"
+    assert smallest.alpha_lower > 1.6 * certificate.alpha_lower
     assert "certified" in repr(certificate) and "<table>" in certificate._repr_html_()
 
 
@@ -85,8 +85,11 @@ def test_refuted_at_every_radius(start):
     if not fails:
         return
     assert certificate.rate is None and certificate.step_size is None
-    with pytest.raises(gflow.ArgumentError, match="refuted"):
-        certificate.flow_envelope(1.0)
+    for envelope in (certificate.flow_envelope, certificate.descent_envelope):
+        with pytest.raises(
+            gflow.ArgumentError, match="`verdict`: got 'refuted', wanted 'certified'"
+        ):
+            envelope(1.0)
     # Without the critical point nothing is known of radii beyond those that were searched.
     certificate = gflow.chatterjee(product, jnp.array(start))
     assert certificate.verdict == "undecided" and "radii up to" in certificate.reason
@@ -147,7 +150,7 @@ CASES = {
 def test_bounds_hold_at_points_of_the_ball(name):
     risk, net, trainable = CASES[name]()
     bounds = network_bounds(risk, net, trainable, SLOPES)
-    problem = Problem.of(risk, net, trainable, lambda: bounds)
+    problem = CriterionProblem.of(risk, net, trainable, lambda: bounds)
     theta, unravel = ravel_pytree(problem.trained)
     value = lambda p: risk(eqx.combine(unravel(p), problem.frozen))
 
@@ -163,8 +166,8 @@ def test_bounds_hold_at_points_of_the_ball(name):
     while bounds.alpha(radius) < start / 2:
         radius /= 2
     rng = np.random.default_rng(0)
-    for share in (1.0, 2.0):
-        r = share * radius
+    for factor in (1.0, 2.0):
+        r = factor * radius
         off = rng.normal(size=(100, theta.size))
         off /= np.linalg.norm(off, axis=1, keepdims=True)
         # Also the directions in which single parameters move.
@@ -191,10 +194,10 @@ def test_bounds_hold_at_points_of_the_ball(name):
 
 
 def test_slopes_are_enclosed():
-    from gflow.certificates.activation_bounds import _KNOWN
+    from gflow.certificates.activation_bounds import KNOWN
 
     z = np.linspace(-9, 9, 20001)
-    for function, host in _KNOWN.items():
+    for function, host in KNOWN.items():
         slope = np.asarray(jax.vmap(jax.grad(function))(z))
         np.testing.assert_allclose(host.value(z), function(z), rtol=1e-13, atol=1e-16)
         np.testing.assert_allclose(host.slope(z), slope, rtol=1e-9, atol=1e-13)
@@ -215,9 +218,9 @@ def test_slopes_over_intervals(function, centre, below, above):
 
     host = host_activation(function, SLOPES)
     low, high = np.array([centre - below]), np.array([centre + above])
-    least, _, most = host.slopes(low, np.array([centre]), high)
+    lower, _, upper = host.slopes(low, np.array([centre]), high)
     inside = host.slope(np.linspace(low[0], high[0], 101))
-    assert least[0] <= inside.min() * (1 + 1e-12) and most[0] >= inside.max() * (1 - 1e-12)
+    assert lower[0] <= inside.min() * (1 + 1e-12) and upper[0] >= inside.max() * (1 - 1e-12)
 
 
 # ---------------------------------------------------------------- deep networks
@@ -315,7 +318,7 @@ def test_bounds_of_the_user():
     certificate = gflow.chatterjee(f, start, alpha_bound=alpha)
     assert certificate.verdict == "certified"
     assert certificate.step_size is None and "Hessian" in repr(certificate)
-    with pytest.raises(gflow.ArgumentError, match="step size"):
+    with pytest.raises(gflow.ArgumentError, match="`curvature_bound`: .* a step size"):
         certificate.descent_envelope(1)
     assert certificate.alpha_lower <= certificate.alpha_upper
     curvature = lambda r: 12 * (1.1 + r) ** 2 - 4
@@ -343,7 +346,7 @@ def test_misuse():
     wrong = gflow.SlopeBounds(1.0, 1.5, 0.77, "bump")
     with pytest.raises(gflow.ArgumentError, match="slopes"):
         gflow.chatterjee(risk, net, slopes=wrong)
-    with pytest.raises(gflow.ArgumentError, match="least"):
+    with pytest.raises(gflow.ArgumentError, match="`min_slope`"):
         gflow.SlopeBounds(2.0, 1.0, 0.77)
     with pytest.raises(gflow.ArgumentError, match="at least 0"):
         gflow.chatterjee(lambda x: jnp.sum(x) - 5.0, jnp.ones(2))

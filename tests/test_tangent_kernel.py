@@ -70,8 +70,8 @@ def test_constants_along_a_flow(data, weighted):
     constants = gflow.pl_constants(risk, flow)
     assert constants.kernel_bound is not None
     assert (constants.kernel_bound <= constants.ratio * (1 + 1e-12)).all()
-    assert constants.least == constants.ratio.min() > 0
-    assert "least" in repr(constants)
+    assert constants.min_ratio == constants.ratio.min() > 0
+    assert "minimum" in repr(constants)
     # The risk falls at least at the slowest of these rates, and they are smooth in between.
     fall = -np.diff(np.log(np.asarray(flow.risk))) / np.diff(np.asarray(flow.ts))
     low = np.minimum(constants.ratio[1:], constants.ratio[:-1])

@@ -1,4 +1,4 @@
-"""What is proved of activations: bounds of their slopes over intervals, in float64 on the host."""
+"""Proved bounds of the slopes of activations over intervals, in float64 on the host."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,35 +20,36 @@ Values = Float[np.ndarray, "*shape"]
 
 @dataclass(frozen=True)
 class SlopeBounds:
-    """Bounds of the slope σ' of a C² activation σ on the whole line, which the user vouches for.
+    """Bounds of the slope σ' of a C² activation σ on the real line, which the user guarantees.
 
-    - `least`, `largest`: least ≤ σ' ≤ largest.
+    - `min_slope`, `max_slope`: min_slope ≤ σ' ≤ max_slope.
     - `curvature`: |σ''| ≤ curvature.
     - `shape`: "bump" if σ' is even and does not grow with |z|, "rising" if σ' does not fall with z;
-      both give sharper slopes over intervals. None if neither.
+      both give sharper bounds over intervals. None if neither.
 
     For z + tanh(z): `SlopeBounds(1.0, 2.0, 0.77, "bump")`.
 
     **Raises:** `ArgumentError` for bounds that are not finite or not in order.
     """
 
-    least: float
-    largest: float
+    min_slope: float
+    max_slope: float
     curvature: float
     shape: Literal["bump", "rising"] | None = None
 
     def __post_init__(self):
-        finite("least", self.least)
-        finite("largest", self.largest)
+        finite("min_slope", self.min_slope)
+        finite("max_slope", self.max_slope)
         positive("curvature", self.curvature, or_zero=True)
-        if self.least > self.largest:
-            raise ArgumentError("least", self.least, f"at most largest = {self.largest}")
+        if self.min_slope > self.max_slope:
+            wanted = f"at most max_slope = {self.max_slope}"
+            raise ArgumentError("min_slope", self.min_slope, wanted)
         if self.shape is not None:
             one_of("shape", self.shape, ("bump", "rising"))
 
 
 class HostActivation(NamedTuple):
-    """σ and σ' for NumPy arrays of float64, with bounds of σ'; `kinked` for (leaky) ReLU."""
+    """σ and σ' for NumPy arrays of float64, with bounds of σ'. (Leaky) ReLU is `kinked`."""
 
     value: Callable[[Values], Values]
     slope: Callable[[Values], Values]
@@ -56,19 +57,20 @@ class HostActivation(NamedTuple):
     kinked: bool = False
 
     def slopes(self, low: Values, centre: Values, high: Values) -> tuple[Values, Values, Values]:
-        """The least slope over [low, high], that at the centre, and the largest."""
-        least, largest, curvature, shape = vars(self.bounds).values()
-        if shape == "rising" or self.kinked:
+        """A lower bound of σ' over [low, high], σ' at the centre, and an upper bound."""
+        bounds = self.bounds
+        if bounds.shape == "rising" or self.kinked:
             lows, middle, highs = self.slope(np.stack([low, centre, high]))
             return np.minimum(lows, highs), middle, np.maximum(lows, highs)
-        if shape == "bump":
+        if bounds.shape == "bump":
             ends = abs(low), abs(high)
             nearest = np.where((low <= 0) & (high >= 0), 0.0, np.minimum(*ends))
-            least, middle, most = self.slope(np.stack([np.maximum(*ends), centre, nearest]))
-            return least, middle, most
-        change = curvature * np.maximum(high - centre, centre - low)
+            smallest, middle, largest = self.slope(np.stack([np.maximum(*ends), centre, nearest]))
+            return smallest, middle, largest
+        change = bounds.curvature * np.maximum(high - centre, centre - low)
         middle = self.slope(centre)
-        return np.maximum(middle - change, least), middle, np.minimum(middle + change, largest)
+        lower, upper = middle - change, middle + change
+        return np.maximum(lower, bounds.min_slope), middle, np.minimum(upper, bounds.max_slope)
 
 
 def _sech_squared(z):
@@ -76,7 +78,7 @@ def _sech_squared(z):
     return (2 * decay / (1 + decay**2)) ** 2
 
 
-# The largest |σ''| are at tanh z = 1/√3; at e^z = 2 ± √3; at 0; at z = 1/√2; at z = 1/√3.
+# In this order |σ''| is largest at tanh z = 1/√3, e^z = 2 ± √3, z = 0, z = 1/√2 and z = 1/√3.
 _TANH = HostActivation(np.tanh, _sech_squared, SlopeBounds(0.0, 1.0, 4 / 27**0.5, "bump"))
 _SIGMOID = HostActivation(
     expit, lambda z: expit(z) * expit(-z), SlopeBounds(0.0, 0.25, 1 / 108**0.5, "bump")
@@ -92,7 +94,7 @@ _ERF = HostActivation(
 _ARCTAN = HostActivation(
     np.arctan, lambda z: 1 / (1 + z**2), SlopeBounds(0.0, 1.0, 27**0.5 / 8, "bump")
 )
-_KNOWN: dict[Any, HostActivation] = {
+KNOWN: dict[Any, HostActivation] = {
     jnp.tanh: _TANH,
     jax.lax.tanh: _TANH,
     jax.nn.sigmoid: _SIGMOID,
@@ -106,21 +108,23 @@ _KNOWN: dict[Any, HostActivation] = {
 
 
 def host_activation(activation: Any, bounds: SlopeBounds | None) -> HostActivation | None:
-    """What is known of an activation; `bounds` serve one that is not. None if nothing is.
+    """The activation on the host, with its bounds, or with `bounds` if gflow knows none for it.
 
-    **Raises:** `ArgumentError` if the function contradicts `bounds` at a sample of points.
+    None if there are no bounds.
+
+    **Raises:** `ArgumentError` if the function violates `bounds` at one of many points.
     """
     return _host_activation(as_activation(activation), bounds)
 
 
-# Kept, so that a function of the user's own is compiled once.
+# Cached, so that a function that the user supplies is compiled once.
 @lru_cache(maxsize=64)
 def _host_activation(known: Activation, bounds: SlopeBounds | None) -> HostActivation | None:
     if isinstance(known, PiecewiseLinear):
         return _piecewise_linear(known)
     function = known.function if isinstance(known, SmoothActivation) else known
-    if isinstance(function, Callable) and _hashable(function) and function in _KNOWN:
-        return _KNOWN[function]
+    if isinstance(function, Callable) and _hashable(function) and function in KNOWN:
+        return KNOWN[function]
     if bounds is None:
         return None
     slope = lambda z: jax.jvp(known, (z,), (jnp.ones_like(z),))[1]
@@ -144,7 +148,7 @@ def _piecewise_linear(known: PiecewiseLinear) -> HostActivation:
 
 
 def _on_host(function: Callable) -> Callable[[Values], Values]:
-    """The function of JAX in float64 on the processor, whatever JAX runs in and on otherwise."""
+    """A function of JAX, evaluated in float64 on the CPU whatever the defaults of JAX are."""
     compiled = jax.jit(function)
 
     def evaluate(z: Values) -> Values:
@@ -155,20 +159,20 @@ def _on_host(function: Callable) -> Callable[[Values], Values]:
 
 
 def _check(host: HostActivation) -> None:
-    z = np.linspace(-30, 30, 4001)
-    least, largest, curvature, shape = vars(host.bounds).values()
+    """Raises `ArgumentError` if the bounds are violated at one of many points in [−30, 30]."""
+    z, bounds = np.linspace(-30, 30, 4001), host.bounds
     slopes = host.slope(z)
     steepest = np.abs(np.diff(slopes)).max() / (z[1] - z[0])
-    # Slopes are compared to rounding.
-    slack = 1e-12 * max(abs(least), abs(largest))
-    rises = np.diff(slopes) if shape == "rising" else -np.diff(slopes[2000:])
-    uneven = np.abs(slopes - slopes[::-1]).max() if shape == "bump" else 0.0
-    found = None
-    if slopes.min() < least - slack or slopes.max() > largest + slack:
-        found = f"slopes from {slopes.min():.6g} to {slopes.max():.6g}"
-    elif steepest > curvature + 100 * slack:
-        found = f"|σ''| up to {steepest:.6g}"
-    elif shape is not None and (rises.min() < -slack or uneven > slack):
-        found = f"a slope that is not {shape!r}"
-    if found is not None:
-        raise ArgumentError("slopes", host.bounds, f"bounds that hold: the function has {found}")
+    # Slopes are compared up to rounding.
+    slack = 1e-12 * max(abs(bounds.min_slope), abs(bounds.max_slope))
+    rises = np.diff(slopes) if bounds.shape == "rising" else -np.diff(slopes[2000:])
+    uneven = np.abs(slopes - slopes[::-1]).max() if bounds.shape == "bump" else 0.0
+    violation = None
+    if slopes.min() < bounds.min_slope - slack or slopes.max() > bounds.max_slope + slack:
+        violation = f"slopes from {slopes.min():.6g} to {slopes.max():.6g}"
+    elif steepest > bounds.curvature + 100 * slack:
+        violation = f"|σ''| up to {steepest:.6g}"
+    elif bounds.shape is not None and (rises.min() < -slack or uneven > slack):
+        violation = f"a slope that is not {bounds.shape!r}"
+    if violation is not None:
+        raise ArgumentError("slopes", bounds, f"bounds that hold: the function has {violation}")

@@ -1,4 +1,4 @@
-r"""Proved lower bounds of ‖∇f‖²/f, and upper bounds of ‖∇²f‖, over a ball of parameters.
+r"""Proved lower bounds of ‖∇f‖²/f and upper bounds of ‖∇²f‖ over a ball of parameters.
 
 For $f = |e|^2$ with residuals $e(\theta)$ and $J = \partial e/\partial\theta$, where
 $\nabla f = 2J^\top e$,
@@ -11,7 +11,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,7 +23,13 @@ from jaxtyping import Array, Float
 from gflow.activations import as_activation
 from gflow.arguments import ArgumentError, PyTree, positive
 from gflow.certificates.activation_bounds import HostActivation, SlopeBounds, host_activation
-from gflow.certificates.enclosures import Ball, Block, Enclosed, Layer, enclose
+from gflow.certificates.enclosures import (
+    AffineLayer,
+    Ball,
+    JacobianBlock,
+    NetworkEnclosure,
+    enclose,
+)
 from gflow.networks import ShallowNet
 from gflow.parameters import split_trainable
 from gflow.risks import EmpiricalRisk
@@ -31,14 +37,16 @@ from gflow.risks.empirical import squared_loss
 
 
 class SumOfSquares(eqx.Module):
-    r"""The function $f(\theta) = |e(\theta)|^2$ of parameters θ, with what bounds its slope.
+    r"""The function $f(\theta) = |e(\theta)|^2$ of parameters θ, with a bound for `chatterjee`.
 
     **Arguments:**
 
     - `residual`: e, from the parameters (an array, or any pytree) to an array.
     - `jacobian_lipschitz`: a Lipschitz constant, in the spectral norm, of the Jacobian of e in θ;
-      or a function r ↦ one that holds on the ball of radius r about the start. The user vouches for
-      it. 0 for affine e; 1 for e(u, v) = uv − 1, of which the Jacobian is (v, u).
+      or a function that maps r to one for the ball of radius r about the start. The user guarantees
+      it. It is 0 for affine e, and 1 for e(u, v) = uv − 1 with the Jacobian (v, u).
+
+    **Raises:** `ArgumentError` if `residual` is no function, or the constant negative.
     """
 
     residual: Callable
@@ -60,15 +68,15 @@ class SumOfSquares(eqx.Module):
 
 
 class Bounds(ABC):
-    """What is proved of f over balls about the start."""
+    """Proved bounds of f over balls about the start. f is not negative."""
 
     @abstractmethod
     def value(self) -> float | None:
-        """An upper bound of f at the start, rounding included; None for f as it is computed."""
+        """An upper bound of f at the start, rounding included; None to use f as it is computed."""
 
     @abstractmethod
     def alpha(self, radius: float) -> float:
-        """A lower bound of ‖∇f‖²/f over the ball where f ≠ 0; 0 if none is known."""
+        """A lower bound of ‖∇f‖²/f over the points of the ball with f ≠ 0; 0 if none is known."""
 
     @abstractmethod
     def curvature(self, radius: float, value: float) -> float | None:
@@ -76,15 +84,15 @@ class Bounds(ABC):
 
     @abstractmethod
     def obstacle(self, radius: float) -> str | None:
-        """Why there is no lower bound over this ball, in words."""
+        """Why there is no positive lower bound over this ball; None if there is one."""
 
     @abstractmethod
     def critical(self) -> float | None:
-        """A distance at which there is a critical point with f > 0; None if none is known."""
+        """The distance of a critical point with f > 0; None if none is known."""
 
 
 class GivenBounds(Bounds):
-    """Bounds that the user supplies, as functions of the radius."""
+    """Bounds that the user supplies as functions of the radius, or a reason why there are none."""
 
     def __init__(
         self, alpha_bound: Callable | None, curvature_bound: Callable | None, reason: str | None
@@ -109,13 +117,13 @@ class GivenBounds(Bounds):
 
 
 class SquaresBounds(Bounds):
-    """Those of a `SumOfSquares`, from the singular values of J at the start."""
+    """Bounds of a `SumOfSquares`, from the singular values of J at the start."""
 
     def __init__(self, risk: SumOfSquares, net: PyTree, trainable: Any):
         self.risk = risk
         jacobian = np.asarray(_jacobian(risk.residual, *split_trainable(net, trainable)))
         margin = 100 * np.finfo(jacobian.dtype).eps * sum(jacobian.shape)
-        self.least, self.largest = singular_values(jacobian.astype(float), float(margin))
+        self.sigma = singular_values(jacobian.astype(float), float(margin))
 
     def value(self) -> float | None:
         return None
@@ -125,11 +133,11 @@ class SquaresBounds(Bounds):
         return float(bound(radius)) if callable(bound) else bound
 
     def alpha(self, radius: float) -> float:
-        return 4 * max(self.least - self._lipschitz(radius) * radius, 0.0) ** 2 * (1 - 1e-14)
+        return 4 * max(self.sigma.min - self._lipschitz(radius) * radius, 0.0) ** 2 * (1 - 1e-14)
 
     def curvature(self, radius: float, value: float) -> float | None:
         lipschitz = self._lipschitz(radius)
-        return 2 * (self.largest + lipschitz * radius) ** 2 + 2 * lipschitz * value**0.5
+        return 2 * (self.sigma.max + lipschitz * radius) ** 2 + 2 * lipschitz * value**0.5
 
     def obstacle(self, radius: float) -> str | None:
         if self.alpha(radius) > 0:
@@ -146,27 +154,36 @@ def _jacobian(residual: Callable, trained: PyTree, frozen: PyTree) -> Array:
     return jax.jacrev(lambda p: residual(eqx.combine(unravel(p), frozen)).reshape(-1))(theta)
 
 
-def singular_values(jacobian: Float[np.ndarray, "rows columns"], margin: float):
+class SingularValues(NamedTuple):
+    """A lower bound of the smallest singular value, and an upper bound of the largest."""
+
+    min: float
+    max: float
+
+
+def singular_values(jacobian: Float[np.ndarray, "rows columns"], margin: float) -> SingularValues:
     """Bounds of σ_min (0 with more rows than columns) and σ_max, rounding included."""
     values = np.linalg.svd(jacobian, compute_uv=False)
     slack = margin * np.linalg.norm(jacobian)
-    least = values[-1] if jacobian.shape[0] <= jacobian.shape[1] else 0.0
-    return max(float(least - slack), 0.0), float(values[0] + slack)
+    smallest = values[-1] if jacobian.shape[0] <= jacobian.shape[1] else 0.0
+    return SingularValues(max(float(smallest - slack), 0.0), float(values[0] + slack))
 
 
 class NetworkBounds(Bounds):
-    r"""Those of the mean of squares of a feedforward network.
+    r"""Bounds of the mean of squares of a feedforward network.
 
     $J$ has a block for each layer, $q_i \otimes (a_i, 1)$ with the layer's inputs $a_i$ and
-    $q_i = \partial N(x_i)/\partial z_i$. Of two lower bounds of λ_min(JJᵀ) the larger counts:
+    $q_i = \partial N(x_i)/\partial z_i$. The lower bound of λ_min(JJᵀ) is the larger of
 
     - $(\sigma_{\min}(J(\theta^0)) - \sup\|J(\theta) - J(\theta^0)\|)_+^2$;
     - the sum over the layers of $\lambda_{\min}(\tilde A \tilde A^\top)\,\min_i
-      \sigma_{\min}(q_i)^2$, $\tilde A$ having the rows $(a_i, 1)$: the Schur product theorem, and
-      Chatterjee's mechanism for the first layer, of which the inputs are the data.
+      \sigma_{\min}(q_i)^2$, where $\tilde A$ has the rows $(a_i, 1)$, by the Schur product theorem.
+      For the first layer, whose inputs are the data, this is Chatterjee's argument.
     """
 
-    def __init__(self, layers: list[Layer], activation: HostActivation | None, risk: EmpiricalRisk):
+    def __init__(
+        self, layers: list[AffineLayer], activation: HostActivation | None, risk: EmpiricalRisk
+    ):
         x, y = (np.asarray(a, float) for a in (risk.x, risk.y))
         n = len(x)
         weights = np.full(n, 1 / n) if risk.weights is None else np.asarray(risk.weights, float)
@@ -178,30 +195,31 @@ class NetworkBounds(Bounds):
         at_start = self._over(0.0)
         jacobian = np.concatenate([_flat(block) for block in at_start.blocks], axis=1)
         rooted = self._rooted(jacobian.reshape(*self.y.shape, -1)).reshape(self.y.size, -1)
-        least, largest = singular_values(rooted, self.margin)
+        smallest, largest = singular_values(rooted, self.margin)
         rounding = self._change(at_start, Ball(0.0, self.margin))
-        self.least, self.largest = max(least - rounding, 0.0), largest + rounding
-        self.of_inputs = [
-            singular_values(self._rooted(block.inputs()), self.margin)[0]
+        self.sigma = SingularValues(max(smallest - rounding, 0.0), largest + rounding)
+        self.min_of_inputs = [
+            singular_values(self._rooted(block.inputs()), self.margin).min
             for block in at_start.blocks
         ]
         self._alphas: dict[float, float] = {}
 
-    def _over(self, radius: float, lipschitz: bool = False) -> Enclosed:
+    def _over(self, radius: float, lipschitz: bool = False) -> NetworkEnclosure:
         return enclose(self.layers, self.activation, self.x, Ball(radius, self.margin, lipschitz))
 
     def _rooted(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of data times the square roots of their weights."""
+        """Rows of data, multiplied by the square roots of their weights."""
         return np.sqrt(self.weights).reshape(-1, *[1] * (rows.ndim - 1)) * rows
 
-    def _shares(self, over: Enclosed, ball: Ball) -> np.ndarray:
-        blocks = [self._rooted(block.shares(ball)) for block in over.blocks]
+    def _contributions(self, over: NetworkEnclosure, ball: Ball) -> np.ndarray:
+        blocks = [self._rooted(block.contributions(ball)) for block in over.blocks]
         return np.concatenate([b.reshape(-1, b.shape[-1]) for b in blocks])
 
-    def _change(self, over: Enclosed, ball: Ball) -> float:
+    def _change(self, over: NetworkEnclosure, ball: Ball) -> float:
         """A bound of ‖J(θ) − J(θ⁰)‖ over the ball, or of r times the Lipschitz constant of J."""
-        shares = self._shares(over, ball)
-        change = ball.radius * np.linalg.norm(shares[:, :-1], 2) + np.linalg.norm(shares[:, -1])
+        contributions = self._contributions(over, ball)
+        of_layers, rounding = contributions[:, :-1], contributions[:, -1]
+        change = ball.radius * np.linalg.norm(of_layers, 2) + np.linalg.norm(rounding)
         return float((1 + ball.margin) * change)
 
     def value(self) -> float | None:
@@ -218,43 +236,43 @@ class NetworkBounds(Bounds):
         ball, over = Ball(radius, self.margin), self._over(radius)
         if self._kink(over) is not None:
             return 0.0
-        whole = max(self.least - self._change(over, ball), 0.0) ** 2
+        whole = max(self.sigma.min - self._change(over, ball), 0.0) ** 2
         layers = sum(self._of_layer(k, block, ball) for k, block in enumerate(over.blocks))
         return float(4 * (1 - self.margin) * max(whole, layers))
 
-    def _of_layer(self, k: int, block: Block, ball: Ball) -> float:
-        """A lower bound of λ_min of this layer's part of JJᵀ."""
-        least = self.of_inputs[k]
+    def _of_layer(self, k: int, block: JacobianBlock, ball: Ball) -> float:
+        """A lower bound of λ_min of this layer's term of JJᵀ."""
+        of_inputs = self.min_of_inputs[k]
         moves = self._rooted(block.layer.reach * block.a.norm)
-        least -= ball.radius * np.linalg.norm(moves[:, :-1], 2) + np.linalg.norm(moves[:, -1])
-        if least <= 0:
+        of_inputs -= ball.radius * np.linalg.norm(moves[:, :-1], 2) + np.linalg.norm(moves[:, -1])
+        if of_inputs <= 0:
             return 0.0
         if block.q.centre.shape[1] == 1:
-            smallest = block.q.least_norm(ball)[:, 0]
+            smallest = block.q.min_norm(ball)[:, 0]
         else:
-            smallest = _least_singular(block, ball)
-        return float(max(least, 0.0) ** 2 * max(smallest.min(), 0.0) ** 2) * (1 - self.margin)
+            smallest = _min_singular_values(block, ball)
+        return float(max(of_inputs, 0.0) ** 2 * max(smallest.min(), 0.0) ** 2) * (1 - self.margin)
 
     def curvature(self, radius: float, value: float) -> float | None:
         ball = Ball(radius, self.margin, lipschitz=True)
         around = self._over(radius, lipschitz=True)
-        shares = self._shares(around, ball)[:, :-1]
-        lipschitz = np.linalg.norm(shares, 2)
-        size = self.largest + min(
+        contributions = self._contributions(around, ball)[:, :-1]
+        lipschitz = np.linalg.norm(contributions, 2)
+        size = self.sigma.max + min(
             self._change(self._over(radius), Ball(radius, self.margin)), radius * lipschitz
         )
         return float((1 + self.margin) * (2 * size**2 + 2 * lipschitz * value**0.5))
 
-    def _kink(self, over: Enclosed) -> str | None:
-        """What ReLU has against a certificate: kinks in the ball, or dead units."""
+    def _kink(self, over: NetworkEnclosure) -> str | None:
+        """Why ReLU excludes a certificate (kinks in the ball, dead units); None if it does not."""
         if self.activation is None or not self.activation.kinked:
             return None
         for k, z in enumerate(over.hidden):
             dead = np.flatnonzero((z.centre <= 0).all(axis=0))
-            if len(dead) and self.activation.bounds.least == 0:
+            if len(dead) and self.activation.bounds.min_slope == 0:
                 return (
                     f"unit {dead[0]} of hidden layer {k + 1} is dead, inactive on all data: the "
-                    "criterion asks for strictly increasing activations, and such networks are "
+                    "criterion needs strictly increasing activations, and such networks are "
                     "never certified"
                 )
             meets = np.argwhere((z.low <= 0) & (z.high >= 0))
@@ -271,13 +289,16 @@ class NetworkBounds(Bounds):
             return kink
         if self.alpha(radius) > 0:
             return None
-        if self.least == 0:
-            return "the tangent kernel has no smallest eigenvalue above rounding at the start"
-        return "the tangent kernel may lose its rank within the ball, as far as bounds can tell"
+        if self.sigma.min == 0:
+            return "the smallest eigenvalue of the tangent kernel is 0 up to rounding at the start"
+        return "the bounds do not exclude that the tangent kernel loses its rank within the ball"
 
     def critical(self) -> float | None:
-        """That of the constant network at the mean of y: no output weights, and one hidden layer
-        without weights, so that the last inputs are the same for all rows and e sums to zero."""
+        """The distance of the constant network at the mean of y.
+
+        Its output weights and the weights of one hidden layer are 0, so that the inputs of the last
+        layer are the same for all rows, and the residuals sum to zero.
+        """
         last, hidden = self.layers[-1], [a for a in self.layers[:-1] if a.trains_weight]
         constant = np.allclose(self.y, self.y[0], rtol=1e-8, atol=0)
         if not (last.trains_weight and last.trains_bias and hidden) or constant:
@@ -288,13 +309,13 @@ class NetworkBounds(Bounds):
         return float((1 + self.margin) * (outer + inner) ** 0.5)
 
 
-def _flat(block: Block) -> np.ndarray:
+def _flat(block: JacobianBlock) -> np.ndarray:
     """The block of J at the centre: (rows · out, parameters)."""
     product = block.q.centre[..., None] * block.inputs()[:, None, None]
     return product.reshape(product.shape[0] * product.shape[1], -1)
 
 
-def _least_singular(block: Block, ball: Ball) -> np.ndarray:
+def _min_singular_values(block: JacobianBlock, ball: Ball) -> np.ndarray:
     """Lower bounds of σ_min of the (out, size) matrix q_i, for each row of data."""
     q = block.q
     if q.centre.shape[1] > q.centre.shape[2]:
@@ -316,12 +337,12 @@ def _default_final_activation() -> Any:
 def network_bounds(
     risk: Any, net: Any, trainable: Sequence[str] | PyTree | None, slopes: SlopeBounds | None
 ) -> Bounds:
-    """The bounds of a risk from this network, or `GivenBounds` that say why there are none."""
-    none = lambda why: GivenBounds(None, None, f"no bounds are known of {why}: give `alpha_bound`")
+    """The bounds of a risk at this network, or `GivenBounds` with the reason why there are none."""
+    none = lambda of: GivenBounds(None, None, f"no bounds are known for {of}: pass `alpha_bound`")
     if not isinstance(risk, EmpiricalRisk):
         return none(f"a {type(risk).__name__}")
     if risk.loss is not squared_loss:
-        return none("other losses than the squared one")
+        return none("losses other than the squared one")
     trained, _ = split_trainable(net, trainable)
     if isinstance(net, ShallowNet):
         s = net.output_scale
@@ -344,13 +365,15 @@ def network_bounds(
         return none(f"a {type(net).__name__}")
     activation = None if len(layers) == 1 else host_activation(net.activation, slopes)
     if activation is None and len(layers) > 1:
-        reason = "no bounds are known of the slope of this activation: give `slopes`"
+        reason = "no bounds are known for the slope of this activation: pass `slopes`"
         return GivenBounds(None, None, reason)
     return NetworkBounds(layers, activation, risk)
 
 
-def _layer(weight, bias, trains_weight, trains_bias, scale: float) -> Layer:
+def _layer(weight, bias, trains_weight, trains_bias, scale: float) -> AffineLayer:
     matrix = scale * np.asarray(weight, float)
     bias = None if bias is None else np.asarray(bias, float).reshape(-1)
     norm = float(np.linalg.norm(matrix, 2))
-    return Layer(matrix, bias, scale, trains_weight is not None, trains_bias is not None, norm)
+    return AffineLayer(
+        matrix, bias, scale, trains_weight is not None, trains_bias is not None, norm
+    )

@@ -1,4 +1,4 @@
-"""At which radii Chatterjee's criterion 4 f(x⁰) < r² α(x⁰, r) is proved, and at which it fails."""
+"""The radii at which Chatterjee's criterion 4 f(x⁰) < r² α(x⁰, r) is proved, or fails."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,36 +12,39 @@ from jaxtyping import PRNGKeyArray
 
 from gflow.arguments import ArgumentError, Described, PyTree
 from gflow.certificates.bounds import Bounds
-from gflow.certificates.ratio_search import reliable_share, smallest_ratios
+from gflow.certificates.ratio_search import ratio_accuracy, smallest_ratios
 from gflow.nonsmooth.gradients import norm
 from gflow.parameters import split_trainable
 
-# With r² α = 16 f, the step η = 2ε/M of gradient descent has its best ε, one half.
+# r² α/(4 f) at which the step η = 2ε/M of gradient descent reaches its best ε, one half.
 AMPLE = 4.0
-_GRID_RATIO, _MOST_RADII = 1.25, 80
-_SCANNED = 48
+# Radii that are tried for the largest r² α/(4 f): their ratio, and their largest number.
+_GRID_RATIO, _MAX_RADII = 1.25, 80
+# Radii that are searched to refute the criterion for all.
+_NUM_SCANNED = 48
 
 
 def criterion(radius: float, alpha: float, value: float) -> float:
-    """r² α/(4 f), above 1 where the criterion holds."""
+    """r² α/(4 f). The criterion holds if it is above 1."""
     if value == 0:
         return float("inf") if alpha > 0 else 0.0
     return radius**2 * alpha / (4 * value)
 
 
-class Found(NamedTuple):
-    """What a search found: the smallest ratio in the ball of this radius, and where."""
+class SmallestRatio(NamedTuple):
+    """The smallest ratio ‖∇f‖²/f that a search found in the ball of this radius, at `witness`."""
 
     radius: float
     ratio: float
     witness: PyTree | None
 
 
-class Problem(NamedTuple):
-    """A function, a start, and what is known of them.
+class CriterionProblem(NamedTuple):
+    """A function and a start, with their bounds.
 
-    `value` is f(x⁰) rounded up, `gradient` the norm ‖∇f(x⁰)‖, `critical` a distance at which there
-    is a critical point with f > 0, `slack` the relative error of computed values.
+    - `value`: f(x⁰), rounded up; `gradient`: the norm ‖∇f(x⁰)‖.
+    - `critical`: the distance of a critical point with f > 0, None if none is known.
+    - `slack`: the relative error of computed values.
     """
 
     risk: Any
@@ -54,7 +57,7 @@ class Problem(NamedTuple):
     slack: float
 
     @classmethod
-    def of(cls, risk, net, trainable, make_bounds: Callable[[], Bounds]) -> "Problem":
+    def of(cls, risk, net, trainable, make_bounds: Callable[[], Bounds]) -> "CriterionProblem":
         trained, frozen = split_trainable(net, trainable)
         value, gradient = (float(a) for a in _value_and_gradient(risk, trained, frozen))
         if not np.isfinite([value, gradient]).all() or value < 0:
@@ -62,7 +65,7 @@ class Problem(NamedTuple):
             raise ArgumentError("risk", got, "a finite value of at least 0, and a finite gradient")
         bounds = make_bounds()
         proved = bounds.value()
-        slack = reliable_share(jax.tree.leaves(trained)[0].dtype)
+        slack = ratio_accuracy(jax.tree.leaves(trained)[0].dtype)
         value = value if proved is None else proved
         return cls(risk, trained, frozen, bounds, value, gradient, bounds.critical(), slack)
 
@@ -72,12 +75,12 @@ class Problem(NamedTuple):
 
     @property
     def too_small(self) -> float:
-        """2 f/‖∇f‖ at the start, up to which the criterion fails: α(x⁰, r) ≤ ‖∇f(x⁰)‖²/f(x⁰)."""
+        """2 f/‖∇f‖ at the start. The criterion fails up to it, as α(x⁰, r) ≤ ‖∇f(x⁰)‖²/f(x⁰)."""
         return 2 * self.value / self.gradient if self.gradient > 0 else np.inf
 
     def best_radius(self) -> float:
-        """The radius with the largest proved r² α/(4 f), or the smallest where it is ample."""
-        radii = self.too_small * _GRID_RATIO ** np.arange(_MOST_RADII)
+        """The radius with the largest proved r² α/(4 f), or the smallest where that is `AMPLE`."""
+        radii = self.too_small * _GRID_RATIO ** np.arange(_MAX_RADII)
         values: list[float] = []
         for r in radii:
             values.append(self.criterion(r))
@@ -90,7 +93,7 @@ class Problem(NamedTuple):
         if values[k] >= AMPLE:
             return self._bisected(low, radii[k], AMPLE)
         if values[k] * _GRID_RATIO**2 < 1:
-            # α falls with r, so that no radius in between is good enough.
+            # α falls with r, so the criterion is not proved for any radius in between.
             return float(radii[k])
         shrink = (5**0.5 - 1) / 2
         while high > 1.002 * low:
@@ -102,8 +105,8 @@ class Problem(NamedTuple):
         middle = (low + high) / 2
         return float(middle if self.criterion(middle) >= values[k] else radii[k])
 
-    def least_radius(self, radius: float) -> float:
-        """The smallest radius, to bisection, for which the criterion is proved."""
+    def min_radius(self, radius: float) -> float:
+        """The smallest radius for which the criterion is proved, by bisection to 1e-4."""
         return self._bisected(self.too_small, radius, 1 + 1e-9)
 
     def _bisected(self, low: float, high: float, wanted: float) -> float:
@@ -115,41 +118,46 @@ class Problem(NamedTuple):
                 low = middle
         return float(high)
 
-    def search(self, radii: Any, starts: int, key: PRNGKeyArray) -> list[Found]:
-        """What is found in the balls of these increasing radii; nothing with `starts=0`."""
+    def search(self, radii: Any, starts: int, key: PRNGKeyArray) -> list[SmallestRatio]:
+        """The smallest ratios found in balls of increasing radii, infinite for `starts=0`."""
         radii = [float(r) for r in radii]
         if starts == 0:
-            return [Found(r, np.inf, None) for r in radii]
+            return [SmallestRatio(r, np.inf, None) for r in radii]
         theta, unravel = ravel_pytree(self.trained)
         ratios, points = smallest_ratios(
             self.risk, self.trained, self.frozen, jnp.asarray(radii, theta.dtype), starts, key
         )
         nets = [eqx.combine(unravel(p), self.frozen) for p in points]
-        return [Found(*row) for row in zip(radii, np.asarray(ratios, float).tolist(), nets)]
+        return [SmallestRatio(*row) for row in zip(radii, np.asarray(ratios, float).tolist(), nets)]
 
-    def fails(self, found: Found, radius: float | None = None) -> bool:
-        """Whether what was found refutes the criterion at its radius, or at a larger one."""
+    def fails(self, found: SmallestRatio, radius: float | None = None) -> bool:
+        """Whether a ratio refutes the criterion at its own radius, or at a larger one."""
         radius = found.radius if radius is None else radius
         value = (1 - self.slack) * self.value
         return bool(criterion(radius, (1 + self.slack) * found.ratio, value) <= 1)
 
-    def scan(self, also: float, starts: int, key: PRNGKeyArray) -> tuple[list[Found], float]:
-        """Searches in balls of many radii, `also` among them, and the radius up to which the
-        criterion fails for all (inf if for every one)."""
+    def scan(
+        self, also: float, starts: int, key: PRNGKeyArray
+    ) -> tuple[list[SmallestRatio], float]:
+        """The smallest ratios in balls of many radii, `also` among them, and the radius up to which
+        the criterion fails for all radii (inf if it fails for every radius)."""
         first = self.too_small
         if self.critical is not None and self.critical <= first:
             return self.search([also], starts, key), np.inf
         last = 100 * first if self.critical is None else self.critical
-        radii = np.sort(np.append(np.geomspace(first, last, _SCANNED), also))
+        radii = np.sort(np.append(np.geomspace(first, last, _NUM_SCANNED), also))
         found = self.search(radii, starts, key)
         for k, row in enumerate(found[:-1]):
-            # α falls with r: the ratio found in a ball also bounds it up to the next radius.
+            # α falls with r: the ratio found in a ball bounds α also for the radii up to the next.
             if radii[k + 1] <= last and not self.fails(row, radii[k + 1]):
                 return found, float(radii[k])
         return found, np.inf if self.critical is not None else float(last)
 
     def distance_to(self, point: PyTree) -> float:
-        """How far a critical point is, in the trained parameters, after a look at its gradient."""
+        """The distance of a critical point in the trained parameters.
+
+        **Raises:** `ArgumentError` unless ∇f = 0 and f > 0 there.
+        """
         there = jax.tree.map(lambda _, a: jnp.asarray(a), self.trained, point)
         value, gradient = (float(a) for a in _value_and_gradient(self.risk, there, self.frozen))
         steep = self.slack * self.gradient**2 / max(self.value, np.finfo(float).tiny)

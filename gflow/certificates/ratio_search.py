@@ -1,4 +1,4 @@
-"""Where in a ball ‖∇f‖²/f is small: a search, which bounds its infimum from above."""
+"""A search for small ‖∇f‖²/f in a ball, which bounds its infimum from above."""
 
 from typing import Any
 
@@ -11,12 +11,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from gflow.arguments import PyTree
 
 _STEPS = 120
+# Sizes of the first and the last step, as fractions of the radius.
 _FIRST, _LAST = 0.5, 1e-4
 
 
-def reliable_share(dtype: Any) -> float:
-    """The relative error that ratios are trusted to, and the share of the first value below which
-    f is too near to rounding to divide by."""
+def ratio_accuracy(dtype: Any) -> float:
+    """The relative accuracy of computed ratios, √eps.
+
+    It is also the fraction of its value at the centre below which f is too close to its rounding
+    error to divide by.
+    """
     return float(jnp.finfo(dtype).eps) ** 0.5
 
 
@@ -29,15 +33,16 @@ def smallest_ratios(
     starts: int,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, " radii"], Float[Array, "radii parameters"]]:
-    """The smallest ‖∇f‖²/f found in the balls of increasing radii, and where.
+    """The smallest ‖∇f‖²/f found in balls of increasing radii about the start, and its points.
 
-    Normalised gradient descent of log ‖∇f‖² − log f with projection onto the ball, steps from half
-    the radius to 1e-4 of it, from the best point of the ball before and from random points of this
-    one. Only points with f above √eps of its first value count.
+    By normalised gradient descent of log ‖∇f‖² − log f with projection onto the ball, and steps
+    from half the radius to 1e-4 of it. Descents start from the centre, the best point of the
+    previous ball, and `starts` random points on the sphere. Only points with f above √eps of its
+    value at the centre count.
     """
     theta, unravel = ravel_pytree(trained)
     value = lambda p: risk(eqx.combine(unravel(p), frozen))
-    floor = reliable_share(theta.dtype) * value(theta)
+    floor = ratio_accuracy(theta.dtype) * value(theta)
     tiny = jnp.finfo(theta.dtype).tiny
 
     def objective(p):
@@ -53,20 +58,20 @@ def smallest_ratios(
 
     def descend(start, radius):
         def step(state, size):
-            p, best, least = state
+            p, best, smallest = state
             direction, ratio = slope(p)
-            better = ratio < least
-            best, least = jnp.where(better, p, best), jnp.where(better, ratio, least)
+            better = ratio < smallest
+            best, smallest = jnp.where(better, p, best), jnp.where(better, ratio, smallest)
             unit = direction / (jnp.linalg.norm(direction) + tiny)
             p = p - size * radius * jnp.where(jnp.isfinite(unit), unit, 0.0)
             off = p - theta
             away = jnp.linalg.norm(off)
             p = theta + off * jnp.minimum(1.0, radius / jnp.where(away > 0, away, 1.0))
-            return (p, best, least), None
+            return (p, best, smallest), None
 
         first = (start, start, jnp.asarray(jnp.inf, theta.dtype))
-        (_, best, least), _ = jax.lax.scan(step, first, sizes)
-        return least, best
+        (_, best, smallest), _ = jax.lax.scan(step, first, sizes)
+        return smallest, best
 
     def in_ball(state, radius_and_key):
         before, point = state

@@ -1,4 +1,4 @@
-r"""The tangent kernel of a network on the data of a risk, and what it says of the risk's slope."""
+r"""The tangent kernel of a network on the data of a risk, and Polyak–Łojasiewicz constants."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,12 +55,15 @@ def output_jacobian(
 def tangent_kernel_min_eigenvalue(
     risk: Callable[[Any], Array], net: PyTree, trainable: Sequence[str] | PyTree | None = None
 ) -> Float[Array, ""]:
-    """λ_min(K) of the `tangent_kernel`, from the singular values of J: to rounding of ‖J‖, not of
-    ‖J‖². Jittable and vmappable."""
-    return _least(output_jacobian(risk, net, trainable))
+    """λ_min(K) of the `tangent_kernel`.
+
+    It is computed from the singular values of J: √λ_min(K) has an error of a few roundings of ‖J‖,
+    so that small eigenvalues keep their digits. Jittable and vmappable.
+    """
+    return _min_eigenvalue(output_jacobian(risk, net, trainable))
 
 
-def _least(jacobian: Float[Array, "outputs parameters"]) -> Float[Array, ""]:
+def _min_eigenvalue(jacobian: Float[Array, "outputs parameters"]) -> Float[Array, ""]:
     rows, columns = jacobian.shape
     if rows > columns:
         return jnp.zeros((), jacobian.dtype)
@@ -72,11 +75,11 @@ class PLConstants:
     """The Polyak–Łojasiewicz ratio along a trajectory.
 
     - `ts`, shape (times,): the saved times.
-    - `ratio`, shape (times,): ‖∇L‖²/L, inf where L = 0. It is the rate at which the risk falls at
-      that time: along the flow d log L / dt = −‖∇L‖²/L.
-    - `kernel_bound`, shape (times,): 4 λ_min(Ω^{1/2} K Ω^{1/2}) with the weights Ω = diag(ω) of the
-      rows, (4/n) λ_min(K) for equal ones, which is at most the ratio. None for other risks than an
-      `EmpiricalRisk` with squared loss.
+    - `ratio`, shape (times,): ‖∇L‖²/L, inf where L = 0. Along the flow d log L / dt = −‖∇L‖²/L, so
+      it is the rate at which the risk falls.
+    - `kernel_bound`, shape (times,): the lower bound 4 λ_min(Ω^{1/2} K Ω^{1/2}) of the ratio, with
+      the weights Ω = diag(ω) of the rows; (4/n) λ_min(K) for equal weights. None unless the risk is
+      an `EmpiricalRisk` with squared loss.
     """
 
     ts: np.ndarray
@@ -84,9 +87,9 @@ class PLConstants:
     kernel_bound: np.ndarray | None
 
     @property
-    def least(self) -> float:
-        """The smallest ratio over the saved times: L falls at least like e^{−least·t} if it holds
-        in between, too."""
+    def min_ratio(self) -> float:
+        """The smallest ratio over the saved times. L falls at least like e^{−min_ratio·t} if the
+        ratio is not smaller between them."""
         return float(np.min(self.ratio))
 
     def __repr__(self) -> str:
@@ -94,13 +97,13 @@ class PLConstants:
         text = (
             f"PLConstants at {len(self.ts)} times\n"
             f"  ‖∇L‖²/L        {self.ratio[0]:.4g} → {self.ratio[-1]:.4g}, "
-            f"least {self.least:.4g} at t = {self.ts[k]:.4g}"
+            f"minimum {self.min_ratio:.4g} at t = {self.ts[k]:.4g}"
         )
         if self.kernel_bound is None:
             return text
         bound = self.kernel_bound
         return text + (
-            f"\n  (4/n) λ_min(K) {bound[0]:.4g} → {bound[-1]:.4g}, least {np.min(bound):.4g}"
+            f"\n  (4/n) λ_min(K) {bound[0]:.4g} → {bound[-1]:.4g}, minimum {np.min(bound):.4g}"
         )
 
 
@@ -111,8 +114,8 @@ def pl_constants(
 ) -> PLConstants:
     """The ratio ‖∇L‖²/L at the saved times of a trajectory, and the bound from the tangent kernel.
 
-    **Arguments:** `risk`, `trainable`: those that `trajectory` was made with. The gradient norm is
-    that of the trajectory, the minimal-norm Clarke one where kinks were located.
+    **Arguments:** `risk`, `trainable`: those of the trajectory. ‖∇L‖ is the gradient norm that the
+    trajectory recorded; if its kinks were located, that of the minimal-norm Clarke element.
 
     **Returns:** `PLConstants`. Runs on the host, so not under `jax.jit`.
     """
@@ -132,7 +135,7 @@ def _kernel_bounds(risk: EmpiricalRisk, nets: PyTree, trainable) -> Float[Array,
         jacobian = output_jacobian(risk, eqx.combine(part, rest), trainable)
         outputs = jacobian.shape[0] // risk.num_data
         if risk.weights is None:
-            return 4 * _least(jacobian) / risk.num_data
-        return 4 * _least(jnp.sqrt(jnp.repeat(risk.weights, outputs))[:, None] * jacobian)
+            return 4 * _min_eigenvalue(jacobian) / risk.num_data
+        return 4 * _min_eigenvalue(jnp.sqrt(jnp.repeat(risk.weights, outputs))[:, None] * jacobian)
 
     return jax.lax.map(bound, arrays)

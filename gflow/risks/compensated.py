@@ -1,7 +1,6 @@
 r"""Sums and products with twice the digits of the floating type, in JAX and in NumPy.
 
-A `FloatPair` is an unevaluated sum hi + lo, where |lo| is at most half a unit in the last place of
-hi.
+A `FloatPair` is an unevaluated sum hi + lo, with |lo| at most half a unit in the last place of hi.
 In float64 this gives about 32 digits (Dekker, Numer. Math. 18, 1971), unless something underflows.
 No library does this under JAX: compilers may fuse a product and a sum into one rounding (FMA), and
 may do so in only some of the places where they recompute it, which breaks the textbook product.
