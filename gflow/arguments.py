@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.core
+import jaxtyping
 import numpy as np
 from jaxtyping import Array, Shaped
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     # To type checkers jaxtyping's PyTree is unknown.
     PyTree: TypeAlias = Any
 else:
-    pass
+    PyTree = jaxtyping.PyTree
 
 RealScalar = float | int | np.number | Shaped[Array, ""]
 
