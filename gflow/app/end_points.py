@@ -1,4 +1,4 @@
-"""Where the trajectories of a run lead: their critical points, as plain facts."""
+"""The critical points that the trajectories of a run lead to, as plain numbers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +10,7 @@ from gflow.arguments import ArgumentError
 from gflow.critical import CriticalKind, CriticalPoint, refine
 from gflow.trajectory import Trajectory
 
-# Risks of one critical point differ by less, as a share of the risk at the start.
+# Risks of the same critical point differ by less than this fraction of the risk at the start.
 _SAME_RISK = 1e-11
 
 
@@ -19,12 +19,13 @@ class EndPoint:
     """The critical point that a trajectory leads to.
 
     - `kind`, `message`, `risk`, `residual`, `distance`: as in `CriticalPoint`.
-    - `dead`, `degenerate`, `sliding`: numbers of units, and of kinks on which it is.
-    - `zeros`, `unexplained`: eigenvalues that are zero, and those that dead units and rescaling do
-      not explain. `spectrum`: all eigenvalues.
-    - `rate`: the exponential rate that the spectrum predicts, None for what is no minimum.
-    - `apart`: its distance from the flow's. `different`: whether it is another one than the
-      flow's, in risk or kind; None where one of the two was not found.
+    - `dead`, `degenerate`: numbers of dead and of degenerate units. `sliding`: number of pairs of
+      unit and datum on a kink.
+    - `zeros`: number of zero eigenvalues; `unexplained`: number of those that dead units and
+      rescaling do not explain. `spectrum`: all eigenvalues.
+    - `rate`: the exponential rate that the spectrum predicts, None unless it is a minimum.
+    - `apart`: the distance from the flow's critical point; `different`: whether risk or kind differ
+      from those of the flow's. None if one of the two was not found.
     """
 
     kind: str
@@ -59,24 +60,28 @@ class EndPoint:
 def end_points(
     risk: Callable, trajectories: Mapping[str, Trajectory], say: Callable[[str], None]
 ) -> dict[str, EndPoint]:
-    """The end point of each trajectory, those of descents compared with that of the flow, as far as
-    it was followed."""
+    """The end point of each trajectory, those of descents compared with that of the flow.
+
+    `say` is called with a message for each end point that cannot be computed.
+    """
     ends: dict[str, EndPoint] = {}
     flow: CriticalPoint | None = None
     for label, trajectory in trajectories.items():
         try:
             point = refine(risk, trajectory.final, throw=False)
-        except ArgumentError as error:  # too many parameters, or a run that ended in NaN
-            say(f"No end point of {label}: {error}.")
+        except ArgumentError as error:  # too many parameters, or a trajectory that ended in NaN
+            say(f"No critical point for {label}: {error}.")
             continue
         of_flow = trajectory.kind == "flow"
-        ends[label] = _facts(point, None if of_flow else flow, trajectory)
+        ends[label] = _end_point(point, None if of_flow else flow, trajectory)
         if of_flow and point.found:
             flow = point
     return ends
 
 
-def _facts(point: CriticalPoint, flow: CriticalPoint | None, trajectory: Trajectory) -> EndPoint:
+def _end_point(
+    point: CriticalPoint, flow: CriticalPoint | None, trajectory: Trajectory
+) -> EndPoint:
     units, apart, different = point.units, None, None
     if flow is not None and flow.found and point.found:
         apart = point.distance_to(flow)
