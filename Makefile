@@ -16,6 +16,11 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m notebooks.check
+
+.PHONY: notebooks
+notebooks: .venv/dev.stamp
+	$(BIN)/python -m notebooks.execute
 
 bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.descent --quick

@@ -87,7 +87,7 @@ def measured(family: str, number: int, t1: float) -> harness.Row:
             approached, approached_found = approached + near, approached_found + near * point.found
             if point.found:
                 residuals.append(_residual(risk, point) / float(flow.grad_norm[0]))
-                on_kinks += bool(point.sliding)
+                on_kinks += bool(point.active_kinks)
         row |= {"approached": int(approached), "approached_found": int(approached_found)}
         row |= {"found": sum(kinds.values()) - kinds["not found"], "on_kinks": on_kinks}
         row |= {"residual": max(residuals), "run_ms": 1e3 * float(np.median(seconds))}
@@ -115,7 +115,7 @@ def cost(repeats: int) -> harness.Row:
         again, point = harness.repeated(refine, seconds=20.0, repeats=repeats)
         row |= {"kinds": str(point.kind), "found": int(point.found), "run_s": again["run_s"]}
         row |= {"run_ms": 1e3 * again["run_s"], "residual": point.residual}
-        row |= {"on_kinks": int(bool(point.sliding))}
+        row |= {"on_kinks": int(bool(point.active_kinks))}
     return row
 
 

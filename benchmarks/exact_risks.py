@@ -16,7 +16,10 @@ import mpmath as mp
 import numpy as np
 
 import gflow
-from tests.exact_line import arrays_of, exact
+from gflow.activations import PiecewiseLinear
+from gflow.piecewise import PiecewisePolynomial
+
+mp.mp.dps = 50
 
 # The risk, and the gradient by the name of the parameter, flat.
 Exact = tuple[Any, Mapping[str, Sequence[Any]]]
@@ -43,7 +46,65 @@ def errors(value: jax.Array, gradient: gflow.ShallowNet, reference: Exact) -> di
 
 
 def population(net: gflow.ShallowNet, risk: gflow.PopulationRisk) -> Exact:
-    return exact(arrays_of(net), risk.target, risk.density, scale=net.output_scale)
+    target, activation = risk.target, net.activation
+    assert isinstance(target, PiecewisePolynomial) and isinstance(activation, PiecewiseLinear)
+    slope = activation.negative_slope
+    return one_input(arrays_of(net), target, risk.density, slope, net.output_scale)
+
+
+def one_input(
+    arrays: Sequence[Any],
+    target: PiecewisePolynomial,
+    density: PiecewisePolynomial,
+    slope: Any = 0.0,
+    scale: Any = 1.0,
+) -> Exact:
+    """The true risk for one input: polynomials integrated over the cells between all kinks and
+    breakpoints. `arrays` are w, b, v, c, in floats or in more digits; `slope` is that of the
+    activation left of 0, and `scale` multiplies the units' sum."""
+    w, b, v, c = ([mp.mpf(x) for x in np.ravel(a)] for a in arrays)
+    slope, scale = mp.mpf(slope), mp.mpf(scale)
+    pieces = [
+        ([mp.mpf(float(x)) for x in g.breakpoints], np.asarray(g.coefficients).tolist())
+        for g in (target, density)
+    ]
+    first, last = (pieces[1][0][i] for i in (0, -1))
+    kinks = [-y / x for x, y in zip(w, b) if x != 0]
+    ends = sorted({x for x in [*kinks, *pieces[0][0], *pieces[1][0]] if first <= x <= last})
+    cells, risk = [], mp.mpf(0)
+    steps = sorted(((-y / x, i) for i, (x, y) in enumerate(zip(w, b)) if x), reverse=True)
+    active = [x < 0 or (x == 0 and y > 0) for x, y in zip(w, b)]
+    slopes = lambda on: mp.mpf(1) if on else slope
+    rise = sum(scale * v[i] * slopes(on) * w[i] for i, on in enumerate(active))
+    at_0 = c[0] + sum(scale * v[i] * slopes(on) * b[i] for i, on in enumerate(active))
+    for left, right in pairwise(ends):
+        while steps and steps[-1][0] <= left:
+            _, i = steps.pop()
+            active[i] = not active[i]
+            change = (slopes(active[i]) - slopes(not active[i])) * scale * v[i]
+            rise, at_0 = rise + change * w[i], at_0 + change * b[i]
+        f, p = (
+            [mp.mpf(a) for a in rows[max(0, min(len(rows), sum(x <= left for x in s)) - 1)]]
+            for s, rows in pieces
+        )
+        r = [-a for a in f] + [mp.mpf(0)] * (2 - len(f))
+        r[0], r[1] = r[0] + at_0, r[1] + rise
+        rp = _product(r, p)
+        risk += _integral(_product(r, rp), left, right)
+        cells.append((left, _integral(rp, left, right), _integral([0, *rp], left, right)))
+    starts = [cell[0] for cell in cells]
+    left0, left1 = ([mp.mpf(0), *accumulate(cell[k] for cell in cells)] for k in (1, 2))
+    total0, total1 = left0[-1], left1[-1]
+    gradient = {"w": [], "b": [], "v": [], "c": [2 * total0]}
+    for x, y, u in zip(w, b, v):
+        k = bisect_left(starts, -y / x) if x else 0
+        rightward = x > 0 or (x == 0 and y > 0)
+        on0, on1 = (s[-1] - s[k] if rightward else s[k] for s in (left0, left1))
+        m0, m1 = (on0 + slope * (total0 - on0), on1 + slope * (total1 - on1))
+        gradient["w"].append(2 * scale * u * m1)
+        gradient["b"].append(2 * scale * u * m0)
+        gradient["v"].append(2 * scale * (x * m1 + y * m0))
+    return risk, gradient
 
 
 def data(net: gflow.ShallowNet, x: np.ndarray, y: np.ndarray) -> Exact:
@@ -151,8 +212,24 @@ def gaussian(net: gflow.ShallowNet, teacher: gflow.ShallowNet) -> Exact:
     return risk, gradient
 
 
+def arrays_of(net: gflow.ShallowNet) -> list[np.ndarray]:
+    return [np.asarray(a) for a in (net.w, net.b, net.v, net.c)]
+
+
 def _parameters(net: gflow.ShallowNet) -> list[list[Any]]:
     return [[mp.mpf(x) for x in np.ravel(a).tolist()] for a in arrays_of(net)]
+
+
+def _product(f: Sequence[Any], g: Sequence[Any]) -> list[Any]:
+    product = [mp.mpf(0)] * (len(f) + len(g) - 1)
+    for i, a in enumerate(f):
+        for j, b in enumerate(g):
+            product[i + j] += a * b
+    return product
+
+
+def _integral(f: Sequence[Any], left: Any, right: Any) -> Any:
+    return sum(a * (right ** (m + 1) - left ** (m + 1)) / (m + 1) for m, a in enumerate(f))
 
 
 def _dot(f: Iterable[Any], g: Iterable[Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffrax
@@ -13,7 +12,7 @@ import numpy as np
 import optimistix as optx
 
 import gflow
-from benchmarks import harness
+from benchmarks import harness, reference_flows
 from benchmarks.kink_solvers import (
     End,
     Field,
@@ -31,7 +30,6 @@ from benchmarks.kink_solvers import (
     with_host,
 )
 
-DATA = Path(__file__).parent.parent / "tests" / "data"
 POPULATION, TANH = "population_w16", "tanh_w16_n40"
 SINES = {10: "sine_w10_n40", 20: "sine_d1_w20_n40", 50: "sine_d1_w50_n100", 100: "sine_w100_n100"}
 SINE = SINES[20]
@@ -118,10 +116,9 @@ def peers(quick: bool) -> Iterator[Way]:
 
 def problem(name: str) -> Problem:
     """The flow of that name, of which neither time nor end are set."""
-    if (file := DATA / f"{name}.npz").exists():
-        with np.load(file) as saved:
-            net = gflow.ShallowNet.from_arrays(*[saved[f"{letter}0"] for letter in "wbvc"])
-            return _from(name, gflow.EmpiricalRisk(saved["X"], saved["y"]), net)
+    if name in reference_flows.NAMES:
+        known = reference_flows.reference_flow(name)
+        return _from(name, known.risk, known.net)
     if name == POPULATION:
         risk = gflow.PopulationRisk(gflow.piecewise.tent(), gflow.piecewise.uniform())
         return _from(name, risk, gflow.ShallowNet(1, 16, key=jax.random.key(0)))

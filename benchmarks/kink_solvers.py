@@ -3,7 +3,7 @@
 import importlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -56,7 +56,11 @@ def flat(net: gflow.ShallowNet) -> np.ndarray:
 
 
 def flow(
-    given: Problem, solver: diffrax.AbstractSolver | None, kinks: str, rtol: float, max_steps=10**6
+    given: Problem,
+    solver: diffrax.AbstractSolver | None,
+    kinks: Literal["locate", "ignore"],
+    rtol: float,
+    max_steps=10**6,
 ) -> End:
     """`solve_flow` to the problem's end."""
     trajectory = gflow.solve_flow(
@@ -86,7 +90,9 @@ def stock(name: str) -> Made:
     return lambda rtol: getattr(diffrax, name)()
 
 
-def with_gflow(given: Problem, made: Made, kinks: str, limit: float) -> tuple[float, Solve]:
+def with_gflow(
+    given: Problem, made: Made, kinks: Literal["locate", "ignore"], limit: float
+) -> tuple[float, Solve]:
     """The compile time, and solves that take about `limit` seconds at most."""
     begin = time.perf_counter()
     probe = lambda: _steps_taken(lambda: flow(given, made(1e-6), kinks, 1e-6, PROBE_STEPS))

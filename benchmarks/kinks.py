@@ -1,9 +1,9 @@
 """Work and precision through ReLU kinks: gflow's located kinks against stock solvers.
 
 A run is the gradient flow of a ReLU network on data from its start to the problem's last time. Its
-error is that of the final parameters, relative, in the Euclidean norm: against the trajectories in
-tests/data, which an independent integrator made, and on the largest problem against gflow's own
-Dopri8 at rtol 1e-11. Every solver has atol = rtol/100.
+error is that of the final parameters, relative, in the Euclidean norm: against the trajectories of
+`benchmarks.reference_flows`, and on the largest problem against gflow's own Dopri8 at rtol 1e-11.
+Every solver has atol = rtol/100.
 
 Peers follow the generalized gradient, ReLU'(0) = 0, as if it were smooth: diffrax through
 `solve_flow(kinks="ignore")`; SciPy, and torchdiffeq and CVODE where installed, with the same field
@@ -15,7 +15,7 @@ tolerances of that solver are not tried.
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffrax
 import equinox as eqx
@@ -32,20 +32,18 @@ from benchmarks.kink_solvers import (
     Problem,
     Solve,
     TimeUp,
-    flat,
     flow,
     hosts,
     stock,
     with_gflow,
     with_host,
 )
+from benchmarks.reference_flows import NAMES as REFERENCES, reference_flow
 from benchmarks.work_precision import draw
 from gflow.app.data import load_table
-from gflow.nonsmooth.shallow.switched import switched
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import split_trainable
 
-DATA = Path(__file__).parent.parent / "tests" / "data"
-REFERENCES = ("diabetes_w16_n60", "sine_d1_w50_n100", "sine_d2_w30_n80", "sine_d1_w20_n40")
 LARGEST = "diabetes_w64_n442"
 # The problems of the summary.
 DIABETES, SINE = REFERENCES[:2]
@@ -72,16 +70,8 @@ COLUMNS = {
 
 
 def reference(name: str) -> Problem:
-    with np.load(DATA / f"{name}.npz") as saved:
-        net, end = (
-            gflow.ShallowNet.from_arrays(*arrays)
-            for arrays in (
-                [saved[f"{letter}0"] for letter in "wbvc"],
-                [saved[letter][-1] for letter in "wbvc"],
-            )
-        )
-        risk = gflow.EmpiricalRisk(saved["X"], saved["y"])
-        return Problem(name, risk, net, float(saved["t"][-1]), flat(end))
+    known = reference_flow(name)
+    return Problem(name, known.risk, known.net, known.t1, known.params[-1])
 
 
 def largest() -> Problem:
@@ -153,11 +143,11 @@ def step_costs(given: Problem, args: Any) -> harness.Row:
     assert log is not None
     span = 0.9 * float(log.time[0])
     trained, frozen = split_trainable(net)
-    fixed = switched(risk, trained, frozen)
+    fixed = ShallowPatternRisk.of(risk, trained, frozen)
     assert fixed is not None
     theta0, _ = ravel_pytree(trained)
 
-    def through(kinks: str) -> harness.Run:
+    def through(kinks: Literal["locate", "ignore"]) -> harness.Run:
         solve = lambda h: gflow.solve_flow(
             risk, net, t1=span, ts=[span], step_size=h, kinks=kinks, max_steps=10**8
         )
@@ -191,7 +181,7 @@ def speedup(given: Problem, args: Any) -> harness.Row:
     """Plain Tsit5 at rtol 1e-6 against gflow at 1e-8, in turns."""
     ends: dict[str, End] = {}
 
-    def run(name: str, kinks: str, rtol: float) -> harness.Run:
+    def run(name: str, kinks: Literal["locate", "ignore"], rtol: float) -> harness.Run:
         _, solve = with_gflow(given, stock("Tsit5"), kinks, args.limit)
         return lambda _: ends.update({name: solve(rtol)})
 

@@ -13,7 +13,12 @@ from gflow.arguments import ArgumentError, finite
 
 
 class Activation(eqx.Module):
-    """An elementwise function sigma with its slope sigma'."""
+    """An elementwise function σ with its slope σ'.
+
+    - `name`: as shown to users, and as `as_activation` reads it where it has a name for it.
+    - `kinked`: whether σ' jumps at 0.
+    - `homogeneous`: whether σ(az) = a σ(z) for a > 0.
+    """
 
     name: eqx.AbstractVar[str]
     kinked: eqx.AbstractVar[bool]
@@ -21,18 +26,18 @@ class Activation(eqx.Module):
 
     @abstractmethod
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """sigma(z), elementwise."""
+        """σ(z), elementwise."""
 
     @abstractmethod
     def slope(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """sigma'(z), elementwise."""
+        """σ'(z), elementwise."""
 
 
 class PiecewiseLinear(Activation):
-    """sigma(z) = z for z > 0 and negative_slope * z otherwise: ReLU (0), leaky ReLU, identity (1).
+    """σ(z) = z for z > 0 and `negative_slope` · z otherwise: ReLU (0), leaky ReLU, identity (1).
 
     At the kink the slope is that of the inactive side, so ReLU'(0) = 0: automatic differentiation
-    gives the generalized gradient of Eberle, Jentzen, Riekert and Weiss (arXiv 2108.08106).
+    computes the generalized gradient of Eberle, Jentzen, Riekert and Weiss (arXiv 2108.08106).
     """
 
     negative_slope: float = eqx.field(static=True)
@@ -61,7 +66,7 @@ class PiecewiseLinear(Activation):
         return z > 0
 
 
-class Smooth(Activation):
+class SmoothActivation(Activation):
     """A smooth activation given by any elementwise function; its slope comes from autodiff."""
 
     function: Callable = eqx.field(static=True)
@@ -86,12 +91,12 @@ NAMED: dict[str, Activation] = {
     "relu": PiecewiseLinear(0.0),
     "leaky_relu": PiecewiseLinear(0.01),
     "identity": PiecewiseLinear(1.0),
-    "tanh": Smooth(jnp.tanh, "tanh"),
-    "sigmoid": Smooth(jax.nn.sigmoid, "sigmoid"),
-    "softplus": Smooth(jax.nn.softplus, "softplus"),
-    "silu": Smooth(jax.nn.silu, "silu"),
-    "gelu": Smooth(jax.nn.gelu, "gelu"),
-    "erf": Smooth(jax.scipy.special.erf, "erf"),
+    "tanh": SmoothActivation(jnp.tanh, "tanh"),
+    "sigmoid": SmoothActivation(jax.nn.sigmoid, "sigmoid"),
+    "softplus": SmoothActivation(jax.nn.softplus, "softplus"),
+    "silu": SmoothActivation(jax.nn.silu, "silu"),
+    "gelu": SmoothActivation(jax.nn.gelu, "gelu"),
+    "erf": SmoothActivation(jax.scipy.special.erf, "erf"),
 }
 _KNOWN_FUNCTIONS = {
     jax.nn.relu: NAMED["relu"],
@@ -103,7 +108,10 @@ _KNOWN_FUNCTIONS = {
 def as_activation(activation: str | Callable) -> Activation:
     """The `Activation` for a name ("relu", "leaky_relu(0.1)", "tanh", ...) or a function.
 
-    `jax.nn.relu` and `jax.nn.leaky_relu` are recognised; any other function is taken to be smooth.
+    `jax.nn.relu`, `jax.nn.leaky_relu` and `jax.nn.identity` are recognised. Any other function is
+    assumed to be smooth.
+
+    **Raises:** `ArgumentError` for an unknown name, and for what is no function.
     """
     if isinstance(activation, Activation):
         return activation
@@ -114,6 +122,6 @@ def as_activation(activation: str | Callable) -> Activation:
             with contextlib.suppress(ValueError):
                 return PiecewiseLinear(float(activation[len("leaky_relu(") : -1]))
     elif callable(activation):
-        return _KNOWN_FUNCTIONS.get(activation) or Smooth(activation)
+        return _KNOWN_FUNCTIONS.get(activation) or SmoothActivation(activation)
     known = ", ".join(NAMED)
     raise ArgumentError("activation", activation, f"a function, or one of {known}")

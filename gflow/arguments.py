@@ -1,4 +1,4 @@
-"""Checks of what users pass in: each names the argument, what came and what was wanted."""
+"""Checks of arguments. Each error names the argument, what was passed and what was wanted."""
 
 import math
 import numbers
@@ -14,7 +14,10 @@ RealScalar = float | int | np.number | Shaped[Array, ""]
 
 
 class ArgumentError(ValueError):
-    """An argument that cannot be used. The message names it, says what came and what was wanted."""
+    """An argument that cannot be used. The message says what was passed and what was wanted.
+
+    - `name`: the argument.
+    """
 
     def __init__(self, name: str, got: Any, wanted: str):
         super().__init__(f"`{name}`: got {_describe(got)}, wanted {wanted}")
@@ -29,21 +32,23 @@ def _describe(value: Any) -> str:
 
 
 def is_concrete(*values: Any) -> bool:
-    """False if an array among the values is traced by JAX, so that its entries are not known."""
+    """False if JAX traces an array among the values, so that its entries are unknown."""
     return not any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(values))
 
 
 class Described(str):
-    """Text for the "got" part of an `ArgumentError` that is shown as it stands."""
+    """Text that an `ArgumentError` shows as it is, instead of the `repr` of a value."""
 
 
-def positive_int(name: str, value: Any, *, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ArgumentError(name, value, f"a whole number of at least {least}")
+def positive_int(name: str, value: Any, *, minimum: int = 1) -> int:
+    """The value as an `int`. Raises `ArgumentError` unless it is a whole number ≥ `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise ArgumentError(name, value, f"a whole number of at least {minimum}")
     return int(value)
 
 
 def positive(name: str, value: Any, *, or_zero: bool = False) -> float:
+    """The value as a `float`. Raises `ArgumentError` unless it is finite and positive (or zero)."""
     wanted = "a finite number, zero or more" if or_zero else "a finite positive number"
     number = finite(name, value, wanted=wanted)
     if number < 0 or (number == 0 and not or_zero):
@@ -52,6 +57,7 @@ def positive(name: str, value: Any, *, or_zero: bool = False) -> float:
 
 
 def finite(name: str, value: Any, *, wanted: str = "a finite number") -> float:
+    """The value as a `float`. Raises `ArgumentError` unless it is a finite number."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -62,6 +68,7 @@ def finite(name: str, value: Any, *, wanted: str = "a finite number") -> float:
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> str:
+    """The value. Raises `ArgumentError` unless it is one of these strings."""
     known = list(known)
     if value not in known:
         raise ArgumentError(name, value, "one of " + ", ".join(repr(k) for k in known))
@@ -69,7 +76,7 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> str:
 
 
 def finite_entries(name: str, array: np.ndarray) -> None:
-    """Raises if `array` has an entry that is NaN or infinite, and says where the first one is."""
+    """Raises `ArgumentError` if an entry is NaN or infinite, with the place of the first one."""
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         at = tuple(int(i) for i in bad[0])

@@ -24,7 +24,7 @@ from gflow.parameters import split_trainable
 from gflow.progress import progress_bar
 from gflow.recording import States, finish, record as record_trajectory, truncated, with_retry
 from gflow.results import RESULTS
-from gflow.trajectory import Trajectory
+from gflow.trajectory import Net, Trajectory
 
 # Recorded steps between pauses for the progress bar; also keeps shapes, and so compilations, few.
 _PIECE = 8
@@ -33,7 +33,7 @@ _PADDED_TO = 64
 
 def descend(
     risk: Callable[[Any], Array],
-    net: PyTree,
+    net: Net,
     optimiser: Callable | optax.GradientTransformation = optax.sgd,
     *,
     step_size: RealScalar,
@@ -44,7 +44,7 @@ def descend(
     trainable: Sequence[str] | PyTree | None = None,
     progress: bool = False,
     throw: bool = True,
-) -> Trajectory:
+) -> Trajectory[Net]:
     r"""Gradient descent, or any optax optimiser, on a risk from a network:
 
     $$\theta_{k+1} = \theta_k + u(G(\theta_k)), \qquad t_k = k\,h,$$
@@ -83,13 +83,14 @@ def descend(
     trained, frozen = split_trainable(net, trainable)
     dtype = jax.tree.leaves(trained)[0].dtype
     h = jnp.asarray(step_size, dtype)
-    problem = _Problem(risk, trained, frozen, optimiser, h, batch_size, key)
+    problem = DescentProblem(risk, trained, frozen, optimiser, h, batch_size, key)
 
     run = _run_in_pieces if progress else _run_whole
-    state, rows = run(problem, jnp.asarray(marks))
-    trajectory = with_retry(lambda: _record(problem, rows, state, _method(optimiser, batch_size)))
-    if is_concrete(rows.count):
-        trajectory = truncated(trajectory, int(rows.count))
+    state, recorded = run(problem, jnp.asarray(marks))
+    method = _method(optimiser, batch_size)
+    trajectory = with_retry(lambda: _record(problem, recorded, state, method))
+    if is_concrete(recorded.num_filled):
+        trajectory = truncated(trajectory, int(recorded.num_filled))
     return finish(trajectory, throw=throw)
 
 
@@ -99,7 +100,7 @@ def _method(optimiser, batch_size: int | None) -> str:
     return method if batch_size is None else f"{method}, minibatches of {batch_size}"
 
 
-class _Problem(eqx.Module):
+class DescentProblem(eqx.Module):
     risk: Any
     trained: PyTree
     frozen: PyTree
@@ -108,12 +109,12 @@ class _Problem(eqx.Module):
     batch_size: int | None = eqx.field(static=True)
     key: PRNGKeyArray | None
 
-    def start(self) -> "_State":
+    def start(self) -> "DescentState":
         no = jnp.zeros((), self.step_size.dtype)
         opt_state = self._transformation().init(self.trained)
-        return _State(jnp.asarray(0), self.trained, opt_state, no, jnp.asarray(True))
+        return DescentState(jnp.asarray(0), self.trained, opt_state, no, jnp.asarray(True))
 
-    def step(self, state: "_State") -> "_State":
+    def step(self, state: "DescentState") -> "DescentState":
         """One step; a step that is not finite is not taken."""
         value_of = lambda params: self._value(params, state.step)
         value, gradient = jax.value_and_grad(value_of)(state.params)
@@ -128,7 +129,7 @@ class _Problem(eqx.Module):
                 value_fn=value_of,
             )
         squared = squared_norm(updates)
-        new = _State(
+        new = DescentState(
             state.step + 1,
             optax.apply_updates(state.params, updates),
             opt_state,
@@ -153,7 +154,7 @@ class _Problem(eqx.Module):
         return optax.with_extra_args_support(given)
 
 
-class _State(NamedTuple):
+class DescentState(NamedTuple):
     step: Any
     params: PyTree
     opt_state: PyTree
@@ -161,38 +162,44 @@ class _State(NamedTuple):
     finite: Any
 
 
-class _Rows(NamedTuple):
-    """States at recorded steps; the first `count` are filled."""
+class DescentRows(NamedTuple):
+    """States at recorded steps."""
 
     steps: Int[Array, " times"]
     params: PyTree
     dissipated: Float[Array, " times"]
-    count: Any
+
+
+class RecordedDescent(NamedTuple):
+    """The recorded states, of which the first `num_filled` count, and how the descent ended."""
+
+    rows: DescentRows
+    num_filled: Any
     result: RESULTS
 
 
 @eqx.filter_jit
-def _run(problem: _Problem, state: _State, marks: Int[Array, " times"]):
-    def to_mark(state: _State, mark):
+def _run(problem: DescentProblem, state: DescentState, marks: Int[Array, " times"]):
+    def to_mark(state: DescentState, mark):
         unfinished = lambda s: (s.step < mark) & s.finite
         state = jax.lax.while_loop(unfinished, lambda s: problem.step(s), state)
-        return state, (state.step, state.params, state.dissipated)
+        return state, DescentRows(state.step, state.params, state.dissipated)
 
-    state, (steps, params, dissipated) = jax.lax.scan(to_mark, state, marks)
+    state, rows = jax.lax.scan(to_mark, state, marks)
     # After divergence every further row repeats the last finite state; one of them is kept.
     result = RESULTS.where(state.finite, RESULTS.successful, RESULTS.diverged)
-    new = jnp.append(True, steps[1:] > steps[:-1])
-    return state, _Rows(steps, params, dissipated, jnp.sum(new), result)
+    new = jnp.append(True, rows.steps[1:] > rows.steps[:-1])
+    return state, RecordedDescent(rows, jnp.sum(new), result)
 
 
-def _run_whole(problem: _Problem, marks):
+def _run_whole(problem: DescentProblem, marks):
     return _run(problem, _start(problem), marks)
 
 
-_start = eqx.filter_jit(_Problem.start)
+_start = eqx.filter_jit(DescentProblem.start)
 
 
-def _run_in_pieces(problem: _Problem, marks):
+def _run_in_pieces(problem: DescentProblem, marks):
     """The same run with pauses, about one a second, to show where it is."""
     state, pieces, result, first = _start(problem), [], RESULTS.successful, 0
     budget, h = 64, float(problem.step_size)
@@ -206,13 +213,13 @@ def _run_in_pieces(problem: _Problem, marks):
                 stops = part if len(part) else jnp.asarray([before + budget])
                 padding = jnp.full(_PIECE - len(stops), stops[-1])
                 start = time.perf_counter()
-                state, rows = _run(problem, state, jnp.append(stops, padding))
+                state, recorded = _run(problem, state, jnp.append(stops, padding))
                 steps, seconds = int(state.step) - before, time.perf_counter() - start
-                count = min(int(rows.count), len(stops))
-                result = rows.result
+                count = min(int(recorded.num_filled), len(stops))
+                result = recorded.result
                 diverged = not bool(result == RESULTS.successful)
                 if len(part) or diverged:
-                    pieces.append(jax.tree.map(lambda a, n=count: a[:n], rows[:3]))
+                    pieces.append(jax.tree.map(lambda a, n=count: a[:n], recorded.rows))
                 first += len(part)
                 budget = max(64, min(4 * budget, int(steps / max(seconds, 1e-9))))
                 bar.advance(steps, f"t = {int(state.step) * h:.4g}")
@@ -223,21 +230,27 @@ def _run_in_pieces(problem: _Problem, marks):
     return state, _join(pieces, len(marks), problem, result)
 
 
-def _join(pieces, times: int, problem: _Problem, result: RESULTS) -> _Rows:
+def _join(
+    pieces: list[DescentRows], times: int, problem: DescentProblem, result: RESULTS
+) -> RecordedDescent:
+    """The pieces as one, padded so that few lengths are compiled."""
     if not pieces:
-        first = (jnp.zeros(1, int), jax.tree.map(lambda a: a[None], problem.trained))
-        pieces = [(*first, jnp.zeros(1, problem.step_size.dtype))]
+        start = jax.tree.map(lambda a: a[None], problem.trained)
+        pieces = [DescentRows(jnp.zeros(1, int), start, jnp.zeros(1, problem.step_size.dtype))]
     filled = jax.tree.map(lambda *a: np.concatenate(a), *pieces)
     times = -(-times // _PADDED_TO) * _PADDED_TO
-    steps, params, dissipated = jax.tree.map(
+    rows = jax.tree.map(
         lambda a: jnp.asarray(np.pad(a, [(0, times - len(a))] + [(0, 0)] * (a.ndim - 1), "edge")),
         filled,
     )
-    return _Rows(steps, params, dissipated, len(filled[0]), result)
+    return RecordedDescent(rows, len(filled.steps), result)
 
 
 @eqx.filter_jit
-def _record(problem: _Problem, rows: _Rows, state: _State, method: str) -> Trajectory:
+def _record(
+    problem: DescentProblem, recorded: RecordedDescent, state: DescentState, method: str
+) -> Trajectory:
+    rows = recorded.rows
     return record_trajectory(
         problem.risk,
         problem.trained,
@@ -252,7 +265,7 @@ def _record(problem: _Problem, rows: _Rows, state: _State, method: str) -> Traje
             "num_field_evaluations": jnp.asarray(state.step),
             "step_size": problem.step_size,
         },
-        result=rows.result,
+        result=recorded.result,
         kind="descent",
         method=method,
     )
@@ -260,7 +273,7 @@ def _record(problem: _Problem, rows: _Rows, state: _State, method: str) -> Traje
 
 def _marks(record, num_steps: int) -> np.ndarray:
     if isinstance(record, (int, np.integer)):
-        count = positive_int("record", record, least=2)
+        count = positive_int("record", record, minimum=2)
         # From the end, since of a single place geomspace gives its start.
         marks = np.geomspace(num_steps, 1, min(count, num_steps + 1) - 1).round().astype(int)
         return np.unique(np.append(0, marks))

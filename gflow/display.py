@@ -5,13 +5,13 @@ from collections.abc import Mapping
 
 
 def fact_lines(title: str, facts: Mapping[str, str]) -> str:
-    """A title, and below it one indented line for each fact."""
+    """A title, followed by one indented line for each fact."""
     width = max(map(len, facts))
     return "\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in facts.items())])
 
 
 def fact_table(facts: Mapping[str, str], *, caption: str = "", css_class: str = "") -> str:
-    """A table with one row for each fact."""
+    """An HTML table with one row for each fact."""
     left = ' style="text-align:left"'
     rows = "".join(
         f"<tr><th{left}>{html.escape(name)}</th><td{left}>{html.escape(str(text))}</td></tr>"

@@ -1,4 +1,4 @@
-"""Ctrl-C between the pieces of a computation."""
+"""Ctrl-C during a long computation."""
 
 import signal
 import threading
@@ -8,9 +8,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def noted_interrupts() -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C is pressed; pressed again, that raises `KeyboardInterrupt`.
+    """A list, empty until Ctrl-C is pressed. A second Ctrl-C raises `KeyboardInterrupt`.
 
-    An exception raised at any place could be lost in what runs there, or leave half a state.
+    The computation looks at the list at places where its state is complete: an exception raised
+    elsewhere could be swallowed there, or leave the state half updated. Outside the main thread the
+    list stays empty.
     """
     noted: list[int] = []
     before = signal.getsignal(signal.SIGINT)

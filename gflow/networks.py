@@ -1,7 +1,7 @@
 """Networks with one hidden layer."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -11,9 +11,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from gflow.activations import Activation, as_activation
 from gflow.arguments import ArgumentError, one_of, positive, positive_int
 
+InitName = Literal["he", "standard_normal", "ntk", "mean_field"]
+
 
 class Initialisation(NamedTuple):
-    """Standard deviations of independent centred normal entries, and the output scale."""
+    """Standard deviations of the independent, centred, normal entries, and the output scale."""
 
     w: float
     b: float
@@ -29,7 +31,7 @@ def named_initialisation(name: str, in_size: int, width: int) -> Initialisation:
         "standard_normal": Initialisation(1.0, 1.0, 1.0, 1.0, 1.0),
         "ntk": Initialisation(1.0, 1.0, 1.0, 0.0, width**-0.5),
         "mean_field": Initialisation(1.0, 1.0, 1.0, 0.0, 1 / width),
-    }[one_of("init", name, ("he", "standard_normal", "ntk", "mean_field"))]
+    }[one_of("init", name, get_args(InitName))]
 
 
 class ShallowNet(eqx.Module):
@@ -39,7 +41,7 @@ class ShallowNet(eqx.Module):
 
     with `w` of shape (width, in_size), `b` (width,), `v` (width,) and `c` () for scalar output,
     `v` (width, k) and `c` (k,) for `out_size=k`. `b` and `c` are None without biases. The output
-    scale s (`output_scale`) is a fixed number that is not trained.
+    scale s (`output_scale`) is a fixed number.
 
     **Arguments:**
 
@@ -56,11 +58,15 @@ class ShallowNet(eqx.Module):
         | "mean_field" (Mei et al., arXiv 1804.06561) | 1 | 1 | 1 | 0 | 1/width |
 
       or a function `(key, in_size, width, out_size) -> (w, b, v, c)`.
-    - `scale`: multiplies all drawn parameters (small values: feature learning, saddle to saddle).
+    - `scale`: a factor of all drawn parameters. Small values give feature learning, from saddle to
+      saddle.
     - `activation`: a name ("relu", "leaky_relu(0.1)", "tanh", "erf", ...) or a function.
-    - `output_scale`: s; None for that of the initialisation.
-    - `use_bias`: False leaves out b and c.
-    - `dtype`: of the parameters; JAX's default float if None.
+    - `output_scale`: s, by default that of the initialisation.
+    - `use_bias`: False for a network without b and c.
+    - `dtype`: the floating type of the parameters, by default JAX's.
+
+    **Raises:** `ArgumentError` (a `ValueError`) for arguments out of range, unknown names, and a
+    function `init` whose arrays do not fit together.
 
     ??? example
 
@@ -92,7 +98,7 @@ class ShallowNet(eqx.Module):
         *,
         key: PRNGKeyArray,
         activation: str | Callable = "relu",
-        init: str | Callable = "he",
+        init: InitName | Callable = "he",
         scale: float = 1.0,
         output_scale: float | None = None,
         use_bias: bool = True,
@@ -168,16 +174,16 @@ class ShallowNet(eqx.Module):
         return z if self.b is None else z + self.b
 
     def __call__(self, x: Float[Array, " in"]) -> Float[Array, ""] | Float[Array, " out"]:
-        """N(x) for one input x of shape (in_size,); use `jax.vmap(net)` for many."""
+        """N(x) for one input x of shape (in_size,). `jax.vmap(net)` takes many."""
         a = self.activation(self.preactivations(x))
         y = a @ (self.output_scale * self.v)
         return y if self.c is None else y + self.c
 
     def balance(self) -> Float[Array, " width"]:
-        """‖w_i‖² + b_i² − ‖v_i‖² for each unit i, which gradient flow keeps constant.
+        """‖w_i‖² + b_i² − ‖v_i‖² for each unit i.
 
-        True for any data and loss if the activation is positively homogeneous (ReLU, leaky ReLU,
-        identity); Du, Hu and Lee, arXiv 1806.00900.
+        Gradient flow keeps it constant, for any data and loss, if the activation is positively
+        homogeneous (ReLU, leaky ReLU, identity); Du, Hu and Lee, arXiv 1806.00900.
         """
         return self.incoming_squares() - jnp.sum(self.v.reshape(self.width, -1) ** 2, axis=1)
 
@@ -219,4 +225,4 @@ def _check_shapes(net: ShallowNet) -> None:
     for name, wanted in (("b", (width,)), ("v", (width, *out)), ("c", out)):
         array = getattr(net, name)
         if array is not None and array.shape != wanted:
-            raise ArgumentError(name, array, f"shape {wanted} to go with w {net.w.shape}")
+            raise ArgumentError(name, array, f"shape {wanted}, to fit w of shape {net.w.shape}")

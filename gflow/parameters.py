@@ -1,6 +1,6 @@
-"""Which parameters of a network are trained, and where they stand in the flat vector θ."""
+"""The trained parameters of a network, and their places in the flat vector θ."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -14,10 +14,13 @@ from gflow.arguments import ArgumentError, Described
 
 
 def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None):
-    """Splits a network in its trained parameters and the rest; `eqx.combine` joins them again.
+    """The trained parameters of a network and the rest, as two pytrees; `eqx.combine` joins them.
 
     `trainable` is None (every floating-point array), names of fields of the network such as
     `("v", "c")`, or an equinox filter specification (a pytree of booleans, or a prefix of one).
+
+    **Raises:** `ArgumentError` for unknown names, a choice without floating-point arrays, and
+    trained arrays of several types.
     """
     spec = trainable
     if trainable is None:
@@ -51,11 +54,11 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
 class ParameterLayout:
     """The flat vector θ of trained parameters, in the order of `jax.flatten_util.ravel_pytree`.
 
-    For a `ShallowNet` these are w by units, b, v by units, and c, those that are trained.
+    For a `ShallowNet` the order is w (unit by unit), b, v (unit by unit), c, if trained.
 
     - `size`: the length of θ.
-    - `places`: the trained part of the network with the index in θ of each entry in its place, so
-      that `theta[places.w[i]]` is w_i; None where an array is not trained.
+    - `places`: the trained part of the network, each entry replaced by its index in θ:
+      `theta[places.w[i]]` is w_i. None where an array is not trained.
     """
 
     def __init__(self, trained: PyTree):
@@ -68,19 +71,25 @@ class ParameterLayout:
     def of_units(
         self, units: Iterable[int], names: Sequence[str] = ("w", "b")
     ) -> Bool[np.ndarray, " size"]:
-        """Which entries of θ belong to these arrays of some units."""
+        """True for the entries of θ that belong to these units, in the arrays of these names."""
         chosen, rows = np.zeros(self.size, bool), np.array(list(units), int)
         for name in names:
             if (places := getattr(self.places, name)) is not None:
                 chosen[places[rows]] = True
         return chosen
 
+    def assembled(self, by_name: Mapping[str, Array], lead: tuple[int, ...]) -> Array:
+        """The trained ones of these arrays, which have the same leading axes, as vectors by θ."""
+        names = [name for name in by_name if getattr(self.places, name) is not None]
+        names.sort(key=lambda name: getattr(self.places, name).flat[0])
+        return jnp.concatenate([by_name[name].reshape(*lead, -1) for name in names], axis=-1)
+
 
 def flat(trained: PyTree) -> Float[Array, " size"]:
-    """θ."""
+    """θ, the trained parameters as one vector."""
     return ravel_pytree(trained)[0]
 
 
 def unflat(like: PyTree, theta: Float[Array, " size"]) -> PyTree:
-    """θ as the trained part of a network that is like this one."""
+    """θ as a pytree of the same structure as `like`, the trained part of a network."""
     return ravel_pytree(like)[1](jnp.asarray(theta))

@@ -1,4 +1,9 @@
-"""Piecewise polynomials of one variable: targets, and densities of inputs."""
+"""Piecewise polynomials of one variable: targets, and densities of inputs.
+
+SciPy's `PPoly` neither multiplies nor runs under JAX, and its coefficients are local to the pieces.
+Here they are those of the global x; integrals and changes of variable are rational arithmetic,
+rounded once.
+"""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -21,12 +26,15 @@ class PiecewisePolynomial(eqx.Module):
     - `breakpoints`: s, shape (k+1,), increasing.
     - `coefficients`: a, shape (k, degree+1): of 1, x, x², … on each of the k pieces.
 
-    Outside of the breakpoints the first and the last piece go on. At an inner breakpoint the piece
-    to the right counts.
+    Beyond the breakpoints the first and the last polynomial continue. At an inner breakpoint the
+    polynomial to its right counts.
 
-    `f + g`, `f - g` and `f * g`, with a number or a piecewise polynomial on the same interval, are
-    piecewise polynomials on all breakpoints of both. These, and all methods but the call itself,
-    run on the host: not under `jax.jit`.
+    `f + g`, `f - g` and `f * g`, for a number g or a piecewise polynomial on the same interval,
+    have the breakpoints of both. Only the call runs under `jax.jit`; arithmetic and the other
+    methods run on the host.
+
+    **Raises:** `ArgumentError` for breakpoints that do not increase, coefficients of another shape,
+    and entries that are not finite.
     """
 
     breakpoints: Float[Array, " breakpoints"]
@@ -50,7 +58,7 @@ class PiecewisePolynomial(eqx.Module):
 
     @property
     def degree(self) -> int:
-        """The largest degree of a piece, by the shape of the coefficients."""
+        """The largest degree that the shape of the coefficients allows."""
         return self.coefficients.shape[1] - 1
 
     def __call__(self, x: Any) -> Float[Array, "..."]:
@@ -64,15 +72,15 @@ class PiecewisePolynomial(eqx.Module):
         return value
 
     def refined(self, breakpoints: Any) -> "PiecewisePolynomial":
-        """The same function on these breakpoints, which hold its own ones between them.
+        """The same function on other breakpoints, which must include its own between their ends.
 
-        They may also begin or end elsewhere, where the first and the last piece go on or stop.
+        If they begin or end elsewhere, the first and the last polynomial are extended or cut off.
         """
         s, own = np.asarray(breakpoints, float), np.asarray(self.breakpoints)
         missing = [x for x in own[1:-1] if s[0] < x < s[-1] and x not in s]
         if missing:
             got = Described(f"none at {missing[0]:g}")
-            raise ArgumentError("breakpoints", got, "also those of the function")
+            raise ArgumentError("breakpoints", got, "those of the function among them")
         pieces = np.searchsorted(own[1:-1], s[:-1], side="right")
         return PiecewisePolynomial(s, np.asarray(self.coefficients)[pieces])
 
@@ -112,7 +120,7 @@ class PiecewisePolynomial(eqx.Module):
         return (-self) + other
 
     def derivative(self) -> "PiecewisePolynomial":
-        """The derivative piece by piece; jumps of the function do not show."""
+        """The derivative of each polynomial; jumps of the function are ignored."""
         a = np.asarray(self.coefficients)
         slopes = a[:, 1:] * np.arange(1, a.shape[1])
         return PiecewisePolynomial(self.breakpoints, slopes if a.shape[1] > 1 else 0 * a)
@@ -158,7 +166,7 @@ def _shifted(row: Sequence[Fraction], by: Fraction) -> list[Fraction]:
 
 
 def _moment(f: PiecewisePolynomial, power: int, absolute: bool = False) -> Fraction:
-    """∫ x^power f, exactly; or of the sum of the terms' sizes, with the rounding of f in scale."""
+    """∫ x^power f, exactly; if `absolute`, a bound of ∫ Σ |a_m x^(m + power)|, its terms."""
     s = [Fraction(float(x)) for x in f.breakpoints]
     total = Fraction(0)
     for left, right, row in zip(s, s[1:], _fractions(f)):
@@ -175,8 +183,8 @@ def _moment(f: PiecewisePolynomial, power: int, absolute: bool = False) -> Fract
 def from_ppoly(ppoly: interpolate.PPoly) -> PiecewisePolynomial:
     """The piecewise polynomial of a SciPy `PPoly`, such as a spline, between its breakpoints.
 
-    The coefficients, which SciPy keeps local to the pieces, are shifted exactly and rounded once.
-    Breakpoints that repeat are left out.
+    SciPy's coefficients, which are local to each piece, are shifted exactly and rounded once.
+    Repeated breakpoints are dropped.
     """
     if not isinstance(ppoly, interpolate.PPoly) or ppoly.c.ndim != 2:
         raise ArgumentError("ppoly", Described(type(ppoly).__name__), "a PPoly of one output")
@@ -194,10 +202,10 @@ def from_ppoly(ppoly: interpolate.PPoly) -> PiecewisePolynomial:
 def through(
     x: Any, y: Any, kind: Literal["linear", "cubic", "monotone"] = "cubic"
 ) -> PiecewisePolynomial:
-    """The interpolation of points with increasing x, both of shape (n,).
+    """The function that interpolates points with increasing x; x and y have shape (n,).
 
-    "linear"; "cubic", the spline with continuous second derivative; "monotone", cubic without
-    overshoot (`PchipInterpolator` of SciPy).
+    `kind` is "linear", "cubic" (the spline with continuous second derivative) or "monotone" (cubic
+    without overshoot, SciPy's `PchipInterpolator`).
     """
     one_of("kind", kind, ("linear", "cubic", "monotone"))
     x, y = (np.asarray(a, dtype=float) for a in (x, y))
@@ -229,7 +237,7 @@ def absolute_value() -> PiecewisePolynomial:
 
 
 def step() -> PiecewisePolynomial:
-    """0 left of 0 and 1 from there on, on [−1, 1]."""
+    """0 for x < 0 and 1 for x ≥ 0, on [−1, 1]."""
     return PiecewisePolynomial([-1, 0, 1], [[0], [1]])
 
 
@@ -249,7 +257,7 @@ def zigzag() -> PiecewisePolynomial:
 
 
 def wave() -> PiecewisePolynomial:
-    """4x(1 + x) left of 0 and 4x(1 − x) from there on, on [−1, 1]: one period of a smooth wave."""
+    """4x(1 + x) for x < 0 and 4x(1 − x) for x ≥ 0, on [−1, 1]: one period of a C¹ wave."""
     return PiecewisePolynomial([-1, 0, 1], [[0, 4, 4], [0, 4, -4]])
 
 
@@ -259,7 +267,7 @@ NAMED: dict[str, Callable[[], PiecewisePolynomial]] = {
 
 
 def named(name: str) -> PiecewisePolynomial:
-    """The piecewise polynomial of that name: one of `NAMED`."""
+    """The piecewise polynomial of this name, one of `NAMED`."""
     return NAMED[one_of("name", name, NAMED)]()
 
 
@@ -272,9 +280,9 @@ def uniform(a: RealScalar = -1.0, b: RealScalar = 1.0) -> PiecewisePolynomial:
 def triangular(
     a: RealScalar = -1.0, b: RealScalar = 1.0, mode: RealScalar | None = None
 ) -> PiecewisePolynomial:
-    """The density on [a, b] that rises from 0 at a to the mode and falls to 0 at b.
+    """The density on [a, b] that is affine on both sides of its mode and 0 at a and b.
 
-    Both parts are affine; the mode is the middle if None, and may be a or b.
+    The mode is the middle by default. If it is a or b, the density is positive there.
     """
     a, b = _interval(a, b)
     mode = (a + b) / 2 if mode is None else finite("mode", mode)
@@ -299,12 +307,12 @@ def parabolic(a: RealScalar = -1.0, b: RealScalar = 1.0) -> PiecewisePolynomial:
 
 
 def histogram(breakpoints: Any, masses: Any) -> PiecewisePolynomial:
-    """The density that is constant on each piece, with these masses, scaled to sum one."""
+    """The density that is constant between breakpoints, with these masses, scaled to sum to one."""
     s, masses = np.asarray(breakpoints, float), np.asarray(masses, float)
     if masses.ndim != 1 or not np.isfinite(masses).all() or np.any(masses < 0) or not masses.any():
         raise ArgumentError("masses", Described(f"{masses}"), "numbers ≥ 0, not all of them 0")
     if s.shape != (len(masses) + 1,):
-        wanted = f"shape ({len(masses) + 1},), the ends of the pieces"
+        wanted = f"shape ({len(masses) + 1},), the ends of the bins"
         raise ArgumentError("breakpoints", Described(f"shape {s.shape}"), wanted)
     return PiecewisePolynomial(s, (masses / masses.sum() / np.diff(s))[:, None])
 
@@ -315,15 +323,15 @@ DENSITIES: dict[str, Callable[..., PiecewisePolynomial]] = {
 
 
 def named_density(name: str, a: RealScalar = -1.0, b: RealScalar = 1.0) -> PiecewisePolynomial:
-    """The density of that name, one of `DENSITIES`, on [a, b]."""
+    """The density of this name, one of `DENSITIES`, on [a, b]."""
     return DENSITIES[one_of("density", name, DENSITIES)](a, b)
 
 
 def check_density(density: PiecewisePolynomial) -> None:
-    r"""Raises `ArgumentError` unless p ≥ 0 and ∫p = 1, and says by how much it is not so.
+    r"""Raises `ArgumentError` unless p ≥ 0 and ∫p = 1; the message says by how much p fails.
 
-    Both are computed from the coefficients without rounding, and held to 4096 units of rounding
-    (9e-13 for float64) of the terms: of $\sum_m |a_m x^m|$, and of its integral.
+    Both are computed from the coefficients without rounding. Allowed are 4096 units of rounding
+    (9e-13 for float64) of the sum of terms $\sum_m |a_m x^m|$, and of its integral.
     """
     tolerance = 4096 * Fraction(float(np.finfo(density.coefficients.dtype).eps))
     off, size = _moment(density, 0) - 1, _moment(density, 0, absolute=True)

@@ -4,12 +4,12 @@ import sys
 from contextlib import contextmanager
 
 
-class _Silent:
+class _SilentBar:
     def advance(self, amount: int, postfix: str) -> None:
         pass
 
 
-class _Bar:
+class _TqdmBar:
     def __init__(self, bar):
         self._bar = bar
 
@@ -20,17 +20,20 @@ class _Bar:
 
 @contextmanager
 def progress_bar(total: int | None, title: str):
-    """A bar with `advance(amount, postfix)`; silent for a `total` of None, where standard error is
-    not a terminal, and where tqdm (the extra `gflow-jax[app]`) is not installed."""
+    """A bar with the method `advance(amount, postfix)`.
+
+    It shows nothing if `total` is None, if standard error is not a terminal, or if tqdm (the extra
+    `gflow-jax[app]`) is not installed.
+    """
     if total is None:
-        yield _Silent()
+        yield _SilentBar()
         return
     try:
         from tqdm import tqdm
     except ImportError:
-        yield _Silent()
+        yield _SilentBar()
         return
     shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     with tqdm(total=total, desc=title, disable=None, leave=False, bar_format=shape) as bar:
-        yield _Bar(bar) if not bar.disable else _Silent()
+        yield _TqdmBar(bar) if not bar.disable else _SilentBar()
     sys.stderr.flush()

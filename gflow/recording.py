@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from gflow.arguments import is_concrete
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.gradients import squared_norm
-from gflow.results import GOOD, RESULTS
+from gflow.results import RESULTS, SUCCESSES
 from gflow.trajectory import Diagnostics, Trajectory, TrajectoryError
 
 
@@ -109,5 +109,5 @@ def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:
         if not trajectory.succeeded:
             raise TrajectoryError(trajectory)
         return trajectory
-    good = jnp.stack([trajectory.result == getattr(RESULTS, name) for name in GOOD]).any()
+    good = jnp.stack([trajectory.result == getattr(RESULTS, name) for name in SUCCESSES]).any()
     return trajectory.result.error_if(trajectory, ~good)

@@ -4,40 +4,39 @@ import equinox as eqx
 
 
 class RESULTS(eqx.Enumeration):
-    """How a run ended. The message says what happened and, after trouble, what to try."""
+    """How a run ended. Each message says what happened and, after a failure, what to try."""
 
     successful = "reached its end"
     repelled = (
-        "reached its end, along one of several solutions: at the start, or where the output weight "
-        "of a sliding unit passed 0, it was on a kink that the flow leaves to either side, and "
-        "left to the inactive side, as ReLU'(0) = 0 has it. A bias raised by a rounding or so at "
-        "the start gives another"
+        "reached its end, along one of several solutions: at the start, or when the output weight "
+        "of a sliding unit passed 0, the flow could leave a kink to either side. It took the "
+        "inactive side, since ReLU'(0) = 0. A bias raised by about one rounding selects another"
     )
-    reached_grad_norm = "stopped early: the gradient norm fell to the value asked for"
-    reached_risk = "stopped early: the risk fell to the value asked for"
+    reached_grad_norm = "stopped early: the gradient norm fell to the requested value"
+    reached_risk = "stopped early: the risk fell to the requested value"
     reached_progress = (
         "stopped early: the flow has settled. At its present speed the risk would fall by at most "
-        "the share asked for in the next decade of time"
+        "the requested fraction in the next decade of time"
     )
     reached_param_norm = (
-        "stopped early: the parameter norm grew to the value asked for, while the risk still fell. "
-        "Far beyond the start, the weights are on their way to infinity"
+        "stopped early: the parameter norm grew to the requested value, while the risk still fell. "
+        "A value far above that of the start indicates weights that diverge to infinity"
     )
     max_steps_reached = (
         "the step budget `max_steps` ran out before t1. Raise it, loosen `rtol` and `atol`, or "
-        "shorten t1. Kinks of ReLU and stiffness both make the steps small"
+        "shorten t1. Both kinks of ReLU and stiffness make the steps small"
     )
     max_kinks_reached = (
-        "the budget of kinks `max_kinks` ran out before t1. Raise it; kinks that pile up at one "
-        "time point at a degenerate place, which other initial values avoid"
+        "the kink budget `max_kinks` ran out before t1. Raise it. Many kinks at one time indicate "
+        "a degenerate configuration; try another initialisation"
     )
     step_size_underflow = (
-        "the step size shrank to nothing: the field jumps, or becomes infinite or NaN just ahead. "
+        "the step size fell below rounding: the field jumps, or is infinite or NaN just ahead. "
         "Look at the last saved network, loosen `rtol` and `atol`, or use float64"
     )
     nonfinite = (
-        "the risk or its gradient is infinite or NaN. Look at the last saved network: a loss that "
-        "overflows, or weights that diverge; `stop=Stop(param_norm=...)` ends such a run in time"
+        "the risk or its gradient is infinite or NaN. Look at the last saved network: the loss "
+        "overflows, or the weights diverge; `stop=Stop(param_norm=...)` ends such a run in time"
     )
     diverged = (
         "the descent diverged: the risk or its gradient became infinite or NaN. Use a smaller step "
@@ -46,7 +45,7 @@ class RESULTS(eqx.Enumeration):
     interrupted = "interrupted from the keyboard"
 
 
-GOOD = (
+SUCCESSES = (
     "successful",
     "repelled",
     "reached_grad_norm",
@@ -54,7 +53,7 @@ GOOD = (
     "reached_progress",
     "reached_param_norm",
 )
-TROUBLE = (
+FAILURES = (
     "max_steps_reached",
     "max_kinks_reached",
     "step_size_underflow",
@@ -62,4 +61,4 @@ TROUBLE = (
     "diverged",
     "interrupted",
 )
-RESULT_NAMES = GOOD + TROUBLE
+RESULT_NAMES = SUCCESSES + FAILURES

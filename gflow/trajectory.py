@@ -12,7 +12,7 @@ from gflow.arguments import is_concrete
 from gflow.display import fact_lines, fact_table
 from gflow.export import as_dataset
 from gflow.kink_log import KinkLog
-from gflow.results import GOOD, RESULT_NAMES, RESULTS
+from gflow.results import RESULT_NAMES, RESULTS, SUCCESSES
 
 if TYPE_CHECKING:
     import xarray
@@ -109,7 +109,7 @@ class Trajectory(eqx.Module, Generic[Net]):
     @property
     def succeeded(self) -> bool:
         """True if the run reached its end or a stop that was asked for."""
-        return self.result_name in GOOD
+        return self.result_name in SUCCESSES
 
     def __len__(self) -> int:
         return self.ts.shape[0]

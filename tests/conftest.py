@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import config as jaxtyping_config, install_import_hook
 
 # Compilation is most of the time, and these flags make it three times shorter; `XLA_FLAGS= make
 # test` tests the defaults. Notebooks and child processes inherit the environment.
@@ -20,6 +20,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
+pytest.register_assert_rewrite("tests.helpers")
+
 with install_import_hook("gflow", "beartype.beartype"):
     import gflow
     import gflow.app.experiment
@@ -33,6 +35,15 @@ def _programs_of_one_module_only():
     """Each compiled program keeps pages mapped, and Linux allows a process some 65,000."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def unchecked_annotations():
+    """Without run-time checks of annotations, as users run it: gflow's own checks are seen."""
+    before = jaxtyping_config.jaxtyping_disable
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,9 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 import gflow
+from tests.helpers.derivatives import hessian_product, risk_and_gradient
+from tests.helpers.gauss_rules import gauss
+from tests.helpers.networks_as_vectors import inner, moved, stacked
 
 TARGETS = {
     1: {(2,): 1.0, (0,): -0.5},
@@ -26,20 +29,6 @@ def target(d: int, coefficients: dict) -> dict:
 
 
 RISKS = {d: gflow.BoxRisk(TARGETS[d], *BOXES[d]) for d in TARGETS}
-value_and_grad = eqx.filter_jit(lambda risk, net: jax.value_and_grad(risk)(net))
-hessian_product = eqx.filter_jit(
-    lambda risk, net, direction: jax.jvp(jax.grad(risk), (net,), (direction,))[1]
-)
-
-
-def gauss(ends: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of composite Gauss rules between the sorted ends (..., pieces + 1)."""
-    t, w = np.polynomial.legendre.leggauss(count)
-    t, w = t.astype(ends.dtype), w.astype(ends.dtype)
-    length = np.diff(ends, axis=-1)[..., None]
-    nodes = ends[..., :-1, None] + length * (1 + t) / 2
-    weights = length * w / 2
-    return nodes.reshape(*ends.shape[:-1], -1), weights.reshape(*ends.shape[:-1], -1)
 
 
 def vertices(planes: np.ndarray) -> np.ndarray:
@@ -63,7 +52,7 @@ def box_rule(planes, low, high, count) -> tuple[np.ndarray, np.ndarray]:
         ends = np.stack([low[1:], high[1:]], axis=1).reshape(-1, 1)
         at = vertices(np.concatenate([planes, np.concatenate([faces, -ends], axis=1)]))
     inside = at[(at > low[0]) & (at < high[0])]
-    x, w = gauss(np.sort(np.concatenate([[low[0]], inside, [high[0]]])), count)
+    x, w = gauss([low[0], *inside, high[0]], count)
     if d == 1:
         return x[:, None], w
     rules = []
@@ -111,7 +100,7 @@ def oracle(risk, net):
 
 
 def check(risk, net):
-    value, gradient = value_and_grad(risk, net)
+    value, gradient = risk_and_gradient(risk, net)
     expected, expected_gradient, scale, unit = oracle(risk, net)
     assert abs(value - expected) <= 1e-14 * scale**2
     for name, array in expected_gradient.items():
@@ -195,7 +184,7 @@ def hessian_error(risk, net, step, seed=0):
     leaves, structure = jax.tree.flatten(net)
     direction = [jax.random.normal(key, a.shape) for key, a in zip(keys, leaves)]
     direction = jax.tree.unflatten(structure, direction)
-    at = lambda t: value_and_grad(risk, jax.tree.map(lambda a, d: a + t * d, net, direction))[1]
+    at = lambda t: risk_and_gradient(risk, moved(net, direction, t))[1]
     numeric = jax.tree.map(lambda p, m: (p - m) / (2 * step), at(step), at(-step))
     product = hessian_product(risk, net, direction)
     pairs = list(zip(jax.tree.leaves(product), jax.tree.leaves(numeric)))
@@ -234,11 +223,11 @@ def test_closed_forms():
     dead = as_net(-np.ones((4, 2)), -np.ones(4), np.ones(4), 0.7)
     risk = gflow.BoxRisk(target(2, {(1, 1): 1.0}), 0.0, 1.0)
     expected = 0.7**2 - 0.35 + 1 / 9
-    assert float(value_and_grad(risk, dead)[0]) == pytest.approx(expected, rel=1e-15)
+    assert float(risk_and_gradient(risk, dead)[0]) == pytest.approx(expected, rel=1e-15)
     # ∫ max(x₁ + x₂ + x₃ − 5/2, 0)² over the unit cube: the corner simplex of edge 1/2.
     corner = as_net(np.ones((3, 3)), -np.array([2.5, 4, 4]), np.ones(3), 0.0)
     risk = gflow.BoxRisk(target(3, {}), 0.0, 1.0)
-    assert float(value_and_grad(risk, corner)[0]) == pytest.approx(2 * 0.5**5 / 120, rel=1e-13)
+    assert float(risk_and_gradient(risk, corner)[0]) == pytest.approx(2 * 0.5**5 / 120, rel=1e-13)
 
 
 @settings(max_examples=20, deadline=None)
@@ -246,17 +235,16 @@ def test_closed_forms():
 def test_lyapunov_identity_of_constant_targets(seed, xi):
     # <∇V, G> = 8 L for V = ‖θ‖² + (c − 2ξ)² (Cheridito et al., arXiv 2102.09924).
     net = random_net(2, 9, seed)
-    value, gradient = value_and_grad(gflow.BoxRisk(target(2, {(0, 0): xi}), -1.0, 2.0), net)
-    inner = sum(jnp.vdot(a, g) for a, g in zip(jax.tree.leaves(net), jax.tree.leaves(gradient)))
-    slope = float(2 * (inner + (net.c - 2 * xi) * gradient.c))
+    value, gradient = risk_and_gradient(gflow.BoxRisk(target(2, {(0, 0): xi}), -1.0, 2.0), net)
+    slope = float(2 * (inner(net, gradient) + (net.c - 2 * xi) * gradient.c))
     assert slope == pytest.approx(float(8 * value), rel=1e-11)
 
 
 def test_order_of_units_does_not_matter():
     net, order = random_net(2, 9, 1), np.array([3, 1, 4, 0, 5, 8, 2, 6, 7])
     permuted = jax.tree.map(lambda a: a[order] if a.ndim else a, net)
-    value, gradient = value_and_grad(RISKS[2], net)
-    other, permuted_gradient = value_and_grad(RISKS[2], permuted)
+    value, gradient = risk_and_gradient(RISKS[2], net)
+    other, permuted_gradient = risk_and_gradient(RISKS[2], permuted)
     assert float(other) == pytest.approx(float(value), rel=1e-13)
     np.testing.assert_allclose(permuted_gradient.w, gradient.w[order], atol=1e-12)
 
@@ -266,15 +254,15 @@ def test_close_to_a_perfect_fit():
     risk = gflow.BoxRisk(target(2, {(0, 1): -3.0, (0, 0): 0.25}), -1.0, 1.0)
     w = np.array([[0.0, -3.0], [1.0, 1.0], [-1.0, 0.5], [0.0, 0.0]])
     b, v = np.array([5.0, -4.0, -3.0, 0.0]), np.array([1.0, 0.4, 2.0, 1.0])
-    assert abs(value_and_grad(risk, as_net(w, b, v, -4.75))[0]) <= 1e-30
+    assert abs(risk_and_gradient(risk, as_net(w, b, v, -4.75))[0]) <= 1e-30
     near = w + 1e-10 * np.random.default_rng(0).normal(size=(4, 2))
     # N − f = <w − exact w, x> for that unit; its rounding is 1e-16 of N, or 1e-5 of this.
     expected = np.sum((near - w)[0] ** 2) / 3
-    value = value_and_grad(risk, as_net(near, b, v, -4.75))[0]
+    value = risk_and_gradient(risk, as_net(near, b, v, -4.75))[0]
     assert float(value) == pytest.approx(expected, rel=2e-5)
     # Kinks that cancel leave a floor of rounding: max(z, 0) − max(−z, 0) = z.
     folded = as_net([[0, -3.0], [0, 3.0], [0, 0], [0, 0]], [0.25, -0.25, 0, 0], [1.0, -1, 1, 1], 0)
-    assert abs(value_and_grad(risk, folded)[0]) <= 1e-14
+    assert abs(risk_and_gradient(risk, folded)[0]) <= 1e-14
 
 
 def test_flow_checks_itself():
@@ -292,12 +280,11 @@ def test_flow_checks_itself():
 
 def test_trained_parameters_and_batches():
     nets = [random_net(2, 9, seed) for seed in range(3)]
-    batch = jax.tree.map(lambda *a: jnp.stack(a), *nets)
     single = lambda n: gflow.generalized_gradient(RISKS[2], n, ("v", "c"))
-    some = eqx.filter_jit(eqx.filter_vmap(single))(batch)
+    some = eqx.filter_jit(eqx.filter_vmap(single))(stacked(nets))
     assert some.w is None
     for k, net in enumerate(nets):
-        gradient = value_and_grad(RISKS[2], net)[1]
+        gradient = risk_and_gradient(RISKS[2], net)[1]
         np.testing.assert_allclose(some.v[k], gradient.v, atol=1e-11)
         np.testing.assert_allclose(some.c[k], gradient.c, atol=1e-11)
 
@@ -306,11 +293,8 @@ def test_derivatives_in_target_and_box():
     net, risk = random_net(2, 9, 0), RISKS[2]
     gradient = eqx.filter_jit(eqx.filter_grad(lambda r: r(net)))(risk)
     shift = jax.tree.map(lambda a: jnp.cos(jnp.arange(1.0, a.size + 1)), risk)
-    moved = lambda t: jax.tree.map(lambda a, d: a + t * d, risk, shift)
-    up, down = (value_and_grad(moved(t), net)[0] for t in (1e-5, -1e-5))
-    pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(shift))
-    slope = sum(float(jnp.vdot(g, d)) for g, d in pairs)
-    assert slope == pytest.approx(float(up - down) / 2e-5, rel=1e-7)
+    up, down = (risk_and_gradient(moved(risk, shift, t), net)[0] for t in (1e-5, -1e-5))
+    assert inner(gradient, shift) == pytest.approx(float(up - down) / 2e-5, rel=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,8 @@ from jax.flatten_util import ravel_pytree
 import gflow
 from gflow.certificates.bounds import network_bounds
 from gflow.certificates.criterion import Problem
+from tests.helpers.slope_bounds import SLOPES, identity_and_tanh
 
-
-def identity_and_tanh(z):
-    return z + jnp.tanh(z)
-
-
-SLOPES = gflow.SlopeBounds(1.0, 2.0, 0.77, "bump")
 product = gflow.SumOfSquares(lambda x: x[0] * x[1] - 1, jacobian_lipschitz=1.0)
 
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import gflow
+from tests.helpers.networks_as_vectors import stacked
+from tests.helpers.slope_bounds import SLOPES, identity_and_tanh
 
 LENGTH = 12.0
 
@@ -57,11 +59,6 @@ def shallow(seed):
     return gflow.EmpiricalRisk(x, y), net, None
 
 
-def identity_and_tanh(z):
-    return z + jnp.tanh(z)
-
-
-SLOPES = gflow.SlopeBounds(1.0, 2.0, 0.77, "bump")
 START = eqx.nn.MLP(6, "scalar", 4, 2, activation=identity_and_tanh, key=jax.random.key(0))
 
 
@@ -89,10 +86,6 @@ def long_flow(risk, net, alpha, ts):
     flat = jnp.concatenate([a.reshape(len(ts), -1) for a in arrays], axis=1)
     distances = [jnp.linalg.norm(flat - flat[k][None], axis=1) for k in (-1, 0)]
     return alpha * flow.risk, *distances, flow.ts[-1]
-
-
-def stacked(trees):
-    return jax.tree.map(lambda *a: jnp.stack(a) if eqx.is_array(a[0]) else a[0], *trees)
 
 
 def check(make, count):

@@ -1,7 +1,5 @@
 """Stabilised explicit solvers: orders, stability, honest errors, and the flows they follow."""
 
-from pathlib import Path
-
 import diffrax
 import equinox as eqx
 import jax
@@ -12,9 +10,10 @@ import scipy.integrate
 from hypothesis import given, settings, strategies as st
 
 import gflow
+from benchmarks.reference_flows import reference_flow
 from gflow.solvers import rock4 as rock, stabilised
+from tests.helpers.networks_as_vectors import flat
 
-DATA = Path(__file__).parent / "data"
 SOLVERS = [gflow.RKC2(), gflow.ROCK4()]
 either = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
 
@@ -189,7 +188,7 @@ def test_errors_are_honest_on_a_linear_flow(solver):
 
 
 @pytest.fixture(scope="module")
-def flat(wave, smooth_net):
+def smooth_field(wave, smooth_net):
     theta, unravel = jax.flatten_util.ravel_pytree(eqx.filter(smooth_net, eqx.is_inexact_array))
     rest = eqx.filter(smooth_net, eqx.is_inexact_array, inverse=True)
     gradient = jax.grad(lambda th: wave(eqx.combine(unravel(th), rest)))
@@ -208,8 +207,8 @@ def flat(wave, smooth_net):
 
 
 @either
-def test_errors_are_honest_on_the_flow_of_a_network(solver, flat):
-    field, theta, exact = flat
+def test_errors_are_honest_on_the_flow_of_a_network(solver, smooth_field):
+    field, theta, exact = smooth_field
     for tol in (1e-4, 1e-5, 1e-6, 1e-7):
         found = end(adaptive(solver, field, theta, 30.0, tol))
         assert 0.01 < weighted(found - exact, exact) / tol < 30
@@ -352,12 +351,11 @@ def test_memory_of_a_solve(solver):
 
 
 @either
-def test_the_flow_of_a_smooth_network(solver, wave, smooth_net, flat):
-    _, _, exact = flat
+def test_the_flow_of_a_smooth_network(solver, wave, smooth_net, smooth_field):
+    _, _, exact = smooth_field
     options = {"t1": 30.0, "ts": [30.0], "rtol": 1e-6, "solver": solver}
     flow = gflow.solve_flow(wave, smooth_net, **options)
-    got, _ = jax.flatten_util.ravel_pytree(eqx.filter(flow.final, eqx.is_inexact_array))
-    np.testing.assert_allclose(got, exact, atol=3e-5)
+    np.testing.assert_allclose(flat(flow.final), exact, atol=3e-5)
     assert 0 < flow.stats["num_hessian_products"] < flow.stats["num_field_evaluations"] / 10
     assert flow.stats["num_field_evaluations"] >= 2 * flow.stats["num_steps"]
     # The local errors of the dissipation add up: that of each step is near the tolerance.
@@ -369,29 +367,25 @@ def test_the_flow_of_a_smooth_network(solver, wave, smooth_net, flat):
 
 @either
 def test_located_kinks_of_a_reference(solver):
-    r = np.load(DATA / "sine_d1_w20_n40.npz")
-    net = gflow.ShallowNet.from_arrays(r["w0"], r["b0"], r["v0"], r["c0"])
-    risk = gflow.EmpiricalRisk(r["X"], r["y"])
-    flow = gflow.solve_flow(risk, net, t1=50.0, ts=[50.0], rtol=1e-6, solver=solver)
-    got = np.concatenate([np.ravel(getattr(flow.params, name)[-1]) for name in "wbvc"])
-    exact = np.concatenate([np.ravel(r[name][-1]) for name in "wbvc"])
-    assert r["t"][-1] == 50.0
-    assert np.linalg.norm(got - exact) < 5e-6 * np.linalg.norm(exact)
-    assert len(flow.kinks.time) == len(r["event_t"])
+    known = reference_flow("sine_d1_w20_n40")
+    options = {"t1": known.t1, "ts": [known.t1], "rtol": 1e-6, "solver": solver}
+    flow = gflow.solve_flow(known.risk, known.net, **options)
+    exact = known.params[-1]
+    assert np.linalg.norm(flat(flow.final) - exact) < 5e-6 * np.linalg.norm(exact)
+    assert len(flow.kinks.time) == len(known.kinks)
     times = np.sort(flow.kinks.time)
-    np.testing.assert_allclose(times, np.sort(r["event_t"]), rtol=1e-3, atol=1e-3)
+    wanted = np.sort([kink.time for kink in known.kinks])
+    np.testing.assert_allclose(times, wanted, rtol=1e-3, atol=1e-3)
     assert flow.stats["num_hessian_products"] > 0
 
 
 def test_slides_that_end_do_not_begin_again_without_end():
-    r = np.load(DATA / "sine_d1_w20_n40.npz")
-    net = gflow.ShallowNet.from_arrays(r["w0"], r["b0"], r["v0"], r["c0"])
-    risk = gflow.EmpiricalRisk(r["X"], r["y"])
+    known = reference_flow("sine_d1_w20_n40")
     options = {"t1": 1e4, "ts": [1e4], "solver": gflow.ROCK4()}
-    close = gflow.solve_flow(risk, net, rtol=1e-6, **options)
+    close = gflow.solve_flow(known.risk, known.net, rtol=1e-6, **options)
     assert close.kinks.counts()["slide begins"] == 18
     # What is left of the stiff modes moves the weights of slides by much: some end too early. Of
     # those that follow there would be thousands if the tolerance gave them no slack.
-    loose = gflow.solve_flow(risk, net, rtol=1e-5, throw=False, **options)
+    loose = gflow.solve_flow(known.risk, known.net, rtol=1e-5, throw=False, **options)
     assert loose.ts[-1] == 1e4 and loose.kinks.counts()["slide begins"] < 1_000
     assert abs(loose.risk[-1] - close.risk[-1]) < 1e-5 * close.risk[-1]

@@ -11,17 +11,17 @@ import diffrax
 import jax
 import numpy as np
 import pytest
-from located import small_problem
 
 import gflow
 from gflow.flow import located, smooth
 from gflow.flow.checkpoint import Checkpoint, fingerprint
+from tests.helpers.kink_problems import small_problem
 
 
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch):
     for module in (located, smooth):
-        monkeypatch.setattr(module, "PIECE_STEPS", 50)
+        monkeypatch.setattr(module, "MAX_PIECE_STEPS", 50)
 
 
 class Killed(BaseException):
@@ -49,12 +49,12 @@ def seen_steps(monkeypatch) -> list[int]:
 
     def watched(advance):
         def watching(self, state, max_steps):
-            seen.append(int(state.steps))
+            seen.append(int(state.counts.steps))
             return advance(self, state, max_steps)
 
         return watching
 
-    for made in (located.Located, smooth.Plain):
+    for made in (located.LocatedRun, smooth.SmoothRun):
         monkeypatch.setattr(made, "advance", watched(made.advance))
     return seen
 

@@ -14,26 +14,13 @@ from jax.flatten_util import ravel_pytree
 
 import gflow
 from gflow.nonsmooth import clarke
-from gflow.nonsmooth.gradients import norm
+from gflow.nonsmooth.minimal_norm import box_constrained_weights, minimal_norm
+from tests.helpers.kink_problems import data, single_unit
+from tests.helpers.networks_as_vectors import flat, norm
 
 KEY = jax.random.key(0)
 # How far from a kink its sides are looked at; gradients move by about as much.
 NEAR = 1e-9
-
-
-def single_unit(*w: float) -> gflow.ShallowNet:
-    """relu(⟨w, x⟩)."""
-    return gflow.ShallowNet.from_arrays([w], None, [1.0], None)
-
-
-def data(*rows: tuple, **options) -> gflow.EmpiricalRisk:
-    """Rows (x_1, ..., x_d, y)."""
-    table = np.array(rows, float)
-    return gflow.EmpiricalRisk(table[:, :-1], table[:, -1], **options)
-
-
-def flat(tree) -> np.ndarray:
-    return np.asarray(ravel_pytree(tree)[0])
 
 
 def tied(seed: int, activation: str = "relu", out: int = 0, ties: int = 2):
@@ -87,7 +74,7 @@ def limits(risk, net) -> np.ndarray:
 
 
 def test_at_rest_on_a_kink_the_element_is_zero():
-    # O2: the risk is ((|w| + 1)² + 1)/2, of which 0 is the minimum.
+    # The risk is ((|w| + 1)² + 1)/2, of which 0 is the minimum.
     risk = data((1, -1), (-1, -1))
     assert norm(gflow.clarke_gradient(risk, single_unit(0.0))) == 0
     away = gflow.clarke_gradient(risk, single_unit(0.5), trainable=("w",))
@@ -95,14 +82,14 @@ def test_at_rest_on_a_kink_the_element_is_zero():
 
 
 def test_opposite_rows_are_not_on_every_side_at_once():
-    # O3: the risk is ((w − 1)² + 1)/2. Free weights on both rows would give 0.
+    # The risk is ((w − 1)² + 1)/2. Free weights on both rows would give 0.
     risk, net = data((1, 1), (-1, -1)), single_unit(0.0)
     assert gflow.generalized_gradient(risk, net).w == 0
     np.testing.assert_allclose(gflow.clarke_gradient(risk, net).w, [[-1.0]], rtol=1e-15)
 
 
 def test_the_element_of_a_sliding_point_is_minus_its_velocity():
-    # O4 has ½Σ over four rows, twice the mean: there w₂' = 10 − 2 w₂ while it slides on w₁ = 0.
+    # ½Σ over four rows is twice the mean. In it w₂' = 10 − 2 w₂ while w slides on w₁ = 0.
     risk = data((1, 0, -1), (-1, 0, -1), (1, 1, 3), (0, 1, 7))
     for w2 in (2.5, 3.7):
         g = gflow.clarke_gradient(risk, single_unit(0.0, w2), trainable=("w",))
@@ -154,7 +141,7 @@ def test_degenerate_unit_has_the_patterns_that_occur():
     active = np.stack([np.cos(angles), np.sin(angles)], axis=1) @ x.T > 0
     vertices = np.unique(active, axis=0) * q @ x
     assert len(vertices) == 8
-    best = clarke.minimal_norm(lambda p: vertices[np.argmin(vertices @ p)], vertices[0])
+    best = minimal_norm(lambda p: vertices[np.argmin(vertices @ p)], vertices[0])
     np.testing.assert_allclose(g, best, atol=1e-14)
     # Free weights would reach 0, as ReLU'(0) = 0 does.
     assert np.linalg.norm(g) > 0.5
@@ -186,11 +173,53 @@ def test_least_norm_in_a_polytope(seed, points, dim):
     rng = np.random.default_rng(seed)
     vertices = rng.normal(size=(points, dim)) + 0.5 * rng.normal(size=dim)
     vertices[rng.integers(points)] = vertices[0]
-    p = clarke.minimal_norm(lambda p: vertices[np.argmin(vertices @ p)], vertices[0])
+    p = minimal_norm(lambda p: vertices[np.argmin(vertices @ p)], vertices[0])
     assert np.min(vertices @ p) >= p @ p - 1e-14 * np.max(vertices**2) * dim
     # In the hull: nonnegative weights of sum one give it.
     system = np.append(vertices, np.ones((points, 1)), axis=1).T
     assert scipy.optimize.nnls(system, np.append(p, 1.0))[1] < 1e-12
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    kinks=st.integers(1, 6),
+    dim=st.integers(1, 6),
+    scale=st.sampled_from([1e-8, 1.0, 1e8]),
+)
+@settings(max_examples=100, deadline=None)
+def test_weights_in_a_box_at_any_scale(seed, kinks, dim, scale):
+    rng = np.random.default_rng(seed)
+    jumps = rng.normal(size=(kinks, dim))
+    # The minimum is 0 for some, with weights inside the box, and at its sides for others.
+    start = -rng.uniform(-0.5, 1.5, kinks) @ jumps + rng.choice([0.0, 0.3]) * rng.normal(size=dim)
+    weights = box_constrained_weights(scale * start, scale * jumps)
+    assert np.all((weights >= 0) & (weights <= 1))
+    # Optimal to rounding: ⟨p, h⟩ ≥ ‖p‖² at the minimum p for every h that weights can give.
+    best = start + weights @ jumps
+    size = np.linalg.norm(start) + np.linalg.norm(jumps)
+    lowest = start + (jumps @ best < 0) @ jumps
+    assert best @ (lowest - best) >= -1e-14 * size**2
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("apart", [1e-3, 1e-6, 1e-9])
+def test_weights_of_nearly_dependent_jumps(scale, apart):
+    # Both jumps are needed: the weights are 1/2 up to roundings of the small component.
+    jumps = np.array([[1.0, apart, 0.0], [-1.0, apart, 0.0]])
+    start = np.array([0.0, -apart, 2.0])
+    weights = box_constrained_weights(scale * start, scale * jumps)
+    np.testing.assert_allclose(weights, 0.5, atol=1e-15 / apart)
+    np.testing.assert_allclose(start + weights @ jumps, [0.0, 0.0, 2.0], atol=1e-15)
+
+
+def test_weights_of_jumps_of_different_lengths():
+    # Each jump cancels one component, from 1e-8 to 1e8.
+    lengths = 10.0 ** np.arange(-8, 9, 4)
+    weights = box_constrained_weights(-0.25 * lengths, np.diag(lengths))
+    np.testing.assert_allclose(weights, 0.25, rtol=1e-14)
+    # Without jumps, the weights do not matter.
+    assert box_constrained_weights(np.ones(2), np.zeros((0, 2))).shape == (0,)
+    assert np.all(np.isfinite(box_constrained_weights(np.ones(2), np.zeros((3, 2)))))
 
 
 def test_too_many_patterns_warn():
@@ -222,7 +251,7 @@ def test_least_norm_in_the_hull_of_the_gradients_nearby(seed, kind, ties):
     assert np.min(vertices @ g) >= g @ g - 1e-5 * scale**2
     # In the hull: its nearest point to g is g.
     shifted = vertices - g
-    nearest = clarke.minimal_norm(lambda p: shifted[np.argmin(shifted @ p)], shifted[0])
+    nearest = minimal_norm(lambda p: shifted[np.argmin(shifted @ p)], shifted[0])
     assert np.linalg.norm(nearest) <= 1e-5 * scale
 
 
@@ -247,16 +276,13 @@ def test_weights_of_the_sides_solve_the_box_problem(seed, kind, ties):
         on = tied_pairs[unit]
         inactive = (q[unit] * np.where(active[unit] & ~on, 1.0, slope)) @ rows
         jumps = (1 - slope) * q[unit, on, None] * rows[on]
-        box = scipy.optimize.lsq_linear(jumps.T, -inactive, (0, 1), method="bvls", tol=1e-14)
-        expected = inactive + box.x @ jumps
+        # Wolfe's algorithm on all sides. It compares squared norms, to 1e-15: norms to 3e-8.
+        lowest = lambda p, start=inactive, jumps=jumps: start + (jumps @ p < 0) @ jumps
         scale = np.linalg.norm(inactive) + np.linalg.norm(jumps)
+        expected = minimal_norm(lowest, inactive)
         np.testing.assert_allclose(got[unit], expected, atol=1e-7 * scale)
-        # The conditions of optimality: ⟨g, jump⟩ is 0 at weights inside, not negative at 0, not
-        # positive at 1.
-        pull = jumps @ got[unit] / scale**2
-        inside = (box.x > 1e-6) & (box.x < 1 - 1e-6)
-        assert np.all(np.abs(pull[inside]) < 1e-7)
-        assert np.all(pull[box.x <= 1e-6] > -1e-7) and np.all(pull[box.x >= 1 - 1e-6] < 1e-7)
+        # Optimal to rounding: ⟨g, h⟩ ≥ ‖g‖² for every h of the subdifferential.
+        assert got[unit] @ (lowest(got[unit]) - got[unit]) >= -1e-14 * scale**2
 
 
 @settings(max_examples=25, deadline=None)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from gflow.risks import compensated
-from gflow.risks.compensated import Pair, add, multiply, subtract, two_product, two_sum
+from gflow.risks.compensated import FloatPair, add, multiply, subtract, two_product, two_sum
 
 N = 64
 NUMBERS = st.floats(-1e30, 1e30).map(lambda x: x if abs(x) > 1e-30 else 0.0)
@@ -25,7 +25,7 @@ def program(a, b, c, d):
 compiled = jax.jit(program)
 
 
-def fraction(pair: Pair, i: int) -> Fraction:
+def fraction(pair: FloatPair, i: int) -> Fraction:
     return Fraction(float(pair.hi[i])) + Fraction(float(pair.lo[i]))
 
 

@@ -5,20 +5,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from affine import (
+
+import gflow
+from gflow import piecewise
+from gflow.critical import ActiveKink
+from tests.helpers.affine_target import (
     MIDDLE,
     T0,
     T1,
     affine_risk,
     constant,
     critical_value,
-    disturbed,
-    moved,
     zig_zag,
 )
-
-import gflow
-from gflow import piecewise
+from tests.helpers.networks_as_vectors import disturbed, moved
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_zig_zag_saddles(affine, kinks, seed):
     assert point.zeros == (kinks + 3 * (4 - kinks), 3 * (4 - kinks), kinks, 0)
     assert len(point.units.dead) == 4 - kinks
     # From there the risk falls.
-    for direction in point.negative:
+    for direction in point.descent_directions:
         for size in (1e-3, -1e-3):
             assert affine(moved(point.net, direction, size)) < point.risk
 
@@ -53,7 +53,7 @@ def test_dead_units_make_local_minima(affine):
     assert point.risk == pytest.approx(critical_value(0), abs=1e-14)
     assert point.units.dead == (0, 1, 2, 3) and point.zeros == (12, 12, 0, 0)
     # Only c moves: L = (c − m)² + const.
-    assert point.spectrum[-1] == pytest.approx(2.0) and point.rate == pytest.approx(4.0)
+    assert point.spectrum.sharpness == pytest.approx(2.0) and point.rate == pytest.approx(4.0)
     assert float(point.net.c) == pytest.approx(MIDDLE, abs=1e-15)
 
 
@@ -85,7 +85,8 @@ def test_a_kink_at_the_edge_has_the_rate_of_the_inside(affine):
     point = gflow.refine(affine, constant((-1.0, T0, v), dead, dead, dead))
     assert point.kind is gflow.CriticalKind.LOCAL_MINIMUM
     assert point.zeros == (11, 11, 0, 0)
-    assert point.spectrum[-2:] == pytest.approx([2 * v * (1 + T0**2), 2.0], rel=1e-9)
+    expected = [2 * v * (1 + T0**2), 2.0]
+    assert point.spectrum.eigenvalues[-2:] == pytest.approx(expected, rel=1e-9)
     # From the point itself, where no mode is ahead of the others.
     assert gflow.refine(affine, point.net).rate == pytest.approx(4 * v * (1 + T0**2), rel=1e-9)
 
@@ -109,7 +110,8 @@ def test_a_unit_that_has_just_become_active_everywhere(outside):
     normal = np.array([-1.0, 0, 1, 0, 0, 0, 0])
     hessian += 2 * (-2 / 3) * 0.5 * v[0] * np.outer(normal, normal)
     assert point.distance < 1e-9
-    assert point.spectrum == pytest.approx(np.linalg.eigvalsh(hessian), rel=1e-8, abs=1e-11)
+    expected = np.linalg.eigvalsh(hessian)
+    assert point.spectrum.eigenvalues == pytest.approx(expected, rel=1e-8, abs=1e-11)
 
 
 def test_global_minima_and_a_known_optimum(affine):
@@ -170,7 +172,7 @@ def test_what_cannot_be_used(affine):
     with_w = lambda w: gflow.ShallowNet.from_arrays(w, net.b, net.v, net.c)
     with pytest.raises(gflow.ArgumentError, match="outside jax.jit"):
         jax.jit(lambda w: gflow.refine(affine, with_w(w)))(net.w)
-    with pytest.raises(gflow.ArgumentError, match="not finite"):
+    with pytest.raises(gflow.ArgumentError, match="not finite, wanted a network of finite risk"):
         gflow.refine(affine, with_w(net.w.at[0].set(jnp.nan)))
 
 
@@ -189,6 +191,18 @@ def test_how_it_reads(affine):
     text = repr(point)
     assert "saddle" in text and "2 dead" in text and f"{point.risk:.12g}" in text
     assert str(point.kind) == "saddle" and not point.is_minimum and point.rate is None
+    values = point.spectrum.eigenvalues
+    assert f"{len(values)} eigenvalues from {values[0]:.3g} to {values[-1]:.3g}" in text
+
+
+def test_the_spectrum_counts_zeros_as_the_kind_does(affine):
+    point = gflow.refine(affine, zig_zag(2, 4, 0))
+    spectrum = point.spectrum
+    assert spectrum.complete and spectrum.size == 13
+    assert spectrum.num_zero == point.zeros.total == 8
+    # The bound on rounding that `refine` documents: 100 P ε of the largest.
+    largest = np.abs(spectrum.eigenvalues).max()
+    assert spectrum.zero_below == pytest.approx(100 * 13 * np.finfo(float).eps * largest)
 
 
 # ---- what has been taken for a minimum ----------------------------------------------------------
@@ -204,8 +218,10 @@ def test_a_concave_kink_that_is_touched():
     risk, b = five_points(), lambda b: gflow.ShallowNet.from_arrays([[1.0]], [b], [1.0], 0.0)
     assert risk(b(1e-3)) < risk(b(0.0))
     point = gflow.refine(risk, b(0.0))
-    assert point.kind is gflow.CriticalKind.SADDLE and len(point.touched) == 1
-    assert risk(moved(point.net, point.negative[0], 1e-3)) < point.risk
+    assert point.kind is gflow.CriticalKind.SADDLE and not point.strictly_complementary
+    # The row 0, on the inactive side.
+    assert point.weakly_active == (ActiveKink(unit=0, datum=2, weight=0.0),)
+    assert risk(moved(point.net, point.descent_directions[0], 1e-3)) < point.risk
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh"])

@@ -96,7 +96,9 @@ def test_memory_is_that_of_the_records():
     from gflow.parameters import split_trainable
 
     trained, frozen = split_trainable(START)
-    problem = descent._Problem(quadratic, trained, frozen, optax.sgd, jnp.array(0.1), None, None)
+    problem = descent.DescentProblem(
+        quadratic, trained, frozen, optax.sgd, jnp.array(0.1), None, None
+    )
     run: Any = descent._run
     lowered = run.lower(problem, descent._start(problem), jnp.array([0, 10, 10**9]))
     # Three records of two parameters; kept steps would take gigabytes.

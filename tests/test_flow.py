@@ -12,18 +12,10 @@ import scipy.linalg
 
 import gflow
 from gflow.results import RESULT_NAMES, RESULTS
+from tests.helpers.kink_problems import data
+from tests.helpers.networks_as_vectors import inner, norm
 
 KEY = jax.random.key(0)
-
-
-def single_unit(w0: float) -> gflow.ShallowNet:
-    """relu(w x), of which w is trained."""
-    return gflow.ShallowNet.from_arrays([[w0]], None, [1.0], None)
-
-
-def data(*pairs: tuple[float, float]) -> gflow.EmpiricalRisk:
-    x, y = np.array(pairs).T
-    return gflow.EmpiricalRisk(x[:, None], y)
 
 
 class Product(eqx.Module):
@@ -84,23 +76,6 @@ def test_three_eighths_of_standard_normal_units_are_dead_on_the_unit_interval():
     assert np.mean(dead) == pytest.approx(3 / 8, abs=0.01)
 
 
-def test_a_crossing_is_followed_to_about_the_tolerance():
-    # O1: the second datum leaves and the first enters as w passes 0.
-    flow = gflow.solve_flow(data((1, 2), (-1, -1)), single_unit(-1.0), t1=3.0, trainable=("w",))
-    t = np.asarray(flow.ts)
-    exact = np.where(t < np.log(2), 1 - 2 * np.exp(-t), 2 - 2 * np.exp(-(t - np.log(2))))
-    np.testing.assert_allclose(flow.params.w[:, 0, 0], exact, atol=1e-6)
-
-
-def test_the_generalized_gradient_stands_still_on_a_kink_that_the_flow_crosses():
-    # O3: the risk is analytic along w, and yet G(0) = 0.
-    risk = data((1, 1), (-1, -1))
-    assert gflow.generalized_gradient(risk, single_unit(0.0), ("w",)).w == 0
-    flow = gflow.solve_flow(risk, single_unit(-1.0), t1=3.0, trainable=("w",))
-    t = np.asarray(flow.ts)
-    np.testing.assert_allclose(flow.params.w[:, 0, 0], 1 - 2 * np.exp(-t), atol=1e-6)
-
-
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu(0.3)"])
 @pytest.mark.parametrize("out_size", ["scalar", 2])
 def test_energy_and_balance_are_conserved(activation, out_size):
@@ -108,10 +83,10 @@ def test_energy_and_balance_are_conserved(activation, out_size):
     y = x[:, 0] if out_size == "scalar" else x[:, :2]
     net = gflow.ShallowNet(3, 6, out_size, key=KEY, activation=activation)
     flow = gflow.solve_flow(gflow.EmpiricalRisk(x, y), net, t1=1.0, rtol=1e-6, atol=1e-8)
-    # Across ignored kinks the error is some hundred times the tolerance.
-    assert jnp.max(jnp.abs(flow.diagnostics.energy)) < 1e-3 * flow.risk[0]
+    # The errors of some thirty steps add up to 1.4e-7 and 3e-8, at kinks that are located.
+    assert jnp.max(jnp.abs(flow.diagnostics.energy)) < 1e-6 * flow.risk[0]
     assert flow.diagnostics.balance.shape == (200, 6)
-    assert jnp.max(jnp.abs(flow.diagnostics.balance)) < 1e-5
+    assert jnp.max(jnp.abs(flow.diagnostics.balance)) < 2e-7
     assert (jnp.diff(flow.risk) <= 0).all()
 
 
@@ -128,8 +103,7 @@ def test_lyapunov_function_of_constant_targets(xi):
     lyapunov = lambda n: sum(jnp.sum(a**2) for a in jax.tree.leaves(n)) + (n.c - 2 * xi) ** 2
     slope = jax.grad(lyapunov)(net)
     gradient = gflow.generalized_gradient(risk, net)
-    pairs = zip(jax.tree.leaves(slope), jax.tree.leaves(gradient))
-    assert sum(float(jnp.vdot(a, b)) for a, b in pairs) == pytest.approx(8 * float(risk(net)))
+    assert inner(slope, gradient) == pytest.approx(8 * float(risk(net)))
 
 
 @pytest.mark.parametrize(
@@ -160,8 +134,7 @@ def test_saved_times_are_the_ones_asked_for(wave, smooth_net, smooth_flow):
     assert smooth_flow.ts[0] == 0.0 and smooth_flow.ts[-1] == 10.0
     np.testing.assert_allclose(flow.risk[0], wave(smooth_net), rtol=1e-14)
     gradient = gflow.generalized_gradient(wave, smooth_net)
-    norm = np.sqrt(sum(np.sum(np.asarray(a) ** 2) for a in jax.tree.leaves(gradient)))
-    np.testing.assert_allclose(flow.grad_norm[0], norm, rtol=1e-13)
+    np.testing.assert_allclose(flow.grad_norm[0], norm(gradient), rtol=1e-13)
 
 
 def test_another_start_time_shifts_the_flow(wave, smooth_net, smooth_flow):
@@ -182,11 +155,10 @@ def test_stop_ends_early_where_asked(stop, result, wave, smooth_net):
     flow = gflow.solve_flow(wave, smooth_net, t1=1e4, stop=stop)
     assert flow.result_name == result and flow.succeeded
     assert 0 < flow.ts[-1] < 1e4 and (jnp.diff(flow.ts) > 0).all()
-    norm = np.sqrt(sum(np.sum(np.asarray(a) ** 2) for a in jax.tree.leaves(flow.final)))
     reached = {
         "reached_grad_norm": (float(flow.grad_norm[-1]), 0.05),
         "reached_risk": (float(flow.risk[-1]), 0.05),
-        "reached_param_norm": (5.0, norm),
+        "reached_param_norm": (5.0, norm(flow.final)),
     }[result]
     assert reached[0] <= reached[1]
 

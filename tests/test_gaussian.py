@@ -10,25 +10,20 @@ import pytest
 import scipy.integrate
 import scipy.special
 from hypothesis import given, settings, strategies as st
-from quadrature import gauss, phi
 
 import gflow
+from benchmarks import exact_risks
 from gflow.risks import gaussian_kernels as kernels
+from tests.helpers.derivatives import hessian_product, risk_and_gradient
+from tests.helpers.gauss_rules import gauss, phi
+from tests.helpers.networks_as_vectors import flat, inner, moved
 
 KEYS = jax.random.split(jax.random.key(0), 8)
-BOTH = eqx.filter_jit(lambda risk, net: jax.value_and_grad(lambda n: risk(n))(net))
-VALUE, GRADIENT = (lambda risk, net: BOTH(risk, net)[0]), (lambda risk, net: BOTH(risk, net)[1])
-PRODUCT = eqx.filter_jit(
-    lambda risk, net, move: jax.jvp(lambda n: jax.grad(lambda m: risk(m))(n), (net,), (move,))[1]
-)
+VALUE, GRADIENT = (lambda *a: risk_and_gradient(*a)[0]), (lambda *a: risk_and_gradient(*a)[1])
 
 
 def make(key, *sizes, **options) -> gflow.ShallowNet:
     return gflow.ShallowNet(*sizes, key=key, init="standard_normal", **options)
-
-
-def leaves(tree) -> np.ndarray:
-    return np.concatenate([np.ravel(a) for a in jax.tree.leaves(tree)])
 
 
 # ---- the risk against two-dimensional quadrature ------------------------------------------------
@@ -101,7 +96,7 @@ def check_against_quadrature(net, teacher):
         + np.abs(layer(n)[3]).sum()
         for n in (net, teacher)
     )
-    found, got = BOTH(risk, net)
+    found, got = risk_and_gradient(risk, net)
     assert found == pytest.approx(value, abs=2e-14 * (1 + total**2))
     for name, wanted in gradient.items():
         if getattr(net, name) is not None:
@@ -176,15 +171,13 @@ def test_symmetries(seed):
 def test_hessian_products_are_derivatives_of_the_gradient(activation):
     net, teacher = (make(k, 2, w, activation=activation) for k, w in zip(KEYS[2:], (4, 3)))
     risk, move = gflow.GaussianRisk(teacher), make(KEYS[4], 2, 4, activation=activation)
-    at = lambda t: leaves(GRADIENT(risk, jax.tree.map(lambda a, d: a + t * d, net, move)))
+    at = lambda t: flat(GRADIENT(risk, moved(net, move, t)))
     # Central differences of fourth order with steps of 1e-3: rounding 1e-12, truncation 1e-11.
     h = 1e-3
     numeric = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
-    np.testing.assert_allclose(leaves(PRODUCT(risk, net, move)), numeric, rtol=1e-8, atol=1e-8)
-
-
-def leaves_product(one, two):
-    return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two)))
+    np.testing.assert_allclose(
+        flat(hessian_product(risk, net, move)), numeric, rtol=1e-8, atol=1e-8
+    )
 
 
 # ---- at and near the teacher --------------------------------------------------------------------
@@ -200,41 +193,27 @@ def test_at_the_teacher(activation):
     teacher = gflow.ShallowNet.from_arrays(*three, net.c, activation=activation)
     risk = gflow.GaussianRisk(teacher)
     assert abs(VALUE(risk, net)) < 3e-15
-    assert np.max(np.abs(leaves(GRADIENT(risk, net)))) < 3e-15
+    assert np.max(np.abs(flat(GRADIENT(risk, net)))) < 3e-15
     move = jax.tree.map(jnp.ones_like, net)
-    product = PRODUCT(risk, net, move)
+    product = hessian_product(risk, net, move)
     # 2 E(⟨∇N, d⟩²), the second difference of the risk.
-    curvature = float(leaves_product(product, move))
-    beside = jax.tree.map(lambda a, d: a + 1e-4 * d, net, move)
+    curvature = inner(product, move)
+    beside = moved(net, move, 1e-4)
     # The risk is about 1e-7 there, of an error of 1e-15; its third derivatives are of order 1.
     assert curvature == pytest.approx(2e8 * float(VALUE(risk, beside)), rel=1e-3)
-
-
-def exact_risk(net, teacher):
-    """Without biases, with 60 digits."""
-
-    def kernel(u, v):
-        u, v = (mp.matrix(np.asarray(a).tolist()) for a in (u, v))
-        lengths, product = mp.norm(u) * mp.norm(v), (u.T * v)[0]
-        area = mp.sqrt(max(lengths**2 - product**2, mp.mpf(0)))
-        return (area + (mp.pi - mp.atan2(area, product)) * product) / (2 * mp.pi)
-
-    with mp.workdps(60):
-        units = [*net.w, *teacher.w]
-        a = [mp.mpf(float(x)) for x in (*net.v, *-teacher.v)]
-        return mp.fsum(x * y * kernel(u, v) for x, u in zip(a, units) for y, v in zip(a, units))
 
 
 @pytest.mark.parametrize("distance", [1e-2, 1e-5, 1e-8, 0.0])
 def test_error_near_the_teacher_is_the_stated_one(distance):
     teacher, move = (make(k, 3, 3, use_bias=False) for k in KEYS[4:6])
-    net = jax.tree.map(lambda a, d: a + distance * d, teacher, move)
+    net = moved(teacher, move, distance)
     a = np.concatenate([net.v, teacher.v])
     w = jnp.concatenate([net.w, teacher.w])
     kernel = jax.jit(kernels.relu_pairs)(w, None, w, None)
     scale = float(np.abs(a) @ kernel @ np.abs(a))
-    error = float(mp.mpf(float(VALUE(gflow.GaussianRisk(teacher), net))) - exact_risk(net, teacher))
-    assert abs(error) < 1e-16 * scale
+    exact = exact_risks.gaussian(net, teacher)[0]
+    error = mp.mpf(float(VALUE(gflow.GaussianRisk(teacher), net))) - exact
+    assert abs(float(error)) < 1e-16 * scale
 
 
 # ---- flows --------------------------------------------------------------------------------------
@@ -306,7 +285,7 @@ def test_under_vmap_and_in_float32():
     np.testing.assert_allclose(many(nets), single, rtol=1e-13)
     narrow = lambda net: jax.tree.map(lambda a: a.astype(jnp.float32), net)
     net = jax.tree.map(lambda a: a[0], nets)
-    value, gradient = BOTH(gflow.GaussianRisk(narrow(teacher)), narrow(net))
+    value, gradient = risk_and_gradient(gflow.GaussianRisk(narrow(teacher)), narrow(net))
     assert value.dtype == gradient.w.dtype == jnp.float32
     # 2⁻²⁴ times the terms of the sum, some ten.
     assert value == pytest.approx(float(single[0]), abs=1e-5)

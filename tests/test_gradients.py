@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import gflow
+from tests.helpers.networks_as_vectors import inner, moved
 
 
 def formulas(net, x, y, omega):
-    """The components of G for the squared loss, written out (THEORY (a))."""
+    """The components of G for the squared loss, written out (docs/theory.md)."""
     w, b, v, c = (np.asarray(a) for a in (net.w, net.b, net.v, net.c))
     z = x @ w.T + b
     r = omega * (np.maximum(z, 0) @ v * net.output_scale + c - y)
@@ -54,12 +55,11 @@ def test_gradient_is_the_derivative(activation, loss):
     risk = gflow.EmpiricalRisk(x, y, loss=loss)
     net = gflow.ShallowNet(2, 5, key=key, activation=activation)
     direction = jax.tree.map(lambda a: jax.random.normal(key, a.shape), net)
-    at = lambda t: risk(jax.tree.map(lambda a, d: a + t * d, net, direction))
+    at = lambda t: risk(moved(net, direction, t))
     numeric = (at(1e-5) - at(-1e-5)) / 2e-5
     gradient = gflow.generalized_gradient(risk, net)
-    pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction))
     # Central differences of step 1e-5: truncation and rounding are both about 1e-10.
-    assert sum(float(jnp.vdot(g, d)) for g, d in pairs) == pytest.approx(float(numeric), rel=1e-7)
+    assert inner(gradient, direction) == pytest.approx(float(numeric), rel=1e-7)
 
 
 def test_frozen_parameters_have_no_gradient():

@@ -1,24 +1,20 @@
 """Flows to late times: the choice of the solver, what it costs, and when to stop."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from located import distance
 
 import gflow
+from benchmarks.reference_flows import reference_flow
 from gflow import piecewise
-from gflow.flow.solver_choice import Progress, better_solver
-
-DATA = Path(__file__).parent / "data"
+from gflow.flow.solver_choice import RunProgress, better_solver
+from tests.helpers.networks_as_vectors import distance
 
 
 def sine() -> tuple[gflow.EmpiricalRisk, gflow.ShallowNet]:
-    r = np.load(DATA / "sine_d1_w20_n40.npz")
-    net = gflow.ShallowNet.from_arrays(r["w0"], r["b0"], r["v0"], r["c0"])
-    return gflow.EmpiricalRisk(r["X"], r["y"]), net
+    known = reference_flow("sine_d1_w20_n40")
+    return known.risk, known.net
 
 
 def tent() -> tuple[gflow.PopulationRisk, gflow.ShallowNet]:
@@ -29,13 +25,13 @@ def tent() -> tuple[gflow.PopulationRisk, gflow.ShallowNet]:
 # ---- the choice -----------------------------------------------------------------------------
 
 
-def progress(**changes) -> Progress:
+def progress(**changes) -> RunProgress:
     # At the bound of stability at t = 100 on the way to 1e8.
-    usual = Progress(
+    usual = RunProgress(
         t=100.0,
         t1=1e8,
         before=50.0,
-        kinks=10,
+        num_kinks=10,
         step_size=0.03,
         radius=lambda: 100.0,
         rtol=1e-8,
@@ -63,18 +59,18 @@ def test_the_choice_follows_stiffness_horizon_and_size():
     assert chosen(num_params=100_000, **few) is gflow.ROCK4
     assert chosen(num_params=60, **few) is type(None)
     # So many kinks that every solver would take short steps, each of BDF5 at 16 times the price.
-    assert chosen(num_params=300, t1=1e3, kinks=2_000) is type(None)
+    assert chosen(num_params=300, t1=1e3, num_kinks=2_000) is type(None)
 
 
 def test_rock4_hands_over_where_kinks_become_few():
     # Just measured: 30 evaluations a step, in steps of which a hundred make a tenth of a decade.
-    now = progress(t=1e4, before=1e4 / 10**0.1, evaluations=3_000, num_params=353, t1=1e7)
+    now = progress(t=1e4, before=1e4 / 10**0.1, num_evaluations=3_000, num_params=353, t1=1e7)
     chosen = lambda **changes: type(better_solver(now._replace(**changes), after="ROCK4"))
-    assert chosen(kinks=0, evaluations=100_000) is gflow.BDF5
-    assert chosen(kinks=500, evaluations=100_000) is type(None)
-    assert chosen(kinks=0, t1=1.01e4) is type(None)
-    assert chosen(kinks=0, evaluations=100_000, num_params=100_000) is type(None)
-    assert better_solver(now._replace(evaluations=100_000), after="BDF5") is None
+    assert chosen(num_kinks=0, num_evaluations=100_000) is gflow.BDF5
+    assert chosen(num_kinks=500, num_evaluations=100_000) is type(None)
+    assert chosen(num_kinks=0, t1=1.01e4) is type(None)
+    assert chosen(num_kinks=0, num_evaluations=100_000, num_params=100_000) is type(None)
+    assert better_solver(now._replace(num_evaluations=100_000), after="BDF5") is None
 
 
 @pytest.mark.parametrize("problem", [sine, tent])

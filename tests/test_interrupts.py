@@ -31,7 +31,7 @@ def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, mon
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     monkeypatch.setattr(driver, "progress_bar", lambda *_: Bar())
-    monkeypatch.setattr(smooth, "PIECE_STEPS", 40)
+    monkeypatch.setattr(smooth, "MAX_PIECE_STEPS", 40)
     options = {"t1": 10.0, "ts": smooth_flow.ts, "progress": True}
     flow = gflow.solve_flow(wave, smooth_net, throw=False, **options)
     assert flow.result_name == "interrupted" and flow.stats["num_steps"] == 60
@@ -47,6 +47,6 @@ def test_ctrl_c_without_a_progress_bar_is_passed_on(wave, smooth_net, monkeypatc
     def pressed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(smooth.Plain, "advance", pressed)
+    monkeypatch.setattr(smooth.SmoothRun, "advance", pressed)
     with pytest.raises(KeyboardInterrupt):
         gflow.solve_flow(wave, smooth_net, t1=1.0)

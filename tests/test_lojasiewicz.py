@@ -66,7 +66,7 @@ def test_lojasiewicz_exponents_of_chains(chain):
 
 
 def test_a_hyperbola_closes_at_the_rate_of_its_spectrum():
-    # u² − v² = 1.12 is conserved, and near u v = 1 the gap has the rate 4 (u² + v²) of that point.
+    # O11: u² − v² = 1.12 is conserved, and near u v = 1 the gap has the rate 4 (u² + v²) there.
     flow = gflow.solve_flow(to_one, Product(jnp.array([1.6, 1.2])), t1=5.0)
     exact = 4 * np.sqrt(1.12**2 + 4)
     rate = gflow.fit_rate(flow.ts, flow.risk, predicted=exact)
@@ -80,7 +80,7 @@ def test_a_hyperbola_closes_at_the_rate_of_its_spectrum():
 
 
 def test_a_deep_linear_mode_closes_at_its_rate():
-    # With equal weights (u − 1)' → −4 (u − 1), so that the gap has the rate 8.
+    # O10 with s = 1 and this risk: (u − 1)' → −4 (u − 1), so that the gap has the rate 8.
     flow = gflow.solve_flow(to_one, Product(jnp.array([0.1, 0.1])), t1=5.0)
     rate = gflow.fit_rate(flow.ts, flow.risk)
     assert rate.law == "exponential" and rate.value == pytest.approx(8, rel=1e-2)
@@ -88,7 +88,7 @@ def test_a_deep_linear_mode_closes_at_its_rate():
 
 
 def test_one_neuron_and_its_gaussian_teacher():
-    # L ~ e^-t for the risk with a factor of one half, so e^-2t for this one.
+    # O13: L ~ e^-t for the risk with a factor of one half, so e^-2t for this one.
     teacher = gflow.ShallowNet.from_arrays([[1.0, 0.0]], None, [1.0], None)
     student = gflow.ShallowNet.from_arrays([[0.3, 0.8]], None, [1.0], None)
     risk = gflow.GaussianRisk(teacher)

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from jax.flatten_util import ravel_pytree
 
 import gflow
-from gflow.parameters import split_trainable
 from gflow.solvers.bdf5 import Equation, lagrange, slopes_at_one
+from tests.helpers.networks_as_vectors import distance, norm
 
 # ---- one step -------------------------------------------------------------------------------
 
@@ -72,40 +71,28 @@ def test_order_and_estimate_of_one_step_from_exact_points(growth):
 # ---- flows ----------------------------------------------------------------------------------
 
 
-def parameters(net) -> np.ndarray:
-    return np.asarray(ravel_pytree(split_trainable(net)[0])[0])
-
-
-def problem(width: int):
-    x = jnp.linspace(-1.0, 1.0, 40)
-    risk = gflow.EmpiricalRisk(x[:, None], gflow.piecewise.wave()(x))
-    return risk, gflow.ShallowNet(1, width, key=jax.random.key(0), activation="tanh")
-
-
-def test_a_smooth_flow_to_time_1e8():
-    risk, net = problem(16)
+def test_a_smooth_flow_to_time_1e8(wave):
+    net = gflow.ShallowNet(1, 16, key=jax.random.key(0), activation="tanh")
     times = np.geomspace(1e-4, 1.0, 20)
     steps = {}
     for t1 in (1e4, 1e8):
-        flow = gflow.solve_flow(risk, net, t1=t1, ts=t1 * times, rtol=1e-8, solver=gflow.BDF5())
+        flow = gflow.solve_flow(wave, net, t1=t1, ts=t1 * times, rtol=1e-8, solver=gflow.BDF5())
         assert np.abs(flow.diagnostics.energy).max() < 1e-7 * 0.75
         assert (np.diff(flow.risk) < 0).all()
         steps[t1] = int(flow.stats["num_steps"])
     # With Rodas5P 388 and 7,456.
     assert steps[1e4] < 400 and steps[1e8] - steps[1e4] < 1_000
-    early = gflow.solve_flow(risk, net, t1=1e4, ts=1e4 * times, rtol=1e-10, solver=gflow.Rodas5P())
-    late = gflow.solve_flow(risk, net, t1=1e4, ts=1e4 * times, rtol=1e-8, solver=gflow.BDF5())
+    early = gflow.solve_flow(wave, net, t1=1e4, ts=1e4 * times, rtol=1e-10, solver=gflow.Rodas5P())
+    late = gflow.solve_flow(wave, net, t1=1e4, ts=1e4 * times, rtol=1e-8, solver=gflow.BDF5())
     np.testing.assert_allclose(late.risk, early.risk, rtol=1e-5)
 
 
-def test_the_error_is_honest():
-    risk, net = problem(8)
-    run = lambda **options: gflow.solve_flow(risk, net, t1=300.0, ts=[300.0], **options)
-    exact = parameters(run(solver=gflow.Rodas5P(), rtol=1e-12).final)
+def test_the_error_is_honest(wave, smooth_net):
+    run = lambda **options: gflow.solve_flow(wave, smooth_net, t1=300.0, ts=[300.0], **options)
+    exact = run(solver=gflow.Rodas5P(), rtol=1e-12).final
     for rtol in (1e-5, 1e-6, 1e-7, 1e-8):
         flow = run(solver=gflow.BDF5(), rtol=rtol)
-        apart = np.linalg.norm(parameters(flow.final) - exact) / np.linalg.norm(exact)
-        assert 0.01 < apart / rtol < 30
+        assert 0.01 < distance(flow.final, exact) / norm(exact) / rtol < 30
 
 
 def test_any_diffeqsolve_in_both_directions():

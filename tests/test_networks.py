@@ -88,6 +88,7 @@ def test_from_arrays_keeps_the_arrays_and_refuses_other_shapes():
         ({"activation": "rleu"}, "activation"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_bad_arguments_are_named(arguments, named):
     with pytest.raises(ValueError, match=f"`{named}`: got .* wanted"):
         gflow.ShallowNet(**({"in_size": 1, "width": 2, "key": KEY} | arguments))

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -27,22 +28,37 @@ def python_blocks(path: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
-def test_the_code_of_the_readme_runs(tmp_path):
-    blocks = python_blocks(ROOT / "README.md")
-    assert blocks
-    script = "\n".join(["import matplotlib; matplotlib.use('agg')", *blocks])
+def test_the_code_of_the_readme_and_of_the_docs_runs(tmp_path):
+    # In one process, which compiles once what several pages use, each with names of its own.
+    pages = {page: python_blocks(page) for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+    assert pages[ROOT / "README.md"] and sum(map(bool, pages.values())) >= 4
+    script = ["import matplotlib; matplotlib.use('agg')"]
+    for page, blocks in pages.items():
+        script.append(f"exec(compile({chr(10).join(blocks)!r}, {page.name!r}, 'exec'), {{}})")
     run = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", "\n".join(script)], cwd=tmp_path, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+    # The picture that the README shows is the one that its code makes.
+    (picture,) = tmp_path.glob("*.png")
+    assert (ROOT / "docs" / picture.name).is_file()
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("gflow/**/*.py")), ids=lambda p: p.name)
+EXAMPLES = {
+    str(path.relative_to(ROOT)): blocks
+    for path in sorted(ROOT.glob("gflow/**/*.py"))
+    if (blocks := python_blocks(path))
+}
+
+
+def test_there_are_docstring_examples():
+    assert len(EXAMPLES) >= 8 and "gflow/networks.py" in EXAMPLES
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_docstring_examples_run(path):
-    import textwrap
-
-    for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
-        exec(textwrap.dedent("import jax, gflow, jax.numpy as jnp\n") + textwrap.dedent(block), {})
+    for block in EXAMPLES[path]:
+        exec("import jax, gflow, jax.numpy as jnp\n" + textwrap.dedent(block), {})
 
 
 def test_files_and_functions_are_short():
@@ -55,6 +71,12 @@ def test_files_and_functions_are_short():
             if isinstance(node, ast.FunctionDef):
                 documented = (ast.get_docstring(node, clean=False) or "").count("\n")
                 assert node.end_lineno - node.lineno - documented < 60, (path, node.name)
+
+
+def test_the_page_of_the_tests_names_every_file():
+    page = (ROOT / "tests" / "README.md").read_text()
+    files = [*ROOT.glob("tests/test_*.py"), *ROOT.glob("tests/helpers/[!_]*.py")]
+    assert not [path for path in files if f"`{path.stem}`" not in page]
 
 
 def test_the_benchmark_runs(tmp_path):

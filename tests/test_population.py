@@ -6,23 +6,22 @@ import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 import pytest
-from exact_line import (
-    TENT_RISK,
-    arrays_of,
-    assert_exact,
-    exact,
-    from_arrays,
-    hard_net,
-    hessian_product,
-    random_problem,
-    risk_and_gradient,
-)
 from hypothesis import given, settings, strategies as st
 from jax.flatten_util import ravel_pytree
 
 import gflow
+from benchmarks import exact_risks
 from gflow import piecewise
 from gflow.piecewise import PiecewisePolynomial
+from tests.helpers.derivatives import hessian_product, risk_and_gradient
+from tests.helpers.networks_as_vectors import stacked
+from tests.helpers.one_input_risks import (
+    TENT_RISK,
+    assert_exact,
+    from_arrays,
+    hard_net,
+    random_problem,
+)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +98,9 @@ def test_second_derivatives_against_differences_at_50_digits(activation):
         for sign in (1, -1):
             moved = [
                 np.array([mp.mpf(x) + sign * h * mp.mpf(y) for x, y in zip(a.ravel(), e.ravel())])
-                for a, e in zip(arrays_of(net), arrays_of(d))
+                for a, e in zip(exact_risks.arrays_of(net), exact_risks.arrays_of(d))
             ]
-            sides.append(exact(moved, risk.target, risk.density, slope, 0.7)[1])
+            sides.append(exact_risks.one_input(moved, risk.target, risk.density, slope, 0.7)[1])
         product = hessian_product(risk, net, d)
         for name in "wbvc":
             got = np.ravel(getattr(product, name))
@@ -158,7 +157,8 @@ def test_outputs_without_biases_and_vector_valued():
     risk = gflow.PopulationRisk(targets, piecewise.triangular(-1, 1, 0.3))
     w, b, v = rng.normal(size=8), rng.normal(size=8), rng.normal(size=(8, 2))
     got, gradient = risk_and_gradient(risk, from_arrays(w, b, v, [0.2, -0.1]))
-    alone = [exact((w, b, v[:, k], [[0.2, -0.1][k]]), targets[k], risk.density) for k in range(2)]
+    arrays = [(w, b, v[:, k], c) for k, c in enumerate((0.2, -0.1))]
+    alone = [exact_risks.one_input(a, f, risk.density) for a, f in zip(arrays, targets)]
     np.testing.assert_allclose(got, float(alone[0][0] + alone[1][0]), rtol=1e-14)
     together = [float(x + y) for x, y in zip(*(g["w"] for _, g in alone))]
     np.testing.assert_allclose(gradient.w[:, 0], together, rtol=1e-13, atol=1e-14)
@@ -175,8 +175,7 @@ def test_outputs_without_biases_and_vector_valued():
 def test_many_networks_at_once_and_single_precision():
     rng = np.random.default_rng(6)
     nets = [hard_net(rng, TENT_RISK, 8, kind) for kind in range(4)]
-    stacked = jax.tree.map(lambda *a: jnp.stack(a), *nets)
-    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(TENT_RISK)))(stacked)
+    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(TENT_RISK)))(stacked(nets))
     for k, net in enumerate(nets):
         value, gradient = risk_and_gradient(TENT_RISK, net)
         np.testing.assert_allclose(values[k], value, rtol=1e-15)

@@ -1,4 +1,4 @@
-"""The closed forms of the theory (THEORY.md, oracles O5 to O9 and O14) on the true risk."""
+"""The closed forms of the theory (docs/theory.md, O5 to O9 and O14) on the true risk."""
 
 import jax
 import mpmath as mp
@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.linalg
-from exact_line import TENT_RISK, assert_exact, from_arrays, hard_net, risk_and_gradient
 from jax.flatten_util import ravel_pytree
 
 import gflow
 from gflow import piecewise
-from gflow.piecewise import PiecewisePolynomial
+from tests.helpers.affine_target import affine_risk, critical_value, zig_zag
+from tests.helpers.derivatives import risk_and_gradient
+from tests.helpers.gauss_rules import gauss
+from tests.helpers.networks_as_vectors import norm
+from tests.helpers.one_input_risks import TENT_RISK, assert_exact, from_arrays, hard_net
 
 
 def test_oracle_of_a_degenerate_unit():
@@ -46,19 +49,9 @@ def test_oracle_of_the_parabola():
 @pytest.mark.parametrize("n", [0, 2, 4])
 def test_critical_values_and_zigzag_saddles(n):
     """O7: f = αx + β on [T0, T1] has critical values α²(T1 − T0)²/(12 (n + 1)⁴), uniformly."""
-    alpha, beta, first, last, width = 2.0, 0.3, -1.0, 2.0, 8
-    target = PiecewisePolynomial([first, last], [[beta, alpha]])
-    risk = gflow.PopulationRisk(target, piecewise.uniform(first, last))
-    w, b, v = np.zeros(width), -np.ones(width), np.ones(width)
-    for i in range(1, n + 1):
-        w[i - 1] = (-1) ** (i + 1)
-        b[i - 1] = -w[i - 1] * (first + i * (last - first) / (n + 1))
-        v[i - 1] = 2 * alpha / (n + 1) / w[i - 1]
-    net = from_arrays(w, b, v, beta + alpha * (first + last) / 2)
-    value, gradient = risk_and_gradient(risk, net)
-    expected = alpha**2 * (last - first) ** 2 / (12 * (n + 1) ** 4)
-    assert value == pytest.approx(expected, rel=1e-14)
-    assert max(np.abs(a).max() for a in jax.tree.leaves(gradient)) <= 1e-14
+    value, gradient = risk_and_gradient(affine_risk(), zig_zag(n, 8, 0))
+    assert value == pytest.approx(critical_value(n), rel=1e-14)
+    assert norm(gradient) <= 1e-14
 
 
 def test_identities_of_the_gradient():
@@ -112,11 +105,8 @@ def test_linear_flow_of_the_outer_layer():
     net = hard_net(np.random.default_rng(4), TENT_RISK, 8, 0)
     rows = lambda x: np.append(np.maximum(np.asarray(net.w[:, 0]) * x + np.asarray(net.b), 0), 1.0)
     kinks = np.asarray(-net.b / net.w[:, 0])
-    ends = np.unique(np.clip([-1, 0, 1, *kinks], -1, 1))
-    nodes, weights = np.polynomial.legendre.leggauss(3)
-    half, middle = np.diff(ends) / 2, (ends[1:] + ends[:-1]) / 2
-    x = (middle[:, None] + half[:, None] * nodes).ravel()
-    mu = (half[:, None] * weights).ravel() / 2
+    x, weights = gauss(np.clip([-1, 0, 1, *kinks], -1, 1), 3)
+    mu = weights / 2
     a = np.stack([rows(t) for t in x])
     gram, m = a.T @ (mu[:, None] * a), a.T @ (mu * (1 - np.abs(x)))
     flow = solve(TENT_RISK, net, trainable=("v", "c"))

@@ -2,12 +2,11 @@ import itertools
 
 import numpy as np
 import pytest
-import rate_cases
 from hypothesis import Phase, given, settings, strategies as st
-from rate_cases import CASES, Case
 
 import gflow
 from gflow.rates.laws import FORMS
+from tests.helpers.known_laws import CASES, Case, correlated
 
 T = np.append(0.0, np.geomspace(1e-3, 100, 200))
 
@@ -144,7 +143,7 @@ def test_a_gap_that_is_zero_from_a_finite_time_on():
 
 
 def test_a_flow_that_stops_on_a_kink_in_finite_time():
-    # w = 3 e^-t − 1 until t* = ln 3, and the gap is (w + 1)² / 2 − 1/2; 0 afterwards.
+    # O2: w = 3 e^-t − 1 until t* = ln 3, and the gap is (w + 1)² / 2 − 1/2; 0 afterwards.
     t = np.linspace(0, 2, 400)
     fit = gflow.fit_rate(t, 0.5 * np.maximum(3 * np.exp(-t), 1) ** 2 - 0.5)
     assert fit.law == "finite time" and fit.value == pytest.approx(np.log(3), rel=1e-4)
@@ -173,14 +172,14 @@ def test_a_risk_on_its_way_below_zero_has_not_yet_converged():
 
 def test_a_gap_that_stays_is_not_decreasing():
     t = np.geomspace(1, 1e4, 100)
-    fit = gflow.fit_rate(t, 1 + 1e-3 * rate_cases.correlated(0, 100, 0.5))
+    fit = gflow.fit_rate(t, 1 + 1e-3 * correlated(0, 100, 0.5))
     assert fit.law == "undecided" and fit.status is gflow.RateStatus.NOT_DECREASING
     assert fit.interval[0] <= 0 and fit.verdict.startswith("not decreasing: the rate may be zero")
 
 
 def test_half_a_decade_is_too_short_to_tell():
     t = np.geomspace(10, 28, 100)
-    gap = t**-1.5 * np.exp(1e-3 * rate_cases.correlated(1, 100, 0.5))
+    gap = t**-1.5 * np.exp(1e-3 * correlated(1, 100, 0.5))
     assert gflow.fit_rate(t, gap).law == "undecided"
     t = np.linspace(10, 10.1, 20)
     assert gflow.fit_rate(t, np.exp(-0.1 * t + 1e-4 * np.sin(99 * t))).law == "undecided"

@@ -98,6 +98,7 @@ NAN = np.where(np.arange(12).reshape(6, 2) == 5, np.nan, X)
         (("text", Y), "`x`"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_bad_data_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         gflow.EmpiricalRisk(*arguments)

@@ -2,21 +2,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 import gflow
-
-
-def dense(risk, net):
-    theta, unravel = ravel_pytree(net)
-    hessian = jax.hessian(lambda t: risk(unravel(t)))(theta)
-    return float(np.linalg.eigvalsh(hessian)[-1])
+from tests.helpers.derivatives import hessian
 
 
 @pytest.mark.parametrize(("width", "activation"), [(5, "tanh"), (40, "tanh"), (40, "relu")])
 def test_it_is_the_largest_eigenvalue(width, activation, wave):
     net = gflow.ShallowNet(1, width, key=jax.random.key(2), activation=activation)
-    assert gflow.sharpness(wave, net) == pytest.approx(dense(wave, net), rel=1e-7)
+    largest = np.linalg.eigvalsh(hessian(wave, net))[-1]
+    assert gflow.sharpness(wave, net) == pytest.approx(largest, rel=1e-7)
 
 
 def test_negative_eigenvalues_of_larger_size_do_not_count():

@@ -6,21 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from jax.flatten_util import ravel_pytree
 
 import gflow
-from gflow.activations import PiecewiseLinear, Smooth
-from gflow.nonsmooth.gradients import norm
+from gflow.activations import PiecewiseLinear, SmoothActivation
+from tests.helpers.networks_as_vectors import distance, flat, norm
 
 KEY = jax.random.key(0)
-
-
-def flat(tree) -> np.ndarray:
-    return np.asarray(ravel_pytree(tree)[0])
-
-
-def distance(a, b) -> float:
-    return float(np.max(np.abs(flat(a) - flat(b))))
 
 
 def whole_mlp(seed: int = 0, depth: int = 2, **options) -> eqx.nn.MLP:
@@ -148,7 +139,7 @@ def test_softplus_is_not_admissible():
     exact = gflow.generalized_gradient(risk, net)
     errors = []
     for beta in (1e2, 1e4):
-        softplus = Smooth(lambda z, beta=beta: jax.nn.softplus(beta * z) / beta)
+        softplus = SmoothActivation(lambda z, beta=beta: jax.nn.softplus(beta * z) / beta)
         smooth = eqx.tree_at(lambda n: n.activation, net, softplus)
         gradient = gflow.generalized_gradient(risk, smooth)
         errors.append(float(np.max(np.abs(flat(gradient) - flat(exact)))))
@@ -188,7 +179,7 @@ def test_biases_are_lowered_less_in_the_layers_before():
 
 
 def test_without_biases_it_can_be_no_limit_of_gradients():
-    # O3: the risk is ((w − 1)² + 1)/2, whose slopes near 0 are near −1, and G(0) = 0.
+    # The risk is ((w − 1)² + 1)/2. Its slopes near 0 are near −1, and G(0) = 0.
     risk = gflow.EmpiricalRisk([[1.0], [-1.0]], [1.0, -1.0])
     unit = lambda w, b=None: gflow.ShallowNet.from_arrays([[w]], b, [1.0], None)
     for w in (-1e-6, 1e-6):

@@ -6,12 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from jax.flatten_util import ravel_pytree
 
 import gflow
 from gflow.hessian import lanczos
 from gflow.hessian.lanczos import Symmetric, extremes
-from gflow.parameters import split_trainable
+from tests.helpers.derivatives import hessian
 
 
 class Quadratic(eqx.Module):
@@ -45,13 +44,6 @@ def large(risk, net, **options):
 def ends(values, largest=6, smallest=4):
     values = np.sort(values)
     return np.r_[values[:smallest], values[len(values) - largest :]]
-
-
-def hessian(risk, net, trainable=None):
-    trained, frozen = split_trainable(net, trainable)
-    theta, unravel = ravel_pytree(trained)
-    matrix = jax.hessian(lambda t: risk(eqx.combine(unravel(t), frozen)))(theta)
-    return np.asarray(matrix)
 
 
 def zeros(*values):

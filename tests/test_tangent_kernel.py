@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import gflow
+from tests.helpers.networks_as_vectors import inner, stacked
 
 
 def shallow_kernel(net, x):
@@ -41,15 +42,11 @@ def test_many_outputs_and_batches(data):
     y = np.zeros((5, 2))
     risk = gflow.EmpiricalRisk(x, y)
     nets = [eqx.nn.MLP(3, 2, 4, 2, activation=jnp.tanh, key=jax.random.key(k)) for k in (0, 1)]
-    batch = jax.tree.map(lambda a, b: jnp.stack([a, b]) if eqx.is_array(a) else a, *nets)
-    kernels = eqx.filter_vmap(lambda net: gflow.tangent_kernel(risk, net))(batch)
+    kernels = eqx.filter_vmap(lambda net: gflow.tangent_kernel(risk, net))(stacked(nets))
     assert kernels.shape == (2, 10, 10)
     # Rows of one datum together: entry (2k + o, 2l + p) is the product of two gradients.
-    gradient = lambda k, o: jax.tree.leaves(
-        eqx.filter_grad(lambda net: net(jnp.asarray(x[k]))[o])(nets[1])
-    )
-    product = sum(float(jnp.vdot(a, b)) for a, b in zip(gradient(3, 1), gradient(0, 0)))
-    assert kernels[1, 7, 0] == pytest.approx(product, rel=1e-12)
+    gradient = lambda k, o: eqx.filter_grad(lambda net: net(jnp.asarray(x[k]))[o])(nets[1])
+    assert kernels[1, 7, 0] == pytest.approx(inner(gradient(3, 1), gradient(0, 0)), rel=1e-12)
 
 
 def test_residuals_follow_the_kernel(data):

@@ -18,7 +18,7 @@ from gflow.arguments import (
     positive,
     positive_int,
 )
-from gflow.networks import named_initialisation
+from gflow.networks import InitName, named_initialisation
 from gflow.solvers import BDF5, RKC2, ROCK4, Rodas5P
 
 # "auto" leaves the choice to `solve_flow`.
@@ -61,7 +61,7 @@ class Config:
     activation: str = "relu"
     """Activation: relu, leaky_relu, leaky_relu(0.1), identity, tanh, sigmoid, softplus, silu, gelu,
     erf."""
-    init: str = "he"
+    init: InitName = "he"
     """Initialisation: he, standard_normal, ntk, mean_field."""
     scale: float = 1.0
     """Factor on all initial parameters."""
@@ -124,7 +124,7 @@ class Config:
             known = ", ".join(piecewise.NAMED)
             raise ArgumentError("data", self.data, f"for the population risk one of {known}")
         one_of("precision", self.precision, ["float64", "float32"])
-        seed = positive_int("seed", self.seed, least=0)
+        seed = positive_int("seed", self.seed, minimum=0)
         if seed >= 2**32:
             raise ArgumentError("seed", seed, "a whole number below 2^32")
         fractions = self.step_fractions
@@ -132,13 +132,13 @@ class Config:
             raise ArgumentError("step_fractions", fractions, "a list of numbers")
         return dataclasses.replace(
             self,
-            num_points=positive_int("num_points", self.num_points, least=2),
+            num_points=positive_int("num_points", self.num_points, minimum=2),
             width=positive_int("width", self.width),
             scale=positive("scale", self.scale),
             seed=seed,
             t1=positive("t1", self.t1),
             follow=self._follow(),
-            num_times=positive_int("num_times", self.num_times, least=8),
+            num_times=positive_int("num_times", self.num_times, minimum=8),
             rtol=None if self.rtol is None else positive("rtol", self.rtol),
             atol=None if self.atol is None else positive("atol", self.atol),
             max_steps=positive_int("max_steps", self.max_steps),

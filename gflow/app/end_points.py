@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
-
 from gflow.arguments import ArgumentError
 from gflow.critical import CriticalKind, CriticalPoint, refine
 from gflow.trajectory import Trajectory
@@ -19,8 +17,8 @@ class EndPoint:
     """The critical point that a trajectory leads to.
 
     - `kind`, `message`, `risk`, `residual`, `distance`: as in `CriticalPoint`.
-    - `dead`, `degenerate`: numbers of dead and of degenerate units. `sliding`: number of pairs of
-      unit and datum on a kink.
+    - `dead`, `degenerate`, `active_kinks`: numbers of dead units, of degenerate units, and of pairs
+      of a unit and a datum that are on their kink.
     - `zeros`: number of zero eigenvalues; `unexplained`: number of those that dead units and
       rescaling do not explain. `spectrum`: all eigenvalues.
     - `rate`: the exponential rate that the spectrum predicts, None unless it is a minimum.
@@ -35,7 +33,7 @@ class EndPoint:
     distance: float
     dead: int
     degenerate: int
-    sliding: int
+    active_kinks: int
     zeros: int
     unexplained: int
     spectrum: tuple[float, ...]
@@ -95,10 +93,10 @@ def _end_point(
         distance=point.distance,
         dead=0 if units is None else len(units.dead),
         degenerate=0 if units is None else len(units.degenerate),
-        sliding=len(point.sliding),
+        active_kinks=len(point.active_kinks),
         zeros=point.zeros.total,
         unexplained=point.zeros.unexplained,
-        spectrum=tuple(np.asarray(point.spectrum, float).tolist()),
+        spectrum=tuple(point.spectrum.eigenvalues.tolist()),
         rate=point.rate,
         apart=apart,
         different=different,

@@ -56,9 +56,10 @@ _END_LEGEND = (
     "The critical point near the end of each trajectory, found by Newton's method across "
     "activation patterns. The residual is the norm of the minimal-norm subgradient at that point. "
     "“Moved” is its distance from the end of the trajectory, “apart” its distance from the flow's "
-    "critical point. In the directions of zero eigenvalues λ, the risk is constant to second "
-    "order. The rate is fitted to the risk above its value at the critical point; the predicted "
-    "rate is twice the smallest positive eigenvalue among the modes that carry the gap."
+    "critical point, “kinks” the number of active kinks. In the directions of zero eigenvalues λ "
+    "the risk is constant to second order. The rate is fitted to the risk above its value at the "
+    "critical point; the predicted rate is twice the smallest positive eigenvalue among the modes "
+    "that carry the gap."
 )
 
 

@@ -80,7 +80,7 @@ class EndRow:
             "residual": f"{end.residual:.1e}" if found else "",
             "moved": f"{end.distance:.2g}" if found else "",
             "dead": str(end.dead) if found else "",
-            "sliding": str(end.sliding) if found else "",
+            "kinks": str(end.active_kinks) if found else "",
             "zero λ": f"{end.zeros} of {len(end.spectrum)}" if found else "",
             "rate": _law(self.rate),
             "predicted": predicted if found else "",

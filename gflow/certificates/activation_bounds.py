@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import erf, expit
 
-from gflow.activations import Activation, PiecewiseLinear, Smooth, as_activation
+from gflow.activations import Activation, PiecewiseLinear, SmoothActivation, as_activation
 from gflow.arguments import ArgumentError, finite, one_of, positive
 
 Values = Float[np.ndarray, "*shape"]
@@ -118,7 +118,7 @@ def host_activation(activation: Any, bounds: SlopeBounds | None) -> HostActivati
 def _host_activation(known: Activation, bounds: SlopeBounds | None) -> HostActivation | None:
     if isinstance(known, PiecewiseLinear):
         return _piecewise_linear(known)
-    function = known.function if isinstance(known, Smooth) else known
+    function = known.function if isinstance(known, SmoothActivation) else known
     if isinstance(function, Callable) and _hashable(function) and function in _KNOWN:
         return _KNOWN[function]
     if bounds is None:

@@ -1,11 +1,15 @@
-"""Critical points: from the end of a trajectory to the point itself, and of what kind it is."""
+"""Critical points: from the end of a trajectory to the point itself, and its kind."""
 
-from gflow.critical.point import (
-    CriticalKind as CriticalKind,
-    CriticalPoint as CriticalPoint,
-    NotFoundError as NotFoundError,
-    Sliding as Sliding,
-    Zeros as Zeros,
-)
-from gflow.critical.refine import refine as refine
-from gflow.critical.units import Units as Units
+from gflow.critical.point import ActiveKink, CriticalKind, CriticalPoint, NotFoundError, Zeros
+from gflow.critical.refine import refine
+from gflow.critical.units import UnitGroups
+
+__all__ = [
+    "ActiveKink",
+    "CriticalKind",
+    "CriticalPoint",
+    "NotFoundError",
+    "UnitGroups",
+    "Zeros",
+    "refine",
+]

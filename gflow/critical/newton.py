@@ -3,172 +3,208 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 
-from gflow.critical.landscapes import Landscape, Local
+from gflow.critical.landscapes import AbstractLandscape, Expansion, Kink
 
-# Residuals count as zero below these shares of ‖Hessian‖ ‖θ‖, in roundings: the first ends the
-# iteration, the second is asked for where it makes no progress.
+# Residuals count as zero below these multiples of ε ‖Hessian‖ ‖θ‖: the first ends the iteration,
+# the second is enough where it makes no progress.
 _FLOOR, _ENOUGH = 2.0, 500.0
-_MOST = 200
-_MOST_TRIALS = 60
+_MAX_STEPS = 200
+_MAX_TRIALS = 60
 # μ, as a multiple of ‖g‖/‖θ‖.
 _DAMPING = 0.1
-_LEAST_SHARE, _SHORT = 1 / 64, 1e-3
+_MIN_FRACTION, _SHORT = 1 / 64, 1e-3
 _CUTS = (0.0, 1e-9, 1e-6, 1e-3)
 _TINY = np.finfo(float).tiny
 
 
-class Found(NamedTuple):
-    """Where the iteration ended, and `before` the last step: `converged`, or, if `kink` is not
-    None, at a kink of that unit and row; otherwise it came too far, or made no progress."""
+class SearchLimits(NamedTuple):
+    """How far the iteration may go: `radius` from `centre`, and no farther than the first kink if
+    `stop_at_kinks`."""
 
-    theta: np.ndarray
-    local: Local
-    before: Local
+    centre: Float[np.ndarray, " size"]
+    radius: float
+    stop_at_kinks: bool = True
+
+
+class NewtonResult(NamedTuple):
+    """Where the iteration ended: `converged`; at a `kink`, if that is not None; or else because
+    steps led beyond the radius (`far`), or made no progress.
+
+    `expansion` is that of the last step's end, `previous` that of its start, `residual` the norm of
+    the gradient in the free directions.
+    """
+
+    theta: Float[np.ndarray, " size"]
+    expansion: Expansion
+    previous: Expansion
     residual: float
-    scale: float
     steps: int
     converged: bool
     far: bool = False
-    kink: tuple[int, int] | None = None
+    kink: Kink | None = None
 
 
-class Spectral(NamedTuple):
-    """Gradient and Hessian in the free directions, on the eigenvectors of the Hessian.
+class Eigensystem(NamedTuple):
+    """Eigenvalues and eigenvectors (columns) of the Hessian in the free directions, and the
+    components of the gradient on them. Eigenvalues within rounding of zero are marked `zero`."""
 
-    Eigenvalues of which nothing is known but roundings are zero.
-    """
+    values: Float[np.ndarray, " free"]
+    vectors: Float[np.ndarray, "size free"]
+    gradient: Float[np.ndarray, " free"]
+    zero: Bool[np.ndarray, " free"]
 
-    values: np.ndarray
-    vectors: np.ndarray
-    gradient: np.ndarray
-    zero: np.ndarray
+    @classmethod
+    def of(cls, expansion: Expansion, basis: Float[np.ndarray, "size free"]) -> "Eigensystem":
+        """That of the Hessian on the span of the basis."""
+        values, vectors = np.linalg.eigh(basis.T @ expansion.hessian @ basis)
+        vectors = basis @ vectors
+        eps = np.finfo(expansion.gradient.dtype).eps
+        tolerance = 100 * max(len(values), 1) * eps * np.max(np.abs(values), initial=0.0)
+        gradient = vectors.T @ expansion.gradient
+        return cls(values, vectors, gradient, np.abs(values) <= tolerance)
 
     @property
     def norm(self) -> float:
+        """The norm of the gradient."""
         return float(np.linalg.norm(self.gradient))
 
     @property
     def largest(self) -> float:
+        """The largest absolute eigenvalue."""
         return float(np.max(np.abs(self.values), initial=0.0))
 
-
-def spectral(local: Local, basis: np.ndarray) -> Spectral:
-    """On the columns of the basis; `vectors` are in all parameters."""
-    values, vectors = np.linalg.eigh(basis.T @ local.hessian @ basis)
-    vectors = basis @ vectors
-    eps = np.finfo(local.gradient.dtype).eps
-    tolerance = 100 * max(len(values), 1) * eps * np.max(np.abs(values), initial=0.0)
-    return Spectral(values, vectors, vectors.T @ local.gradient, np.abs(values) <= tolerance)
+    def damped_inverse(self, damping: float) -> "_DampedInverse":
+        """(H² + μ²)⁻¹ H."""
+        values = np.where(self.zero, 0.0, self.values)
+        divisor = values**2 + damping**2
+        factors = np.divide(values, divisor, out=np.zeros_like(values), where=divisor > 0)
+        return _DampedInverse(factors, self.vectors)
 
 
-def unsettled(found: Found, now: Spectral) -> np.ndarray:
+class _DampedInverse(NamedTuple):
+    """(H² + μ²)⁻¹ H on the eigenvectors of H, which is zero where H is zero."""
+
+    factors: np.ndarray
+    vectors: np.ndarray
+
+    def __call__(self, gradient: np.ndarray) -> np.ndarray:
+        return self.vectors @ (self.factors * gradient)
+
+
+class NewtonStep(NamedTuple):
+    """Where a step ends, with the risk there. `expansion` is None if a `kink` is in the way, with
+    `theta` on it, or if no step was accepted; `far` if some of these led beyond the radius."""
+
+    theta: Float[np.ndarray, " size"]
+    expansion: Expansion | None = None
+    damping: float = _DAMPING
+    far: bool = False
+    kink: Kink | None = None
+
+
+def unsettled(result: NewtonResult, now: Eigensystem) -> Bool[np.ndarray, " free"]:
     """The eigenvalues that the last step changed by a tenth: they may be zero at the point that is
     approached, as where L = x⁴, to which Newton's method converges linearly."""
-    before = np.sum(now.vectors * (found.before.hessian @ now.vectors), axis=0)
+    before = np.sum(now.vectors * (result.previous.hessian @ now.vectors), axis=0)
     return np.abs(before - now.values) > 0.1 * np.abs(now.values)
 
 
 def newton(
-    land: Landscape,
-    theta: np.ndarray,
-    *,
-    near: np.ndarray,
-    radius: float,
-    stop_at_kinks: bool = True,
-) -> Found:
-    """Follows θ to a zero of the gradient, within `radius` of `near`, by the Levenberg–Marquardt
-    method: steps −(H² + μ²)⁻¹ H g with μ in proportion to ‖g‖.
+    land: AbstractLandscape, theta: Float[np.ndarray, " size"], limits: SearchLimits
+) -> NewtonResult:
+    """Follows θ to a zero of the gradient by the Levenberg–Marquardt method: steps
+    −(H² + μ²)⁻¹ H g with μ in proportion to ‖g‖.
 
-    These converge quadratically to a point of a manifold of critical points, if the Hessian
-    vanishes along the manifold only (Yamashita and Fukushima, Computing Suppl. 15, 2001), and to
-    critical points of any kind. Long steps are shortened until the next, by the same Hessian, is
-    shorter by most of what the Hessian promises: along a curved valley the gradient itself grows at
-    first (the natural monotonicity test of Deuflhard, Newton Methods for Nonlinear Problems, 2011,
-    section 3.3).
+    They converge to critical points of any kind, quadratically also to a manifold of them if the
+    Hessian vanishes along the manifold only (Yamashita and Fukushima, Computing Suppl. 15, 2001).
     """
     eps = np.finfo(theta.dtype).eps
-    here, damping, scale, steps = land.local(theta), _DAMPING, 0.0, 0
-    before, size = here, _TINY
-    made = lambda converged=False, far=False, kink=None: Found(
-        theta, here, before, now.norm, scale, steps, converged, far, kink
-    )
+    here, damping, scale, steps = land.expansion(theta), _DAMPING, 0.0, 0
+    previous, size = here, _TINY
     while True:
-        now = spectral(here, land.basis)
+        now = Eigensystem.of(here, land.basis)
         size = max(size, float(np.linalg.norm(theta)))
         scale = max(scale, now.largest * size)
-        enough = now.norm <= _ENOUGH * eps * scale
-        if now.norm <= _FLOOR * eps * scale or not np.isfinite(now.norm) or steps == _MOST:
-            return made(converged=bool(enough))
+        enough = bool(now.norm <= _ENOUGH * eps * scale)
+        result = NewtonResult(theta, here, previous, now.norm, steps, converged=enough)
+        if now.norm <= _FLOOR * eps * scale or not np.isfinite(now.norm) or steps == _MAX_STEPS:
+            return result
+        # Without a Hessian there is no step.
         if now.zero.all():
-            # Nothing is known of where to go.
-            return made(converged=bool(enough))
+            return result
         if enough:
-            there = _polished(land, theta, now, stop_at_kinks)
-            if there is None:
-                return made(converged=True)
-            before, (theta, here), steps = here, there, steps + 1
-            continue
-        share, far = 1.0, False
-        for _ in range(_MOST_TRIALS):
-            invert = _Inverse(now, damping * now.norm / size)
-            full = -invert(now.gradient)
-            step = share * full
-            beyond = bool(np.linalg.norm(theta + step - near) > radius)
-            far = far or beyond
-            if not beyond:
-                at_kink, pair = land.first_kink(theta, step)
-                if at_kink < 1 and stop_at_kinks:
-                    theta = theta + at_kink * step
-                    return made(kink=pair)
-                local = land.local(theta + step)
-                left, promised, whole = (
-                    np.linalg.norm(invert(gradient))
-                    for gradient in (
-                        now.vectors.T @ local.gradient,
-                        now.gradient + share * now.values * (now.vectors.T @ full),
-                        now.gradient,
-                    )
-                )
-                if left < whole and left <= promised + 0.6 * (whole - promised):
-                    break
-            share, damping = (share / 2, damping) if share > _LEAST_SHARE else (1.0, 10 * damping)
+            step = _polished(land, theta, now, limits.stop_at_kinks)
+            if step.expansion is None:
+                return result
         else:
-            return made(far=far)
-        theta, before, here, steps = theta + step, here, local, steps + 1
-        damping = max(damping / 4, _DAMPING)
+            step = _damped_step(land, theta, now, damping, size, limits)
+            if step.expansion is None:
+                return result._replace(theta=step.theta, far=step.far, kink=step.kink)
+            damping = max(step.damping / 4, _DAMPING)
+        theta, previous, here, steps = step.theta, here, step.expansion, steps + 1
+
+
+def _damped_step(
+    land: AbstractLandscape,
+    theta: np.ndarray,
+    now: Eigensystem,
+    damping: float,
+    size: float,
+    limits: SearchLimits,
+) -> NewtonStep:
+    """The first step that passes the natural monotonicity test, or meets a kink. Steps that fail
+    are shortened, and damped more if that does not help.
+
+    A step passes if the next one, by the same Hessian, is shorter by most of what the Hessian
+    promises: along a curved valley the gradient itself grows at first (Deuflhard, Newton Methods
+    for Nonlinear Problems, 2011, section 3.3).
+    """
+    fraction, far = 1.0, False
+    for _ in range(_MAX_TRIALS):
+        inverse = now.damped_inverse(damping * now.norm / size)
+        full = -inverse(now.gradient)
+        step = fraction * full
+        beyond = bool(np.linalg.norm(theta + step - limits.centre) > limits.radius)
+        far = far or beyond
+        if not beyond:
+            first = land.first_kink(theta, step)
+            if first.kink is not None and first.fraction < 1 and limits.stop_at_kinks:
+                return NewtonStep(theta + first.fraction * step, kink=first.kink)
+            expansion = land.expansion(theta + step)
+            remaining, promised, whole = (
+                np.linalg.norm(inverse(gradient))
+                for gradient in (
+                    now.vectors.T @ expansion.gradient,
+                    now.gradient + fraction * now.values * (now.vectors.T @ full),
+                    now.gradient,
+                )
+            )
+            if remaining < whole and remaining <= promised + 0.6 * (whole - promised):
+                return NewtonStep(theta + step, expansion, damping)
+        if fraction > _MIN_FRACTION:
+            fraction /= 2
+        else:
+            fraction, damping = 1.0, 10 * damping
+    return NewtonStep(theta, far=far)
 
 
 def _polished(
-    land: Landscape, theta: np.ndarray, now: Spectral, stop_at_kinks: bool
-) -> tuple[np.ndarray, Local] | None:
-    """A short step from a point that is critical to some roundings to one of half the gradient,
-    with as many eigenvectors as that allows; None if there is none.
-
-    Where gradient and eigenvalue are both roundings, the point says nothing of where to go.
+    land: AbstractLandscape, theta: np.ndarray, now: Eigensystem, stop_at_kinks: bool
+) -> NewtonStep:
+    """A short step that halves the gradient of a point that is critical to some roundings, with as
+    many eigenvectors as possible: those of eigenvalues that are roundings do not say where to go.
     """
     size = float(np.linalg.norm(theta))
     for cut in _CUTS:
         used = ~now.zero & (np.abs(now.values) > cut * now.largest)
-        step = -_Inverse(now._replace(zero=~used), 0.0)(now.gradient)
+        step = -now._replace(zero=~used).damped_inverse(0.0)(now.gradient)
         if np.linalg.norm(step) > _SHORT * size:
             continue
-        if stop_at_kinks and land.first_kink(theta, step)[0] < 1:
+        if stop_at_kinks and land.first_kink(theta, step).fraction < 1:
             continue
-        local = land.local(theta + step)
-        if np.linalg.norm(land.basis.T @ local.gradient) < 0.5 * now.norm:
-            return theta + step, local
-    return None
-
-
-class _Inverse:
-    """(H² + μ²)⁻¹ H on the eigenvectors of H, that is nothing where H is zero."""
-
-    def __init__(self, now: Spectral, damping: float):
-        values = np.where(now.zero, 0.0, now.values)
-        divisor = values**2 + damping**2
-        self.shares = np.divide(values, divisor, out=np.zeros_like(values), where=divisor > 0)
-        self.vectors = now.vectors
-
-    def __call__(self, gradient: np.ndarray) -> np.ndarray:
-        return self.vectors @ (self.shares * gradient)
+        expansion = land.expansion(theta + step)
+        if np.linalg.norm(land.basis.T @ expansion.gradient) < 0.5 * now.norm:
+            return NewtonStep(theta + step, expansion)
+    return NewtonStep(theta)

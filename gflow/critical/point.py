@@ -1,20 +1,20 @@
 """What a critical point is: where, of what kind, with which spectrum."""
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 
-from gflow.critical.units import Units
+from gflow.critical.units import UnitGroups
+from gflow.hessian import Spectrum
 
 
 class CriticalKind(enum.Enum):
-    """Of what kind a critical point is; the value reads well."""
+    """The kinds of critical points; the value reads well."""
 
     GLOBAL_MINIMUM = "global minimum"
     LOCAL_MINIMUM = "local minimum"
@@ -30,9 +30,9 @@ MINIMA = (CriticalKind.GLOBAL_MINIMUM, CriticalKind.LOCAL_MINIMUM)
 
 
 class Zeros(NamedTuple):
-    """How many eigenvalues of the Hessian are zero to rounding, and of these how many are explained
-    by units that are dead or degenerate, by the symmetry (w, b, v) → (aw, ab, v/a) of the others,
-    and by nothing of this kind."""
+    """How many eigenvalues of the Hessian are zero to rounding, and how many of these are explained
+    by dead and degenerate units, by the symmetry (w, b, v) → (aw, ab, v/a) of the others, and by
+    neither."""
 
     total: int
     dead: int
@@ -40,9 +40,9 @@ class Zeros(NamedTuple):
     unexplained: int
 
 
-class Sliding(NamedTuple):
-    """A kink on which the point is: z = 0 of a unit at a datum, and the weight of the active side
-    in the subgradient that vanishes, within (0, 1)."""
+class ActiveKink(NamedTuple):
+    """A kink where the point is: z = 0 of a unit at a datum, and the weight in [0, 1] of the active
+    side in the subgradient that vanishes."""
 
     unit: int
     datum: int
@@ -55,23 +55,24 @@ class CriticalPoint:
 
     - `net`: the network there. `risk`: its risk. `kind`: a `CriticalKind`; `message`: why, in a
       sentence.
-    - `residual`: the norm of the minimal-norm subgradient in the trained parameters; units with
-      w = b = 0 apart, which the flow keeps so.
+    - `residual`: the norm of the minimal-norm subgradient in the trained parameters, without those
+      of units with w = b = 0, which the flow keeps so.
     - `distance`: how far it is from where the search began, in the trained parameters;
-      `risk_change`: its risk less that of the start. Above zero, no flow leads here from there.
-    - `spectrum`: eigenvalues of the Hessian, ascending; of that of the pattern, in the directions
-      along all kinks on which the point is; of a true risk, where a kink is at an edge of the
-      support, on which the Hessian jumps, of the inside, whence a flow comes. `zeros`: how many of
-      them are zero, and why.
-    - `rate`: for a minimum 2λ, λ the least positive eigenvalue of those whose eigenvectors carry a
-      tenth of the gap of the risk between the start and the point (of all, if the start is the
+      `risk_change`: its risk minus that of the start. If it is positive, no flow leads here from
+      there.
+    - `spectrum`: a `Spectrum` of all eigenvalues of the Hessian, without eigenvectors. On kinks it
+      is the Hessian of the pattern, in the directions along all active kinks. Where a kink lies at
+      an edge of the support, the Hessian of the true risk jumps; this is that of the inside.
+      `zeros`: how many of the eigenvalues count as zero, and why.
+    - `rate`: for a minimum 2λ, λ the smallest positive eigenvalue of those whose eigenvectors carry
+      a tenth of the gap of the risk between the start and the point (of all, if the start is the
       point to 1e-7): as long as they do, the risk of a flow falls to its limit like exp(−rate · t).
       None if there is none.
-    - `sliding`: the kinks on which the point is, with their multipliers. `touched`: pairs of unit
-      and datum at a kink of which the multiplier is 0 or 1: the point is critical for one side of
-      it alone. Without these, `strictly` complementary, the point stays critical on its kinks when
-      the data change a little.
-    - `negative`: unit vectors of the trained parameters, as networks in a list, along which the
+    - `active_kinks`: the kinks on which the point is, with weights inside (0, 1).
+      `weakly_active`: the other kinks where it is. Their weight is 0 or 1: it is critical for that
+      side of them alone. Without these the point is `strictly_complementary`: it stays critical on
+      its kinks when the data change a little.
+    - `descent_directions`: unit vectors of the trained parameters, as networks, along which the
       risk falls.
     - `units`: the hidden units that are dead, degenerate, active everywhere, or alike.
     - `num_steps`: Newton steps. `num_patterns`: how many activation patterns were passed through.
@@ -84,13 +85,13 @@ class CriticalPoint:
     message: str
     distance: float
     risk_change: float
-    spectrum: Float[np.ndarray, " free"]
+    spectrum: Spectrum
     zeros: Zeros
     rate: float | None
-    sliding: tuple[Sliding, ...]
-    touched: tuple[tuple[int, int], ...]
-    negative: tuple[PyTree, ...]
-    units: Units | None
+    active_kinks: tuple[ActiveKink, ...]
+    weakly_active: tuple[ActiveKink, ...]
+    descent_directions: tuple[PyTree, ...]
+    units: UnitGroups | None
     num_steps: int
     num_patterns: int
 
@@ -103,8 +104,8 @@ class CriticalPoint:
         return self.kind in MINIMA
 
     @property
-    def strictly(self) -> bool:
-        return not self.touched
+    def strictly_complementary(self) -> bool:
+        return not self.weakly_active
 
     @property
     def isolated(self) -> bool:
@@ -115,7 +116,7 @@ class CriticalPoint:
         """‖θ − θ'‖ to another network, over all parameters."""
         there = other.net if isinstance(other, CriticalPoint) else other
         leaves = zip(*(map(_floats, (self.net, there))))
-        return float(np.sqrt(sum(float(jnp.sum((a - b) ** 2)) for a, b in leaves)))
+        return math.sqrt(sum(float(jnp.sum((a - b) ** 2)) for a, b in leaves))
 
     def __repr__(self) -> str:
         lines = [
@@ -123,9 +124,9 @@ class CriticalPoint:
             f"  {self.message}",
             f"  {self.distance:.3g} from the start, in {self.num_steps} steps",
         ]
-        if len(self.spectrum):
-            low, high = self.spectrum[0], self.spectrum[-1]
-            lines.append(f"  {len(self.spectrum)} eigenvalues from {low:.3g} to {high:.3g}")
+        values = self.spectrum.eigenvalues
+        if len(values):
+            lines.append(f"  {len(values)} eigenvalues from {values[0]:.3g} to {values[-1]:.3g}")
         if self.units is not None:
             lines.append(f"  units: {self.units}")
         return "\n".join(lines)
@@ -146,9 +147,3 @@ class NotFoundError(RuntimeError):
         where = "`error.point`, or throw=False, gives where the search ended."
         super().__init__(f"no critical point: {point.message} {where}")
         self.point = point
-
-
-def as_net(trained: PyTree, theta: np.ndarray) -> PyTree:
-    """A vector of trained parameters as they stand in the network, None for the others."""
-    _, unravel = ravel_pytree(trained)
-    return unravel(jnp.asarray(theta))

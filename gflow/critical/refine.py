@@ -7,33 +7,26 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from gflow.arguments import ArgumentError, Described, RealScalar, finite, is_concrete, positive
-from gflow.critical.active_set import (
-    MOST_PATTERNS,
-    along_kinks,
-    pattern_at,
-    touched as touched_kinks,
-)
-from gflow.critical.classify import LOWER, Kinks, Level, Verdict, classified, explained_zeros
-from gflow.critical.degenerate_units import entries_at_zero, fall_at_corners
-from gflow.critical.landscapes import Landscape, OfPattern, Smooth
-from gflow.critical.newton import Found, Spectral, newton, spectral, unsettled
-from gflow.critical.point import MINIMA, CriticalKind, CriticalPoint, NotFoundError, Sliding, as_net
-from gflow.critical.support_edges import from_inside
-from gflow.critical.units import list_units
-from gflow.networks import ShallowNet
-from gflow.nonsmooth.shallow.switched import switched
-from gflow.parameters import split_trainable
-from gflow.risks import BoxRisk, GaussianRisk
+from gflow.critical.active_set import MAX_PATTERNS, SearchResult, along_kinks, pattern_at
+from gflow.critical.candidate import Candidate, Start
+from gflow.critical.classify import classify
+from gflow.critical.landscapes import FlatRisk, SmoothLandscape
+from gflow.critical.marginal_units import degenerate_entries
+from gflow.critical.newton import SearchLimits, newton
+from gflow.critical.point import MINIMA, CriticalKind, CriticalPoint, NotFoundError
+from gflow.hessian import Spectrum
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
+from gflow.parameters import flat, split_trainable, unflat
 from gflow.trajectory import Trajectory
 
-# Modes that carry less of the gap of the risk say nothing of its rate.
+# Modes that carry a smaller fraction of the gap of the risk do not decide its rate. The start is
+# the point up to this distance, relative to ‖θ‖.
 _CARRIED, _APART = 0.1, 1e-7
 # The Hessian is a dense matrix.
-_MOST_PARAMETERS = 4000
+_MAX_PARAMETERS = 4000
 
 
 def refine(
@@ -45,43 +38,48 @@ def refine(
     trainable: Sequence[str] | PyTree | None = None,
     throw: bool = True,
 ) -> CriticalPoint:
-    r"""The critical point near a network, to rounding, and of what kind it is.
+    r"""The critical point near a network, to rounding, and its kind.
 
-    Newton's method, in the form of Levenberg and Marquardt, on ∇L = 0. It converges quadratically
-    where critical points form a manifold, too, as those of ReLU networks do, and ends at critical
-    points of every kind. On the data of a `ShallowNet` with ReLU or leaky ReLU, it is that of the
+    Newton's method, in the form of Levenberg and Marquardt, on ∇L = 0. It ends at critical points
+    of every kind. It converges quadratically where critical points form a manifold, too, as those
+    of ReLU networks do. On the data of a `ShallowNet` with ReLU or leaky ReLU, it solves the
     Karush–Kuhn–Tucker conditions
 
     $$\nabla L_S(\theta) + \sum_{k \in K} \lambda_k j_k \nabla z_k = 0, \qquad
       z_k(\theta) = 0, \qquad 0 \le \lambda_k \le 1,$$
 
     with $L_S$ the risk of an activation pattern in which the pairs K of unit and datum are
-    inactive, and j_k the jump of the slope across z_k = 0: that is 0 in the Clarke subdifferential.
-    Pairs within 1e-9 of their kink, relative to unit and row, are there; where a step meets another
-    kink, the point goes on along it if that attracts, and crosses it otherwise; a kink whose
-    multiplier is not inside (0, 1) is left. After 60 such changes the search ends.
+    inactive, and j_k the jump of the slope across z_k = 0: so 0 is in the Clarke subdifferential.
+    Pairs within 1e-9 of their kink, relative to unit and row, count as on it. Where a step meets
+    another kink, the search goes on along it if that attracts, and crosses it otherwise; it leaves
+    kinks whose multiplier is not inside (0, 1). After 60 such changes it ends.
 
     **Arguments:**
 
-    - `risk`: any function of the network to a scalar; its Hessian is made by JAX, or, on data with
-      kinks, of the pattern in closed form. At most 4,000 parameters are trained.
+    - `risk`: any function of the network to a scalar. Its Hessian is made by JAX; on data with
+      kinks it is that of the pattern, in closed form. At most 4,000 parameters are trained.
     - `net`: the start: the end of a flow or of a descent, `flow.final`. The search is in float64,
-      into which a network in float32 is taken.
-    - `radius`: how far the search may go, as a share of ‖θ‖ (of 1 at θ = 0).
-    - `optimum`: the least risk there is, if it is known: the global minimum is recognised by it.
+      to which a network in float32 is converted.
+    - `radius`: how far the search may go, as a fraction of ‖θ‖ (of 1 at θ = 0).
+    - `optimum`: the minimum of the risk, if it is known: it identifies global minima.
     - `trainable`: as in `solve_flow`.
-    - `throw`: raise a `NotFoundError` where no critical point is found; with False a
-      `CriticalPoint` of kind "not found" is returned, with where the search ended.
+    - `throw`: raise a `NotFoundError` if no critical point is found. With False the result is a
+      `CriticalPoint` of kind "not found", where the search ended.
 
-    **Returns:** a `CriticalPoint`. Its kind is a global minimum if the risk is `optimum` to
-    rounding; a saddle if the Hessian has a negative eigenvalue along the kinks it is on, or one of
-    these repels; a local minimum if all eigenvalues are positive, but for zeros that dead units and
-    rescaling explain, or along which the same risk and critical points were found; degenerate
-    otherwise. Eigenvalues below 100 P ε of the largest, P in number, count as zero, and so do those
-    that the last step of the search changed by a tenth.
+    **Returns:** a `CriticalPoint`. Its kind is
+
+    - a global minimum if the risk is `optimum` to rounding;
+    - a saddle if the risk falls in some direction: along an eigenvector of a negative eigenvalue,
+      across a kink that repels, or as seen at points nearby;
+    - a local minimum if all eigenvalues are positive, except zeros that dead units and rescaling
+      explain, or along which critical points of the same risk were found;
+    - degenerate otherwise.
+
+    Eigenvalues below 100 P ε of the largest, P in number, count as zero, and so do those that the
+    last step of the search changed by a tenth.
 
     **Raises:** `NotFoundError` if there is no critical point within `radius`, as for a flow that
-    still travels or diverges; `ArgumentError` for what cannot be used.
+    has not yet converged, or diverges; `ArgumentError` for arguments that cannot be used.
 
     Yamashita and Fukushima, Computing Suppl. 15 (2001) 239, for the convergence; Cheridito, Jentzen
     and Rossmannek, J. Nonlinear Sci. 32 (2022) 64, for the critical points of an affine target.
@@ -95,16 +93,18 @@ def refine(
     net = _in_float64(net)
     trained, frozen = split_trainable(net, trainable)
     radius, optimum = positive("radius", radius), finite("optimum", optimum)
-    theta = np.asarray(ravel_pytree(trained)[0])
-    if len(theta) > _MOST_PARAMETERS:
+    theta = np.asarray(flat(trained))
+    if len(theta) > _MAX_PARAMETERS:
         got = Described(f"{len(theta):,} trained parameters")
-        raise ArgumentError("net", got, f"at most {_MOST_PARAMETERS:,}, for a dense Hessian")
-    begin = _value(risk, net)
-    if not np.isfinite(begin) or not np.isfinite(theta).all():
-        raise ArgumentError("net", Described("a network with a risk that is not finite"), "one")
+        raise ArgumentError("net", got, f"at most {_MAX_PARAMETERS:,}, for a dense Hessian")
+    start = Start(theta, _value(risk, net))
+    if not np.isfinite(start.value) or not np.isfinite(theta).all():
+        got = Described("a network whose risk or parameters are not finite")
+        raise ArgumentError("net", got, "a network of finite risk")
+    of_theta = FlatRisk(risk, trained, frozen)
     reach = radius * (float(np.linalg.norm(theta)) or 1.0)
-    land, found, patterns = _search(risk, trained, frozen, theta, reach)
-    point = _described(risk, net, trained, frozen, theta, land, found, patterns, optimum, begin)
+    end = Candidate.of(of_theta, _search(of_theta, theta, reach), start)
+    point = _critical_point(end, start, optimum)
     if throw and not point.found:
         raise NotFoundError(point)
     return point
@@ -126,115 +126,64 @@ def _in_float64(net: PyTree) -> PyTree:
     return jax.tree.map(lambda a: a.astype(float) if eqx.is_inexact_array(a) else a, net)
 
 
-def _search(risk, trained, frozen, theta, reach) -> tuple[Landscape, Found, int]:
-    known = switched(risk, trained, frozen)
+def _search(risk: FlatRisk, theta: Float[np.ndarray, " size"], radius: float) -> SearchResult:
+    known = ShallowPatternRisk.of(risk.risk, risk.trained, risk.frozen)
     if known is not None:
-        return along_kinks(pattern_at(known, theta), theta, reach)
-    land = Smooth(risk, trained, frozen, entries_at_zero(trained, eqx.combine(trained, frozen)))
-    return land, newton(land, theta, near=theta, radius=reach), 1
+        return along_kinks(pattern_at(known, theta), theta, radius)
+    land = SmoothLandscape(risk, degenerate_entries(risk, theta))
+    return SearchResult(land, newton(land, theta, SearchLimits(theta, radius)))
 
 
-def _described(
-    risk, net, trained, frozen, theta, land, found, patterns, optimum, begin
-) -> CriticalPoint:
-    """The point where the search ended."""
-    end = eqx.combine(as_net(trained, found.theta), frozen)
-    value, scale = float(risk(end)), _scale(risk, end, begin)
-    # At the origin there is nothing else to measure by.
-    size = float(max(np.linalg.norm(theta), np.linalg.norm(found.theta))) or 1.0
-    found, edges = from_inside(risk, end, trained, found)
-    now = spectral(found.local, land.basis)
-    moving = unsettled(found, now)
-    now = now._replace(zero=now.zero | moving)
-    none = np.zeros((0, len(theta)))
-    kinks, residual = Kinks(np.zeros(0), none, edges, np.zeros(len(edges))), now.norm
-    sliding: tuple[Sliding, ...] = ()
-    touched: tuple[tuple[int, int], ...] = ()
-    if isinstance(land, OfPattern):
-        datum = np.asarray(land.risk.first)
-        weights, jumps, residual = land.weights(found.theta)
-        sliding = tuple(
-            Sliding(unit, int(datum[row]), float(weight))
-            for (unit, row), weight in zip(land.held, weights)
-        )
-        ties = touched_kinks(land, found.theta)
-        touched = tuple((unit, int(datum[row])) for unit, row in ties)
-        normals = land.gradients_of_kinks(land.held), land.sides_of_kinks(ties)
-        kinks = Kinks(jumps, *normals, land.jumps(found.theta, ties))
-    units = list_units(risk, end, frozenset(kink.unit for kink in sliding))
-    zeros = explained_zeros(now, end, trained, units)
+def _critical_point(end: Candidate, start: Start, optimum: float) -> CriticalPoint:
+    found = end.search.newton
     if found.converged:
-        rounding = _rounding(risk, scale, optimum, exact=not moving.any())
-        corner = fall_at_corners(risk, trained, frozen, found.theta, LOWER * scale)
-        at = lambda p: float(risk(eqx.combine(as_net(trained, p), frozen)))
-        level = Level(at, value, scale, size)
-        verdict = classified(
-            land, found, now, zeros, kinks, corner, level, optimum=optimum, rounding=rounding
-        )
+        kind, message, descents = classify(end, optimum)
     else:
-        verdict = Verdict(CriticalKind.NOT_FOUND, _why(found, patterns), np.zeros((len(theta), 0)))
+        kind, message = CriticalKind.NOT_FOUND, _why(end.search)
+        descents = np.zeros((len(end.theta), 0))
     return CriticalPoint(
-        net=end,
-        risk=value,
-        residual=residual,
-        kind=verdict.kind,
-        message=verdict.message,
-        distance=float(np.linalg.norm(found.theta - theta)),
-        risk_change=value - begin,
-        spectrum=now.values,
-        zeros=zeros,
-        rate=_rate(now, theta - found.theta, size) if verdict.kind in MINIMA else None,
-        sliding=sliding,
-        touched=touched,
-        negative=tuple(as_net(trained, direction) for direction in verdict.falls.T),
-        units=units,
+        net=end.net,
+        risk=end.value,
+        residual=end.residual,
+        kind=kind,
+        message=message,
+        distance=float(np.linalg.norm(end.theta - start.theta)),
+        risk_change=end.value - start.value,
+        spectrum=Spectrum.complete_of(end.eigen.values),
+        zeros=end.zeros,
+        rate=_rate(end, start) if kind in MINIMA else None,
+        active_kinks=end.held.kinks,
+        weakly_active=end.weak.kinks,
+        descent_directions=tuple(unflat(end.risk.trained, jnp.asarray(d)) for d in descents.T),
+        units=end.units,
         num_steps=found.steps,
-        num_patterns=patterns,
+        num_patterns=end.search.num_patterns,
     )
 
 
-def _rate(now: Spectral, off: np.ndarray, size: float) -> float | None:
-    """Twice the least positive eigenvalue of the modes that carry the gap of the risk."""
+def _rate(end: Candidate, start: Start) -> float | None:
+    """Twice the smallest positive eigenvalue of the modes that carry the gap of the risk."""
+    now, off = end.eigen, start.theta - end.theta
     positive = ~now.zero & (now.values > 0)
     if not positive.any():
         return None
-    if np.linalg.norm(off) > _APART * size:
+    if np.linalg.norm(off) > _APART * end.size:
         gaps = np.where(positive, now.values * (now.vectors.T @ off) ** 2, 0.0)
         positive &= gaps >= _CARRIED * np.sum(gaps)
     return float(2 * np.min(now.values[positive]))
 
 
-def _why(found: Found, patterns: int) -> str:
-    if patterns > MOST_PATTERNS:
+def _why(search: SearchResult) -> str:
+    """Why no critical point was found, and what to try."""
+    norm = f"the final subgradient norm is {search.newton.residual:.1e}"
+    if search.num_patterns > MAX_PATTERNS:
         return (
-            f"The search passed through {patterns - 1} activation patterns and found none, with a "
-            f"subgradient of {found.residual:.1e} at the end. Follow the flow further."
+            f"The search passed through {search.num_patterns - 1} activation patterns and found no "
+            f"critical point; {norm}. Follow the flow further."
         )
-    if found.far:
+    if search.newton.far:
         return (
-            "There is none nearby: the flow still travels, or diverges. The norm of the "
-            f"subgradient came down to {found.residual:.1e}. Give a larger `radius`, or follow the "
-            "flow further."
+            "There is no critical point nearby: the flow has not yet converged, or diverges; "
+            f"{norm}. Give a larger `radius`, or follow the flow further."
         )
-    return (
-        f"The search found none: the norm of the subgradient stays at {found.residual:.1e}. "
-        "Follow the flow further."
-    )
-
-
-def _scale(risk, net, begin: float) -> float:
-    """The size of the risk: that of the zero network where there is one."""
-    if not isinstance(net, ShallowNet):
-        return max(begin, np.finfo(float).tiny)
-    like = lambda a: None if a is None else jnp.zeros_like(a)
-    nothing = eqx.tree_at(
-        lambda n: (n.v, n.c), net, (like(net.v), like(net.c)), is_leaf=lambda a: a is None
-    )
-    return max(float(risk(nothing)), begin, np.finfo(float).tiny)
-
-
-def _rounding(risk, scale: float, optimum: float, *, exact: bool) -> float:
-    """Up to where risks count as the optimum. Sums of squares of residuals that are roundings are
-    far below the roundings of other sums, at points that were reached exactly."""
-    squares = optimum == 0 and not isinstance(risk, (BoxRisk, GaussianRisk))
-    return scale * ((1e-20 if exact else 1e-15) if squares else 1e-13)
+    return f"The search found no critical point; {norm}. Follow the flow further."

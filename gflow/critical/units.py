@@ -1,9 +1,10 @@
 """Hidden units that take no part, take part everywhere, or appear twice."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from gflow.activations import PiecewiseLinear
 from gflow.networks import ShallowNet
@@ -14,7 +15,7 @@ _SAME = 1e-8
 
 
 @dataclass(frozen=True)
-class Units:
+class UnitGroups:
     """Numbers of hidden units of a `ShallowNet`, in groups.
 
     - `dead`: ReLU units that are active nowhere in the data, or in the support of the density;
@@ -40,58 +41,61 @@ class Units:
         return ", ".join(parts) or "none dead or alike"
 
 
-def list_units(risk: Any, net: Any, held: frozenset[int] = frozenset()) -> Units | None:
-    """The units of a `ShallowNet`; those in `held` slide along a kink, so that they are not dead.
-    None for other networks."""
+class PreactivationRange(NamedTuple):
+    """The minimum and the maximum preactivation of each unit."""
+
+    low: Float[np.ndarray, " width"]
+    high: Float[np.ndarray, " width"]
+
+
+def list_units(risk: Any, net: Any, on_kinks: frozenset[int] = frozenset()) -> UnitGroups | None:
+    """The units of a `ShallowNet`, None for other networks. Those in `on_kinks`, which are held on
+    a kink, count as neither dead nor always active."""
     if not isinstance(net, ShallowNet):
         return None
-    w = np.asarray(net.w, float)
-    u = w if net.b is None else np.column_stack([w, np.asarray(net.b, float)])
-    sizes = np.linalg.norm(u, axis=1)
-    degenerate = np.isin(np.arange(len(sizes)), units_at_zero(net))
+    incoming, norms = (np.asarray(a, float) for a in (net.incoming(), net.incoming_norms()))
+    degenerate = np.isin(np.arange(net.width), degenerate_units(net))
     activation = net.activation
     homogeneous = isinstance(activation, PiecewiseLinear)
-    dead = everywhere = np.zeros(len(u), bool)
-    span = _range_of_preactivations(risk, w, 0.0 if net.b is None else np.asarray(net.b, float))
-    if span is not None and isinstance(activation, PiecewiseLinear) and activation.kinked:
-        lowest, highest = span
-        rounding = 1e-12 * np.maximum(sizes, 1e-300)
-        kept = np.array([unit in held for unit in range(len(u))])
-        dead = (highest <= rounding) & ~kept & (activation.negative_slope == 0)
-        everywhere = (lowest >= -rounding) & ~degenerate & ~kept
+    dead = everywhere = np.zeros(net.width, bool)
+    found = _range_of_preactivations(risk, net)
+    if found is not None and isinstance(activation, PiecewiseLinear) and activation.kinked:
+        rounding = 1e-12 * np.maximum(norms, 1e-300)
+        held = np.isin(np.arange(net.width), list(on_kinks))
+        dead = (found.high <= rounding) & ~held & (activation.negative_slope == 0)
+        everywhere = (found.low >= -rounding) & ~degenerate & ~held
     of = lambda mask: tuple(np.flatnonzero(mask).tolist())
-    alike = u / np.where(sizes > 0, sizes, 1.0)[:, None] if homogeneous else u
+    alike = incoming / np.where(norms > 0, norms, 1.0)[:, None] if homogeneous else incoming
     groups = _groups(alike, ~degenerate)
-    return Units(of(dead), of(everywhere), of(degenerate), groups)
+    return UnitGroups(of(dead), of(everywhere), of(degenerate), groups)
 
 
-def units_at_zero(net: ShallowNet) -> tuple[int, ...]:
+def degenerate_units(net: ShallowNet) -> tuple[int, ...]:
     """The units with w = b = 0, to 1e-12 of the largest."""
-    square = np.sum(np.asarray(net.w, float) ** 2, axis=1)
-    sizes = np.sqrt(square if net.b is None else square + np.asarray(net.b, float) ** 2)
-    return tuple(np.flatnonzero(sizes <= 1e-12 * np.max(sizes, initial=0.0)).tolist())
+    norms = np.asarray(net.incoming_norms(), float)
+    return tuple(np.flatnonzero(norms <= 1e-12 * np.max(norms, initial=0.0)).tolist())
 
 
-def units_at_corners(risk: Any, net: Any) -> tuple[int, ...]:
-    """The units at zero, and the dead ReLU units that touch the data or the edge of the support."""
+def marginal_units(risk: Any, net: Any) -> tuple[int, ...]:
+    """The degenerate units, and the dead ReLU units that touch the data or the edge of the
+    support: a small step can make them active."""
     activation = net.activation if isinstance(net, ShallowNet) else None
     if not isinstance(activation, PiecewiseLinear) or not activation.kinked:
         return ()
-    if activation.negative_slope != 0:
-        return units_at_zero(net)
-    w, b = np.asarray(net.w, float), 0.0 if net.b is None else np.asarray(net.b, float)
-    span = _range_of_preactivations(risk, w, b)
-    if span is None:
-        return units_at_zero(net)
-    sizes = np.sqrt(np.sum(w**2, axis=1) + b**2)
-    return tuple(np.flatnonzero(np.abs(span[1]) <= 1e-9 * sizes).tolist())
+    found = _range_of_preactivations(risk, net)
+    if activation.negative_slope != 0 or found is None:
+        return degenerate_units(net)
+    touching = np.abs(found.high) <= 1e-9 * np.asarray(net.incoming_norms(), float)
+    return tuple(np.flatnonzero(touching).tolist())
 
 
-def _range_of_preactivations(risk: Any, w: np.ndarray, b: Any):
-    """The least and the largest preactivation of each unit on the data, or in the support."""
+def _range_of_preactivations(risk: Any, net: ShallowNet) -> PreactivationRange | None:
+    """That on the data, or in the support of the density; None where there is none."""
+    w = np.asarray(net.w, float)
+    b = 0.0 if net.b is None else np.asarray(net.b, float)
     if isinstance(risk, EmpiricalRisk):
         z = w @ np.asarray(risk.x, float).T + np.reshape(b, (-1, 1))
-        return z.min(axis=1), z.max(axis=1)
+        return PreactivationRange(z.min(axis=1), z.max(axis=1))
     if isinstance(risk, PopulationRisk):
         low, high = (np.array([end]) for end in risk.density.interval)
     elif isinstance(risk, BoxRisk):
@@ -99,17 +103,19 @@ def _range_of_preactivations(risk: Any, w: np.ndarray, b: Any):
     else:
         return None
     middle, half = w @ ((low + high) / 2) + b, np.abs(w) @ ((high - low) / 2)
-    return middle - half, middle + half
+    return PreactivationRange(middle - half, middle + half)
 
 
-def _groups(rows: np.ndarray, wanted: np.ndarray) -> tuple[tuple[int, ...], ...]:
+def _groups(
+    rows: Float[np.ndarray, "width dim"], wanted: Bool[np.ndarray, " width"]
+) -> tuple[tuple[int, ...], ...]:
     """The numbers of rows that are the same, by groups of at least two."""
-    left, groups = list(np.flatnonzero(wanted)), []
+    remaining, groups = list(np.flatnonzero(wanted)), []
     scale = np.max(np.abs(rows), initial=0.0)
-    while left:
-        near = np.max(np.abs(rows[left] - rows[left[0]]), axis=1) <= _SAME * scale
-        group = [unit for unit, same in zip(left, near) if same]
+    while remaining:
+        near = np.max(np.abs(rows[remaining] - rows[remaining[0]]), axis=1) <= _SAME * scale
+        group = [unit for unit, same in zip(remaining, near) if same]
         if len(group) > 1:
             groups.append(tuple(int(unit) for unit in group))
-        left = [unit for unit, same in zip(left, near) if not same]
+        remaining = [unit for unit, same in zip(remaining, near) if not same]
     return tuple(groups)

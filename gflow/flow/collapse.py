@@ -11,39 +11,38 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from gflow.activations import PiecewiseLinear
-from gflow.flow.problem import Problem
+from gflow.flow.problem import FlowProblem, Method
 from gflow.networks import ShallowNet
+from gflow.parameters import ParameterLayout, unflat
 from gflow.risks import BoxRisk, GaussianRisk, PopulationRisk
 
 # ‖v‖² − ‖u‖² over ‖v‖² at the start, in units of rtol, from which on it is no error of the solver.
 _CLEAR = 1e3
 
 
-def possible(problem: Problem) -> bool:
+def is_possible(problem: FlowProblem, method: Method) -> bool:
     """Whether units may collapse: ReLU units with trained weights on a risk that keeps them zero.
 
     Fixed steps are left as they are."""
     net = eqx.combine(problem.trained, problem.frozen)
     if not isinstance(problem.risk, (BoxRisk, GaussianRisk, PopulationRisk)):
         return False
-    if not isinstance(net, ShallowNet) or problem.step_size is not None:
+    if not isinstance(net, ShallowNet) or method.step_size is not None:
         return False
     if not isinstance(net.activation, PiecewiseLinear) or net.activation.negative_slope != 0.0:
         return False
     return problem.trained.w is not None and (net.b is None or problem.trained.b is not None)
 
 
-def num_collapsed(problem: Problem, theta: Float[Array, " size"]) -> Array:
+def num_collapsed(problem: FlowProblem, theta: Float[Array, " size"]) -> Array:
     """How many units are zero in w and b that were not at the start."""
-    degenerate = lambda net: jnp.all(_incoming(net) == 0, axis=1)
-    _, unravel = ravel_pytree(problem.trained)
-    return jnp.sum(degenerate(unravel(theta)) & ~degenerate(problem.trained))
+    degenerate = lambda net: jnp.all(net.incoming() == 0, axis=1)
+    return jnp.sum(degenerate(unflat(problem.trained, theta)) & ~degenerate(problem.trained))
 
 
 def of_inner(solution: diffrax.Solution) -> diffrax.Solution:
@@ -62,7 +61,8 @@ class WithCollapse(
     """
 
     solver: diffrax.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]
-    problem: Problem
+    problem: FlowProblem
+    method: Method
 
     @property
     def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -100,14 +100,14 @@ class WithCollapse(
         would reach it; and those that come closer by more than half of the way.
 
         A step with one of the latter is too long to tell where it would have led, and fails."""
-        _, unravel = ravel_pytree(self.problem.trained)
-        u0, u1 = (_incoming(unravel(theta)) for theta in (theta0, theta1))
+        nets = (unflat(self.problem.trained, theta) for theta in (theta0, theta1))
+        u0, u1 = (net.incoming() for net in nets)
         way, size = u1 - u0, _norm(u0)
         length = _norm(way)
         share = -jnp.sum(u0 * way, axis=1) / jnp.where(length > 0, length, 1.0) ** 2
         nearest = _norm(u0 + share[:, None] * way)
         # What one unit may be wrong by where the root mean square of all errors is in tolerance.
-        tolerance = jnp.sqrt(theta0.size + 1) * (self.problem.atol + self.problem.rtol * size)
+        tolerance = jnp.sqrt(theta0.size + 1) * (self.method.atol + self.method.rtol * size)
         closer = (share > 0) & self._able()
         headed = (share <= 2) & (nearest <= 0.5 * size)
         return closer & headed & (_norm(u1) <= tolerance), closer & (length > 0.5 * size)
@@ -120,21 +120,20 @@ class WithCollapse(
         size = _norm(net.v.reshape(net.width, -1))
         if self.problem.trained.v is None:
             return size > 0
-        resolved = self.problem.atol * jnp.sqrt(net.w.size)
-        surplus = size**2 - _norm(_incoming(net)) ** 2
-        return surplus > jnp.maximum(_CLEAR * self.problem.rtol * size**2, resolved**2)
+        resolved = self.method.atol * jnp.sqrt(net.w.size)
+        surplus = size**2 - net.incoming_norms() ** 2
+        return surplus > jnp.maximum(_CLEAR * self.method.rtol * size**2, resolved**2)
 
     def _entries(self, units: Bool[Array, " width"]) -> Bool[Array, " size_and_one"]:
         """The entries of w and b of these units in the state."""
-        no = jax.tree.map(lambda a: jnp.zeros(a.shape, bool), self.problem.trained)
+        layout = ParameterLayout(self.problem.trained)
         wide = lambda a: jnp.broadcast_to(units.reshape(-1, *[1] * (a.ndim - 1)), a.shape)
-        where = lambda net: (net.w,) if no.b is None else (net.w, net.b)
-        chosen = eqx.tree_at(where, no, [wide(a) for a in where(no)])
-        return jnp.append(ravel_pytree(chosen)[0], False)
-
-
-def _incoming(net: ShallowNet) -> Float[Array, "width affine"]:
-    return net.w if net.b is None else jnp.column_stack([net.w, net.b])
+        chosen = {
+            name: wide(a) if name in ("w", "b") else jnp.zeros(a.shape, bool)
+            for name, a in vars(layout.places).items()
+            if isinstance(a, np.ndarray)
+        }
+        return jnp.append(layout.assembled(chosen, lead=()), False)
 
 
 def _norm(rows: Float[Array, "rows columns"]) -> Float[Array, " rows"]:

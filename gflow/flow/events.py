@@ -1,7 +1,7 @@
 """The first event within one step of a solver, found on its dense output.
 
-An event is a margin that falls to −1.5 eps: that of a pair of unit and row at its kink, or of the
-weights of the sliding pairs, for which here stands −1.
+An event is a margin that falls to −1.5 eps: that of a pair of unit and row at its kink, or the
+least one of the slides, for which here stands −1.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gflow.nonsmooth.shallow.pattern import Pattern, least_pair
-from gflow.nonsmooth.shallow.risk import SwitchedRisk
+from gflow.flow.root import falling_root
+from gflow.nonsmooth.pattern import AbstractPattern, Pair, pair_of_min
+from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 
 SLIDES = -1
-# What the weights of slides are multiplied by, to be compared with the margins of kinks.
+# Margins of slides are multiplied by this, to be compared with those of kinks.
 SLIDE_SCALE = 0.1
+_MAX_CANDIDATES = 100
 
 
 class Aim(NamedTuple):
@@ -27,88 +29,95 @@ class Aim(NamedTuple):
     which: Int[Array, ""]
 
 
-class Found(NamedTuple):
-    """The first event of a step: at which share of it (inf if none), which it is, and whether the
-    flow `arrives` there or a shorter step is to be aimed at it; the state where it arrives,
+class FirstEvent(NamedTuple):
+    """The first event of a step: at which fraction of it (inf if none), which it is, and whether
+    the flow `arrives` there or a shorter step is to be aimed at it; the state where it arrives,
     otherwise that at the step's end."""
 
-    share: Float[Array, ""]
+    fraction: Float[Array, ""]
     which: Int[Array, ""]
     arrives: Bool[Array, ""]
     y: Float[Array, " size"]
 
 
-class Step(eqx.Module):
-    """One step of a solver within a pattern, with `at` the dense output by share, and `units` the
-    units' sizes at the start.
+class EventAccuracy(eqx.Module):
+    """How finely events are located: to margins of `eps`. Dense output is as accurate as the step
+    within the fraction `near` of the step from its ends."""
 
-    `which` is the event that the step was aimed at, if `aimed`. The dense
-    output is taken to be as accurate as the step within the share `near` of the step from its ends.
-    """
-
-    risk: SwitchedRisk
-    pattern: Pattern
-    at: Callable[[Any], Array]
-    units: Float[Array, " width"]
-    y_start: Float[Array, " size"]
-    y_end: Float[Array, " size"]
-    aimed: Bool[Array, ""]
-    which: Int[Array, ""]
     eps: float = eqx.field(static=True)
     near: float = eqx.field(static=True)
 
-    def kink_margins(self, y) -> Float[Array, "width rows"]:
-        return kink_margins(self.risk, y, self.pattern, self.units)
+
+class Step(eqx.Module):
+    """One step of a solver within a pattern, with `at` the dense output by fraction of the step,
+    and `scales` what preactivations are measured by.
+
+    `aim` says which event the step was aimed at, if it was `aimed` at one.
+    """
+
+    risk: AbstractPatternRisk
+    pattern: AbstractPattern
+    scales: Any
+    y_start: Float[Array, " size"]
+    y_end: Float[Array, " size"]
+    at: Callable[[Any], Array]
+    aimed: Bool[Array, ""]
+    aim: Aim
+    accuracy: EventAccuracy
+
+    def kink_margins(self, y) -> Float[Array, "units rows"]:
+        return self.risk.kink_margins(y[:-1], self.pattern, self.scales)
 
     def slide_margin(self, y) -> Float[Array, ""]:
         return slide_margin(self.risk, y, self.pattern)
 
-    def without_slack(self, wanted: Bool[Array, ""]) -> Pattern:
+    def without_slack(self, wanted: Bool[Array, ""]) -> AbstractPattern:
         """The pattern, if `wanted` without the slack of pairs that the step leaves on their side by
         as much."""
         slack = self.pattern.slack
         far = wanted & (self.kink_margins(self.y_end) > 2 * slack)
         return eqx.tree_at(lambda p: p.slack, self.pattern, jnp.where(far, 0.0, slack))
 
-    def height(self, which, share) -> Array:
+    def height(self, which, fraction) -> Array:
         """1.5 eps more than the margin of an event."""
 
         def of_pair(y):
-            return self.risk.kink_margin(y[:-1], self.pattern, self.units, *self._pair(which))
+            return self.risk.kink_margin(y[:-1], self.pattern, self.scales, self._pair(which))
 
         of_slides = lambda y: self.slide_margin(y)
-        return 1.5 * self.eps + jax.lax.cond(which == SLIDES, of_slides, of_pair, self.at(share))
+        margin = jax.lax.cond(which == SLIDES, of_slides, of_pair, self.at(fraction))
+        return 1.5 * self.accuracy.eps + margin
 
-    def _pair(self, which) -> tuple[Array, Array]:
-        """Unit and row."""
-        return jnp.divmod(jnp.maximum(which, 0), self.pattern.active.shape[1])
+    def _pair(self, which) -> Pair:
+        return Pair(*jnp.divmod(jnp.maximum(which, 0), self.pattern.active.shape[1]))
 
-    def first_event(self, wanted: Bool[Array, ""]) -> Found:
+    def first_event(self, wanted: Bool[Array, ""]) -> FirstEvent:
         """The first event, looked for where `wanted`."""
+        eps = self.accuracy.eps
         start, end = self.kink_margins(self.y_start), self.kink_margins(self.y_end)
         half = self.kink_margins(self.at(jnp.asarray(0.5, end.dtype)))
         # The parabola through the three shows most pairs that cross and come back within the step.
         curve = 2 * (start - 2 * half + end)
         slope = end - start - curve
         dips = (curve > 0) & (slope < 0) & (slope > -2 * curve)
-        dips &= slope**2 >= 4 * curve * (start + self.eps)
-        kinks = (end <= -self.eps) | (half <= -self.eps) | dips
-        slides = self.slide_margin(self.y_end) <= -self.eps
+        dips &= slope**2 >= 4 * curve * (start + eps)
+        kinks = (end <= -eps) | (half <= -eps) | dips
+        slides = self.slide_margin(self.y_end) <= -eps
         wanted = wanted & (jnp.any(kinks) | slides | self.aimed)
 
         def look():
             # The first root of each parabola, to try the pairs in this order.
             root = -slope + jnp.sqrt(jnp.maximum(slope**2 - 4 * curve * start, 0.0))
-            share = 2 * start / jnp.where(root > 0, root, jnp.inf)
-            share = jnp.where(root > 0, jnp.clip(share, 0.0, 1.0), 1.0)
-            queue = jnp.where(kinks, share, jnp.inf)
+            fraction = 2 * start / jnp.where(root > 0, root, jnp.inf)
+            fraction = jnp.where(root > 0, jnp.clip(fraction, 0.0, 1.0), 1.0)
+            queue = jnp.where(kinks, fraction, jnp.inf)
             # What was aimed at may lie just past the end.
-            late = self.aimed & (self.which != SLIDES)
-            queue = queue.at[self._pair(self.which)].min(jnp.where(late, 1.0, jnp.inf))
+            late = self.aimed & (self.aim.which != SLIDES)
+            queue = queue.at[self._pair(self.aim.which)].min(jnp.where(late, 1.0, jnp.inf))
 
             def bracket(which):
                 pair = self._pair(which)
-                below = lambda margins: margins[pair] <= -self.eps
+                below = lambda margins: margins[pair] <= -eps
                 high = jnp.where(dips[pair], -slope[pair] / (2 * curve[pair]), 1.1)
                 high = jnp.where(below(half), 0.5, jnp.where(below(end), 1.0, high))
                 return jnp.where(which == SLIDES, jnp.where(slides, 1.0, 1.1), high)
@@ -118,46 +127,45 @@ class Step(eqx.Module):
 
         return jax.lax.cond(wanted, look, lambda: self._nothing())
 
-    def _nothing(self) -> Found:
+    def _nothing(self) -> FirstEvent:
         inf, no = jnp.full_like(self.y_end[0], jnp.inf), jnp.asarray(False)
-        return Found(inf, self.which, no, self.y_end)
+        return FirstEvent(inf, self.aim.which, no, self.y_end)
 
-    def _earliest(self, wanted, queue, slides_due, bracket) -> Found:
-        """The first event among those in the queue, which has the shares expected of the kinks that
-        are due, and the slides if they are due, with the ends of their brackets."""
+    def _earliest(self, wanted, queue, slides_due, bracket) -> FirstEvent:
+        """The first event among those in the queue, which has the fractions expected of the kinks
+        that are due, and the slides if they are due, with the ends of their brackets."""
 
         def following(queue, slides_due):
             some = jnp.min(queue) < jnp.inf
-            return jnp.where(some, _least(queue), SLIDES), some | slides_due
+            return jnp.where(some, _index_of_min(queue), SLIDES), some | slides_due
 
         def unfinished(c):
             *_, more, count = c
-            return more & (count < 100)
+            return more & (count < _MAX_CANDIDATES)
 
         def one(c):
             _, which, high, queue, slides_due, _, count = c
-            share = self._root(which, high)
-            close = (share <= self.near) | (share >= 1 - self.near)
-            arrives = close & (share < jnp.inf)
+            fraction = self._root(which, high)
+            arrives = ~self._amid(fraction) & (fraction < jnp.inf)
 
             def check():
-                y = self.at(share)
+                y = self.at(fraction)
                 margins, slide = self.kink_margins(y), self.slide_margin(y)
-                worst = jnp.where(slide < jnp.min(margins), SLIDES, _least(margins))
-                deep = jnp.minimum(jnp.min(margins), slide) <= -3 * self.eps
+                worst = jnp.where(slide < jnp.min(margins), SLIDES, _index_of_min(margins))
+                deep = jnp.minimum(jnp.min(margins), slide) <= -3 * self.accuracy.eps
                 return y, deep & (worst != which), worst
 
             aside = lambda: (self.y_end, jnp.asarray(False), which)
             y, earlier, worst = jax.lax.cond(arrives, check, aside)
-            found = Found(share, which, arrives, y)
+            found = FirstEvent(fraction, which, arrives, y)
             # A dip that proves to stay above 0 is no event, and the next in the queue is tried.
-            none = share == jnp.inf
+            none = fraction == jnp.inf
             pair = self._pair(which)
             queue = queue.at[pair].set(jnp.where(which == SLIDES, queue[pair], jnp.inf))
             slides_due = slides_due & (which != SLIDES)
             after, any_left = following(queue, slides_due)
             which = jnp.where(none, after, jnp.where(earlier, worst, which))
-            high = jnp.where(none, bracket(after), share)
+            high = jnp.where(none, bracket(after), fraction)
             return found, which, high, queue, slides_due, earlier | (none & any_left), count + 1
 
         which, some = following(queue, slides_due)
@@ -166,67 +174,27 @@ class Step(eqx.Module):
         return jax.lax.while_loop(unfinished, one, start)[0]
 
     def _root(self, which, high) -> Array:
-        """The share at which the height of an event is 0, by the Illinois method; inf if there is
-        none before `high`.
+        height = lambda fraction: self.height(which, fraction)
+        return falling_root(height, high, eps=self.accuracy.eps, amid=self._amid)
 
-        Where its event will only be aimed at, a few digits are enough.
-        """
-        least = 4 * jnp.finfo(high.dtype).eps
-
-        def unfinished(c):
-            low, high, _, f_high, _, count, near = c
-            narrower = (high - low > least * high) & (f_high < 0) & ~near
-            return (count < 2) | (narrower & (count < 100))
-
-        def narrow(c):
-            low, high, f_low, f_high, side, count, _ = c
-            share = high - f_high * (high - low) / (f_high - f_low)
-            halve = ~((share > low) & (share < high)) | (count % 4 == 3)
-            share = jnp.where(halve, 0.5 * (low + high), share)
-            # The ends come first, one after the other.
-            share = jnp.where(count == 0, high, jnp.where(count == 1, low, share))
-            f = self.height(which, share)
-            amid = (share > self.near) & (share < 1 - self.near)
-            near = jnp.abs(f) <= jnp.where(amid, 1e-4 * (f_low - f_high), 0.5 * self.eps)
-            near = near & (count > 1)
-            below = (f <= 0) | near
-            # Illinois: an end that stays twice has its value halved.
-            f_low_next = jnp.where(below, jnp.where(side == 1, 0.5 * f_low, f_low), f)
-            f_high_next = jnp.where(
-                below, jnp.minimum(f, -0.1 * self.eps), jnp.where(side == -1, 0.5 * f_high, f_high)
-            )
-            inner = (
-                jnp.where(below, low, share),
-                jnp.where(below, share, high),
-                f_low_next,
-                f_high_next,
-                jnp.where(below, 1, -1),
-            )
-            after_low = (low, high, jnp.maximum(f, 0.5 * self.eps), f_high, 0)
-            after_high = (low, high, f_low, f, 0)
-            pick = lambda *of: jnp.where(count == 0, of[0], jnp.where(count == 1, of[1], of[2]))
-            return *map(pick, after_high, after_low, inner), count + 1, near
-
-        start = (jnp.zeros_like(high), high, high, -high, 0, 0, jnp.asarray(False))
-        found = jax.lax.while_loop(unfinished, narrow, start)
-        return jnp.where(found[3] < 0, found[1], jnp.inf)
+    def _amid(self, fraction) -> Bool[Array, ""]:
+        """Whether a place is so far from both ends of the step that dense output is not accurate
+        enough there, and its event only aimed at."""
+        near = self.accuracy.near
+        return (fraction > near) & (fraction < 1 - near)
 
 
-def _least(margins: Float[Array, "width rows"]) -> Int[Array, ""]:
-    unit, row = least_pair(margins)
+def _index_of_min(margins: Float[Array, "units rows"]) -> Int[Array, ""]:
+    unit, row = pair_of_min(margins)
     return unit * margins.shape[1] + row
 
 
-def kink_margins(risk: SwitchedRisk, y, pattern: Pattern, units) -> Float[Array, "width rows"]:
-    """What is positive until the pairs of unit and row reach their kinks."""
-    return risk.kink_margins(risk.preactivations(risk.net(y[:-1])), pattern, units)
-
-
-def slide_margin(risk: SwitchedRisk, y, pattern: Pattern) -> Float[Array, ""]:
+def slide_margin(risk: AbstractPatternRisk, y, pattern: AbstractPattern) -> Float[Array, ""]:
     """The least margin of the slides, on the scale of the kinks' margins."""
 
-    def least(y):
-        return SLIDE_SCALE * jnp.min(risk.slide_margins(risk.parts(y[:-1], pattern), pattern))
+    def smallest(y):
+        evaluation = risk.evaluate(y[:-1], pattern)
+        return SLIDE_SCALE * jnp.min(risk.slide_margins(evaluation, pattern))
 
     nothing = lambda y: jnp.asarray(jnp.inf, y.dtype)
-    return jax.lax.cond(jnp.any(pattern.used), least, nothing, y)
+    return jax.lax.cond(pattern.slides(), smallest, nothing, y)

@@ -1,125 +1,119 @@
-"""The flow with every kink located, crossed or slid along."""
-
-import dataclasses
-from collections.abc import Callable
+"""A flow with every kink located, crossed or slid along."""
 
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gflow.flow.loop import Loop, Settings, State, advance, begin, handed_over
-from gflow.flow.problem import PIECE_STEPS, Piece, Problem
-from gflow.flow.solver_setup import accurate_share, with_jacobian
+from gflow.flow.events import EventAccuracy
+from gflow.flow.loop import LocatedState, Loop, advance, begin, handed_over
+from gflow.flow.output import FlowOutput
+from gflow.flow.problem import FlowProblem, Method, Span
+from gflow.flow.run import MAX_PIECE_STEPS, AbstractRun, Snapshot
+from gflow.flow.solver_setup import accurate_fraction, with_jacobian
 from gflow.kink_log import KinkLog
-from gflow.nonsmooth.shallow.hessian import field_jacobian
-from gflow.nonsmooth.shallow.risk import SwitchedRisk
+from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.results import RESULTS
 from gflow.solvers.stabilised import radius_at
 
+# Kinks are located to this distance, relative to the size of the preactivations.
+_KINK_DISTANCE = {"float64": 1e-12, "float32": 1e-5}
 
-@dataclasses.dataclass(frozen=True)
-class Located:
-    """A solve with located kinks, as a whole or piece by piece."""
 
-    problem: Problem
-    risk: SwitchedRisk
+class LocatedRun(AbstractRun[LocatedState]):
+    """A solve by the loop over steps and events."""
+
+    problem: FlowProblem
+    method: Method
+    span: Span
     theta0: Float[Array, " size"]
-    t0: Float[Array, ""]
-    t1: Float[Array, ""]
-    ts: Float[Array, " times"]
-    max_kinks: int
+    risk: AbstractPatternRisk
+    max_kinks: int = eqx.field(static=True)
 
-    located = True
+    @property
+    def locates_kinks(self) -> bool:
+        return True
 
     @property
     def loop(self) -> Loop:
-        problem = self.problem
-        solver = with_jacobian(problem.solver, eqx.Partial(field_jacobian, self.risk))
-        tolerances = problem.rtol, problem.atol, problem.step_size
-        settings = Settings(solver, *tolerances, problem.stop, self.max_kinks)
-        # Kinks are located to this distance, relative to the size of the preactivations.
-        eps = 1e-12 if self.theta0.dtype == jnp.float64 else 1e-5
-        near = accurate_share(problem.solver)
-        return Loop(self.risk, settings, self.t0, self.t1, self.ts, eps, near)
+        method = self.method
+        eps = _KINK_DISTANCE.get(str(self.theta0.dtype), 1e-5)
+        return Loop(
+            self.risk,
+            method.with_solver(with_jacobian(method.solver, eqx.Partial(_jacobian, self.risk))),
+            self.span,
+            EventAccuracy(eps, accurate_fraction(method.solver)),
+            self.max_kinks,
+        )
 
-    def whole(self, max_steps: int) -> Piece:
-        return _whole(self.loop, self.theta0, jnp.asarray(max_steps))
+    def init(self) -> LocatedState:
+        return _begin(self.loop, self.theta0)
 
-    def start(self) -> State:
-        return _start(self.loop, self.theta0)
-
-    def steps_of_piece(self, done: int) -> int:
-        return min(PIECE_STEPS, max(done, PIECE_STEPS // 4))
-
-    def advance(self, state: State, max_steps: int) -> State:
-        """After some steps; `max_steps` counts from the start."""
+    def advance(self, state: LocatedState, max_steps: int) -> LocatedState:
         return _advance(self.loop, state, jnp.asarray(max_steps))
 
-    def hand_over(self, state: State, solver: diffrax.AbstractSolver) -> tuple["Located", State]:
-        """The solve, and its state, with another solver from here on."""
-        problem = eqx.tree_at(lambda p: p.solver, self.problem, solver)
-        run = dataclasses.replace(self, problem=problem)
-        return run, _hand_over(run.loop, state)
+    def output(self, state: LocatedState) -> FlowOutput:
+        well = state.result == RESULTS.successful
+        result = RESULTS.where(well & state.repelled, RESULTS.repelled, state.result)
+        result = RESULTS.where(well & (state.t < self.span.t1), RESULTS.max_steps_reached, result)
+        log = state.log
+        return FlowOutput(
+            t=state.t,
+            y=state.y,
+            speed=self.loop.speed(state.y, state.pattern),
+            ts=self.span.filled(state.saved.num_saved),
+            saved=state.saved,
+            counts=state.counts,
+            kinks=KinkLog(log.time, log.unit, self.risk.first_datum[log.row], log.kind),
+            result=result,
+        )
 
-    def unfinished(self, state: State) -> bool:
-        return bool(state.result == RESULTS.successful) and bool(state.t < self.t1)
+    def snapshot(self, state: LocatedState) -> Snapshot:
+        work = state.counts.work
+        return Snapshot(
+            t=float(state.t),
+            num_steps=int(state.counts.steps),
+            num_saved=int(state.saved.num_saved),
+            num_kinks=int(state.log.num_logged),
+            num_evaluations=0 if work is None else int(work.evaluations),
+            step_size=float(state.stepping.size),
+            unfinished=bool(state.result == RESULTS.successful) and bool(state.t < self.span.t1),
+        )
 
-    def kinks_met(self, state: State) -> int:
-        return int(state.log.met)
+    def piece_length(self, num_steps: int) -> int:
+        return min(MAX_PIECE_STEPS, max(num_steps, MAX_PIECE_STEPS // 4))
 
-    def step_size(self, state: State) -> float:
-        return float(state.dt)
-
-    def spectral_radius(self, state: State) -> float:
+    def spectral_radius(self, state: LocatedState) -> float:
         return float(_spectral_radius(self.risk, state))
 
-    def ending(self, state: State) -> Callable[[], Piece]:
-        return eqx.Partial(_piece, self.loop, state)
+    def with_solver(
+        self, solver: diffrax.AbstractSolver, state: LocatedState
+    ) -> tuple["LocatedRun", LocatedState]:
+        run = eqx.tree_at(lambda run: run.method, self, self.method.with_solver(solver))
+        return run, _handed_over(run.loop, state)
+
+
+def _jacobian(risk: AbstractPatternRisk, t, y, pattern) -> Array:
+    return risk.jacobian(t, y, pattern)
 
 
 @eqx.filter_jit
-def _start(loop: Loop, theta0) -> State:
+def _begin(loop: Loop, theta0) -> LocatedState:
     return begin(loop, theta0)
 
 
 @eqx.filter_jit
-def _advance(loop: Loop, state: State, max_steps) -> State:
+def _advance(loop: Loop, state: LocatedState, max_steps) -> LocatedState:
     return advance(loop, state, max_steps)
 
 
 @eqx.filter_jit
-def _whole(loop: Loop, theta0, max_steps) -> Piece:
-    return _piece(loop, advance(loop, begin(loop, theta0), max_steps))
-
-
-@eqx.filter_jit
-def _hand_over(loop: Loop, state: State) -> State:
+def _handed_over(loop: Loop, state: LocatedState) -> LocatedState:
     return handed_over(loop, state)
 
 
 @eqx.filter_jit
-def _spectral_radius(risk: SwitchedRisk, state: State) -> Array:
+def _spectral_radius(risk: AbstractPatternRisk, state: LocatedState) -> Array:
     """Of the Jacobian of the field, where the state is."""
     field = lambda theta: risk.field(state.t, jnp.append(theta, 0.0), state.pattern)[:-1]
     return radius_at(field, state.y[:-1])
-
-
-def _piece(loop: Loop, state: State) -> Piece:
-    well = state.result == RESULTS.successful
-    result = RESULTS.where(well & state.repelled, RESULTS.repelled, state.result)
-    result = RESULTS.where(well & (state.t < loop.t1), RESULTS.max_steps_reached, result)
-    log = state.log
-    return Piece(
-        ts=jnp.where(jnp.arange(len(loop.ts)) < state.saved, loop.ts, jnp.inf),
-        ys=state.ys,
-        count=state.saved,
-        end=(state.t, state.y),
-        steps=state.steps,
-        rejected=state.rejected,
-        shortened=state.shortened,
-        result=result,
-        work=state.work,
-        speeds=(state.speeds, loop.speed(state.y, state.pattern)),
-        kinks=KinkLog(log.time, log.unit, loop.risk.first[log.row], log.kind),
-    )

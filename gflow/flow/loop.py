@@ -8,313 +8,371 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gflow.flow.events import SLIDE_SCALE, Aim, Step
-from gflow.flow.problem import first_step
-from gflow.flow.stopping import Stop, stop_result
-from gflow.nonsmooth.shallow.pattern import Event, Pattern
-from gflow.nonsmooth.shallow.risk import SwitchedRisk
+from gflow.flow.events import SLIDE_SCALE, Aim, EventAccuracy, Step
+from gflow.flow.output import SavedStates, StepCounts
+from gflow.flow.problem import Method, Span, first_step
+from gflow.flow.solver_setup import controller
+from gflow.flow.stopping import FlowPoint
+from gflow.nonsmooth.pattern import AbstractPattern, Event
+from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, KinkResolution
 from gflow.results import RESULTS
-from gflow.solvers.work import Work, is_counted, nothing_done, total, work_of_step
+from gflow.solvers.work import is_counted, nothing_done, total, work_of_step
 
 
-class Settings(eqx.Module):
-    """How the flow is followed. `step_size` is None for adaptive steps."""
+class EventLog(NamedTuple):
+    """The kinks met; the first `num_logged` entries of each array are filled."""
 
-    solver: diffrax.AbstractSolver
-    rtol: Float[Array, ""]
-    atol: Float[Array, ""]
-    step_size: Float[Array, ""] | None
-    stop: Stop
-    max_kinks: int = eqx.field(static=True)
-
-
-class Log(NamedTuple):
-    """The kinks met; the first `met` entries of each array are filled."""
-
-    met: Int[Array, ""]
+    num_logged: Int[Array, ""]
     time: Float[Array, " kinks"]
     unit: Int[Array, " kinks"]
     row: Int[Array, " kinks"]
     kind: Int[Array, " kinks"]
 
+    def with_event(self, t: Float[Array, ""], event: Event, shared: bool) -> "EventLog":
+        """With the event of one row, or, if kinks can be `shared`, of all its members."""
+        if shared:
+            rows, count = jnp.arange(len(event.members)), jnp.sum(event.members)
+            # Past the end, where nothing is written, for the others.
+            after = self.num_logged + jnp.cumsum(event.members) - 1
+            places, kinds = jnp.where(event.members, after, len(self.time)), event.kinds
+        else:
+            places, rows, kinds, count = self.num_logged, event.row, event.kinds[event.row], 1
+        write = lambda array, entry: array.at[places].set(entry, mode="drop")
+        return EventLog(
+            self.num_logged + count,
+            write(self.time, t),
+            write(self.unit, event.unit),
+            write(self.row, rows),
+            write(self.kind, kinds),
+        )
 
-class Resolved(NamedTuple):
-    """How many events were resolved, and whether the flow could have gone on to either side."""
 
-    events: Int[Array, ""]
-    repelled: Bool[Array, ""]
+class Stepping(NamedTuple):
+    """What one step hands to the next: its size, the states of step-size controller and solver,
+    the event it is aimed at, and whether the field has just jumped."""
 
-
-class State(NamedTuple):
-    """Where the flow is, and what was saved."""
-
-    t: Float[Array, ""]
-    y: Float[Array, " size"]
-    dt: Float[Array, ""]
-    error: Float[Array, ""]
+    size: Float[Array, ""]
+    controller_state: Any
     aim: Aim
     solver_state: Any
     made_jump: Bool[Array, ""]
-    pattern: Pattern
-    saved: Int[Array, ""]
-    ys: Float[Array, "times size"]
-    speeds: Float[Array, " times"]
-    log: Log
-    steps: Int[Array, ""]
-    rejected: Int[Array, ""]
-    shortened: Int[Array, ""]
-    work: Work | None
+
+
+class LocatedState(NamedTuple):
+    """Where a flow with located kinks is, and what it left on the way."""
+
+    t: Float[Array, ""]
+    y: Float[Array, " size"]
+    pattern: AbstractPattern
+    stepping: Stepping
+    saved: SavedStates
+    counts: StepCounts
+    log: EventLog
     repelled: Bool[Array, ""]
     result: RESULTS
+
+
+class Trial(NamedTuple):
+    """A step that was tried: where it leads, its dense output from 0 on, whether its error is
+    `good`, the size of the next step, and the states of controller and solver after it."""
+
+    t: Float[Array, ""]
+    y: Float[Array, " size"]
+    dense: diffrax.AbstractLocalInterpolation
+    dt: Float[Array, ""]
+    good: Bool[Array, ""]
+    next_size: Float[Array, ""]
+    controller_state: Any
+    solver_state: Any
+
+
+class Resolved(NamedTuple):
+    """What is left when all events at one time are dealt with, and how many there were."""
+
+    y: Float[Array, " size"]
+    pattern: AbstractPattern
+    log: EventLog
+    num_events: Int[Array, ""]
+    repelled: Bool[Array, ""]
 
 
 class Loop(eqx.Module):
     """The loop over steps, all in one compiled program."""
 
-    risk: SwitchedRisk
-    settings: Settings
-    t0: Float[Array, ""]
-    t1: Float[Array, ""]
-    ts: Float[Array, " times"]
-    eps: float = eqx.field(static=True)
-    near: float = eqx.field(static=True)
+    risk: AbstractPatternRisk
+    method: Method
+    span: Span
+    accuracy: EventAccuracy
+    max_kinks: int = eqx.field(static=True)
 
     @property
     def terms(self) -> diffrax.ODETerm:
         return diffrax.ODETerm(self.risk.field)
 
+    @property
+    def error_order(self) -> Any:
+        return self.method.solver.error_order(self.terms)
+
+    @property
+    def controller(self) -> diffrax.AbstractStepSizeController:
+        return controller(self.method, padding=self.risk.padding)
+
+    def controller_start(self, y: Float[Array, " size"]) -> Any:
+        """The state of the controller before the first step, whose size is known."""
+        t0, t1 = self.span.t0, self.span.t1
+        _, state = self.controller.init(
+            self.terms, t0, t1, y, t1 - t0, None, self.method.solver.func, self.error_order
+        )
+        return jax.tree.map(jnp.asarray, state)
+
     # ---- one step ---------------------------------------------------------------------------
 
-    def step(self, s: State) -> State:
-        aimed = s.aim.time < jnp.inf
-        last = ~aimed & (s.t + s.dt >= self.t1)
-        t_next = jnp.where(aimed, s.aim.time, jnp.where(last, self.t1, s.t + s.dt))
-        dt = t_next - s.t
-        y_next, error, dense, solver_state, _ = self.settings.solver.step(
-            self.terms, s.t, t_next, s.y, s.pattern, s.solver_state, s.made_jump
+    def step(self, s: LocatedState) -> LocatedState:
+        aimed = s.stepping.aim.time < jnp.inf
+        last = ~aimed & (s.t + s.stepping.size >= self.span.t1)
+        trial = self._try(s, aimed, last)
+        # From 0, as the fraction of a small step at a late time would be lost to rounding.
+        at = lambda fraction: trial.dense.evaluate(fraction * trial.dt)
+        scales = self.risk.scales(s.y[:-1])
+        step = Step(
+            risk=self.risk,
+            pattern=s.pattern,
+            scales=scales,
+            y_start=s.y,
+            y_end=trial.y,
+            at=at,
+            aimed=aimed,
+            aim=s.stepping.aim,
+            accuracy=self.accuracy,
         )
-        good, factor, error = self._judge(s, y_next, error)
-        # From 0, as the share of a small step at a late time would be lost to rounding.
-        inside = self.settings.solver.interpolation_cls(t0=jnp.zeros_like(dt), t1=dt, **dense)
-        at = lambda share: inside.evaluate(share * dt)
-        units = self.risk.unit_sizes(s.y[:-1])
-        fixed = (self.eps, self.near)
-        step = Step(self.risk, s.pattern, at, units, s.y, y_next, aimed, s.aim.which, *fixed)
-        found = step.first_event(good)
+        found = step.first_event(trial.good)
         arrives = found.arrives
-        cut = (found.share < jnp.inf) & ~arrives
-        keep = good & ~cut
-        t = jnp.where(arrives, jnp.minimum(s.t + found.share * dt, self.t1), t_next)
-        y = jnp.where(keep, jnp.where(arrives, found.y, y_next), s.y)
+        cut = (found.fraction < jnp.inf) & ~arrives
+        keep = trial.good & ~cut
+        t = jnp.where(arrives, jnp.minimum(s.t + found.fraction * trial.dt, self.span.t1), trial.t)
+        y = jnp.where(keep, jnp.where(arrives, found.y, trial.y), s.y)
         t = jnp.where(keep, t, s.t)
-        aim = Aim(jnp.where(cut, s.t + found.share * dt, jnp.inf), found.which)
+        aim = Aim(jnp.where(cut, s.t + found.fraction * trial.dt, jnp.inf), found.which)
 
-        s = s._replace(pattern=step.without_slack(keep & ~arrives))
-        kept, (y, pattern, log, resolved) = self._save_and_resolve(s, t, y, inside, units, arrives)
-        fresh = lambda new, old: jnp.where(keep, new, old)
-        work = work_of_step(self.settings.solver, s.solver_state, solver_state, s.made_jump)
-        s = s._replace(
-            t=t,
-            y=y,
-            dt=self._next_size(s.dt, dt, factor, good, aimed | last),
-            error=jnp.where(aimed | last, s.error, error),
-            aim=aim,
-            solver_state=jax.tree.map(fresh, solver_state, s.solver_state),
-            made_jump=jnp.where(keep, arrives, s.made_jump),
-            pattern=pattern,
-            saved=kept[0],
-            ys=kept[1],
-            speeds=kept[2],
-            log=log,
-            steps=s.steps + 1,
-            rejected=s.rejected + ~good,
-            shortened=s.shortened + cut,
-            work=total(s.work, work, 2 * resolved.events),
-            repelled=s.repelled | resolved.repelled,
+        before = s._replace(pattern=step.without_slack(keep & ~arrives))
+        saved, after = self._save_and_resolve(before, t, y, trial.dense, scales, arrives)
+        work = work_of_step(
+            self.method.solver, s.stepping.solver_state, trial.solver_state, s.stepping.made_jump
         )
-        return s._replace(result=self._end(s, keep))
+        fresh = lambda new, old: jnp.where(keep, new, old)
+        stepping = Stepping(
+            size=trial.next_size,
+            controller_state=trial.controller_state,
+            aim=aim,
+            solver_state=jax.tree.map(fresh, trial.solver_state, s.stepping.solver_state),
+            made_jump=jnp.where(keep, arrives, s.stepping.made_jump),
+        )
+        counts = StepCounts(
+            s.counts.steps + 1,
+            s.counts.rejected + ~trial.good,
+            s.counts.shortened + cut,
+            total(s.counts.work, work, 2 * after.num_events),
+        )
+        s = LocatedState(
+            t=t,
+            y=after.y,
+            pattern=after.pattern,
+            stepping=stepping,
+            saved=saved,
+            counts=counts,
+            log=after.log,
+            repelled=s.repelled | after.repelled,
+            result=s.result,
+        )
+        return s._replace(result=self._result(s, keep))
 
-    def _judge(self, s: State, y_next, error):
-        """Whether the error of a step is within the tolerances, the factor to the next step, and
-        the error in their units.
+    def _try(self, s: LocatedState, aimed, last) -> Trial:
+        """One step to the event aimed at, to t1 if it is the `last`, or of the planned size."""
+        stepping, solver = s.stepping, self.method.solver
+        planned = jnp.where(last, self.span.t1, s.t + stepping.size)
+        t_next = jnp.where(aimed, stepping.aim.time, planned)
+        dt = t_next - s.t
+        y_next, error, dense, solver_state, _ = solver.step(
+            self.terms, s.t, t_next, s.y, s.pattern, stepping.solver_state, stepping.made_jump
+        )
+        good, size, controller_state = self._judge(s, y_next, error, dt)
+        # A step that was cut short, by an event or by t1, says nothing against the size before it.
+        short = aimed | last
+        size = jnp.where(good & short, jnp.maximum(size, stepping.size), size)
+        fresh = lambda new, old: jnp.where(short, old, new)
+        controller_state = jax.tree.map(fresh, controller_state, stepping.controller_state)
+        inside = solver.interpolation_cls(t0=jnp.zeros_like(dt), t1=dt, **dense)
+        return Trial(t_next, y_next, inside, dt, good, size, controller_state, solver_state)
 
-        The factor is that of a proportional–integral controller (Gustafsson 1991), without which
-        steps at the bound of stability would be rejected again and again.
-        """
-        if self.settings.step_size is not None:
-            return jnp.asarray(True), jnp.ones((), s.y.dtype), s.error
-        size = jnp.maximum(jnp.abs(s.y), jnp.abs(y_next))
-        scaled = error / (self.settings.atol + self.settings.rtol * size)
-        norm = jnp.sqrt(jnp.mean(scaled**2))
-        norm = jnp.where(jnp.isfinite(norm), jnp.maximum(norm, 1e-10), 1e10)
-        order = self.settings.solver.error_order(self.terms)
-        assert order is not None
-        good = norm < 1
-        smooth = norm ** (-0.7 / order) * s.error ** (0.4 / order)
-        factor = 0.9 * jnp.where(good, smooth, norm ** (-1 / order))
-        factor = jnp.clip(factor, jnp.where(good, 1.0, 0.2), 10.0)
-        return good, factor, jnp.where(good, norm, s.error)
+    def _judge(self, s: LocatedState, y_next, error, dt):
+        """Whether the error of a step is within the tolerances, the size of the next step, and the
+        state of the controller after it."""
+        stepping, method = s.stepping, self.method
+        if method.step_size is not None:
+            return jnp.asarray(True), stepping.size, stepping.controller_state
+        # From 0, as a small step at a late time would be lost to rounding.
+        good, start, end, _, state, _ = self.controller.adapt_step_size(
+            jnp.zeros_like(dt),
+            dt,
+            s.y,
+            y_next,
+            None,
+            error,
+            self.error_order,
+            stepping.controller_state,
+        )
+        return jnp.asarray(good), jnp.asarray(end - start), state
 
-    def _next_size(self, planned, taken, factor, good, short):
-        """The size of the next step. A step that was cut short, by an event or by t1, says nothing
-        against the size before it."""
-        if self.settings.step_size is not None:
-            return planned
-        size = taken * factor
-        return jnp.where(good & short, jnp.maximum(size, planned), size)
-
-    def _end(self, s: State, keep) -> RESULTS:
-        """Trouble, or a criterion to stop by."""
-        stuck = s.dt < 4 * jnp.finfo(s.t.dtype).eps * jnp.abs(s.t)
-        stuck = (stuck | (s.dt < 1e-3 * jnp.finfo(s.t.dtype).eps * self.t1)) & (s.t < self.t1)
+    def _result(self, s: LocatedState, keep) -> RESULTS:
+        """The result: a failure, or a stopping criterion met."""
+        size, t1, eps = s.stepping.size, self.span.t1, jnp.finfo(s.t.dtype).eps
+        stuck = size < 4 * eps * jnp.abs(s.t)
+        stuck = (stuck | (size < 1e-3 * eps * t1)) & (s.t < t1)
         result = RESULTS.where(stuck, RESULTS.step_size_underflow, s.result)
         result = RESULTS.where(jnp.isfinite(s.y).all(), result, RESULTS.nonfinite)
-        full = s.log.met > self.settings.max_kinks
+        full = s.log.num_logged > self.max_kinks
         result = RESULTS.where(full, RESULTS.max_kinks_reached, result)
-        values = lambda theta: (self.risk.value(theta), self.speed(s.y, s.pattern))
-        conditions = self.settings.stop.conditions(values, self.t0)
-        fired = {name: condition(s.t, s.y) & keep for name, condition in conditions.items()}
-        stopped = jnp.any(jnp.stack(list(fired.values()))) if fired else jnp.asarray(False)
-        return RESULTS.where(stopped, stop_result(fired), result)
+        theta = s.y[:-1]
+        speed = self.speed(s.y, s.pattern)
+        elapsed = s.t - self.span.t0
+        point = FlowPoint(elapsed, theta, s.y[-1], self.risk.value(theta), speed)
+        fired = self.method.stop.fired(point)
+        return RESULTS.where(keep & ~(fired == RESULTS.successful), fired, result)
 
     # ---- saved times and events -------------------------------------------------------------
 
-    def _save_and_resolve(self, s: State, t, y, inside, units, arrives):
+    def _save_and_resolve(self, s: LocatedState, t, y, dense, scales, arrives):
         """What was saved up to t, and what follows where the flow `arrives` at an event."""
 
         def both(c):
-            kept, (y, pattern, log, _), _ = c
-            kept = self._save(s, t, inside, kept)
-            after = self._resolve(t, y, pattern, units, log, arrives)
-            return kept, after, jnp.asarray(False)
+            saved, after, _ = c
+            saved = self._save(s, t, dense, saved)
+            return saved, self._resolve(t, after, scales, arrives), jnp.asarray(False)
 
-        kept = s.saved, s.ys, s.speeds
-        after = y, s.pattern, s.log, Resolved(jnp.asarray(0), jnp.asarray(False))
+        after = Resolved(y, s.pattern, s.log, jnp.asarray(0), jnp.asarray(False))
         # One loop, entered once or not at all: a conditional would copy what it passes on.
-        start = kept, after, arrives | self._save_due(s.saved, t)
+        start = s.saved, after, arrives | self._save_due(s.saved.num_saved, t)
         return jax.lax.while_loop(lambda c: c[2], both, start)[:2]
 
-    def _resolve(self, t, y, pattern, units, log: Log, happens):
+    def _resolve(self, t, before: Resolved, scales, happens) -> Resolved:
         """Deals with all kinks and slides that are due, one after the other, until the budget is
         exceeded."""
+        eps = self.accuracy.eps
 
         def unfinished(c):
-            *_, log, _, pending = c
-            return pending & (log.met <= self.settings.max_kinks)
+            resolved, pending = c
+            return pending & (resolved.log.num_logged <= self.max_kinks)
 
         def one(c):
-            y, pattern, log, resolved, _ = c
-            parts = self.risk.parts(y[:-1], pattern)
-            margins = self.risk.kink_margins(parts.z, pattern, units)
-            slide = SLIDE_SCALE * jnp.min(self.risk.slide_margins(parts, pattern))
-            due = jnp.minimum(jnp.min(margins), slide) <= -self.eps
+            done, _ = c
+            theta, pattern = done.y[:-1], done.pattern
+            evaluation = self.risk.evaluate(theta, pattern)
+            margins = self.risk.kink_margins(theta, pattern, scales)
+            slide = SLIDE_SCALE * jnp.min(self.risk.slide_margins(evaluation, pattern))
+            due = jnp.minimum(jnp.min(margins), slide) <= -eps
 
-            def resolve(y, pattern, log):
-                circles = resolved.events > 2 * sum(pattern.active.shape)
-                theta, pattern, event = self.risk.event(
-                    y[:-1], pattern, parts, units, self.eps, self.settings.rtol, circles
+            def resolve(done: Resolved) -> Resolved:
+                circling = done.num_events > 2 * sum(pattern.active.shape)
+                resolution = KinkResolution(scales, eps, self.method.rtol, circling)
+                theta, after, event = self.risk.transition(
+                    done.y[:-1], done.pattern, evaluation, resolution
                 )
-                log = _logged(log, t, event, self.risk.lines.line is None)
-                after = Resolved(resolved.events + 1, resolved.repelled | event.repelled)
-                return y.at[:-1].set(theta), pattern, log, after
+                return Resolved(
+                    done.y.at[:-1].set(theta),
+                    after,
+                    done.log.with_event(t, event, self.risk.shares_kinks),
+                    done.num_events + 1,
+                    done.repelled | event.repelled,
+                )
 
-            same = lambda y, pattern, log: (y, pattern, log, resolved)
-            return *jax.lax.cond(due, resolve, same, y, pattern, log), due
+            return jax.lax.cond(due, resolve, lambda done: done, done), due
 
-        start = (y, pattern, log, Resolved(jnp.asarray(0), jnp.asarray(False)), happens)
-        return jax.lax.while_loop(unfinished, one, start)[:4]
+        return jax.lax.while_loop(unfinished, one, (before, happens))[0]
 
-    def _save_due(self, saved, t) -> Bool[Array, ""]:
-        last = len(self.ts) - 1
-        return (saved <= last) & (self.ts[jnp.minimum(saved, last)] <= t)
+    def _save_due(self, num_saved, t) -> Bool[Array, ""]:
+        ts = self.span.ts
+        last = len(ts) - 1
+        return (num_saved <= last) & (ts[jnp.minimum(num_saved, last)] <= t)
 
-    def _save(self, s: State, t, inside, kept):
+    def _save(self, s: LocatedState, t, dense, saved: SavedStates) -> SavedStates:
         """Fills the slots of the saved times up to t."""
 
-        def fill(c):
-            saved, ys, speeds = c
-            y = inside.evaluate(self.ts[saved] - s.t)
-            return saved + 1, ys.at[saved].set(y), speeds.at[saved].set(self.speed(y, s.pattern))
+        def fill(saved: SavedStates) -> SavedStates:
+            count, ys, speeds = saved
+            assert speeds is not None
+            y = dense.evaluate(self.span.ts[count] - s.t)
+            speeds = speeds.at[count].set(self.speed(y, s.pattern))
+            return SavedStates(count + 1, ys.at[count].set(y), speeds)
 
-        return jax.lax.while_loop(lambda c: self._save_due(c[0], t), fill, kept)
+        return jax.lax.while_loop(lambda saved: self._save_due(saved.num_saved, t), fill, saved)
 
-    def speed(self, y, pattern: Pattern) -> Array:
+    def speed(self, y, pattern: AbstractPattern) -> Array:
         return jnp.sqrt(self.risk.field(0.0, y, pattern)[-1])
 
 
-def _logged(log: Log, t, event: Event, alone: bool) -> Log:
-    """With the event of one row, if it is always `alone`, or of all its members."""
-    if alone:
-        places, entries, count = log.met, (event.row, event.kinds[event.row]), 1
-    else:
-        rows, count = jnp.arange(len(event.members)), jnp.sum(event.members)
-        # Past the end, where nothing is written, for the others.
-        places = jnp.where(event.members, log.met + jnp.cumsum(event.members) - 1, len(log.time))
-        entries = (rows, event.kinds)
-    write = lambda array, entry: array.at[places].set(entry, mode="drop")
-    return Log(
-        log.met + count,
-        write(log.time, t),
-        write(log.unit, event.unit),
-        *map(write, (log.row, log.kind), entries),
-    )
-
-
-def begin(loop: Loop, theta: Float[Array, " size"]) -> State:
+def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
     """The state at the start, before its first saved time."""
-    risk, settings, t0 = loop.risk, loop.settings, loop.t0
+    risk, method, (t0, t1, ts) = loop.risk, loop.method, (loop.span.t0, loop.span.t1, loop.span.ts)
     y = jnp.append(theta, jnp.zeros((), theta.dtype))
     pattern = risk.start(theta)
     speed = loop.speed(y, pattern)
-    dt = first_step(theta, speed) if settings.step_size is None else settings.step_size
-    times, zero = loop.ts.shape[0], jnp.asarray(0)
-    kinks = settings.max_kinks
-    at_start = (loop.ts <= t0).astype(int).sum()
-    inner = settings.solver.init(loop.terms, t0, loop.t1, y, pattern)
-    return State(
+    size = method.step_size
+    if size is None:
+        size = jnp.minimum(first_step(theta, speed), t1 - t0)
+    zero, kinks = jnp.asarray(0), loop.max_kinks
+    at_start = jnp.arange(len(ts)) < (ts <= t0).astype(int).sum()
+    solver_state = method.solver.init(loop.terms, t0, t1, y, pattern)
+    counted = is_counted(method.solver, solver_state)
+    return LocatedState(
         t=t0,
         y=y,
-        dt=jnp.minimum(dt, loop.t1 - t0) if settings.step_size is None else dt,
-        error=jnp.ones((), theta.dtype),
-        aim=Aim(jnp.full_like(t0, jnp.inf), jnp.asarray(-1)),
-        solver_state=inner,
-        made_jump=jnp.asarray(False),
         pattern=pattern,
-        saved=at_start,
-        ys=jnp.where((jnp.arange(times) < at_start)[:, None], y[None, :], jnp.nan),
-        speeds=jnp.where(jnp.arange(times) < at_start, speed, jnp.nan),
-        log=Log(
+        stepping=Stepping(
+            size=size,
+            controller_state=loop.controller_start(y),
+            aim=Aim(jnp.full_like(t0, jnp.inf), jnp.asarray(-1)),
+            solver_state=solver_state,
+            made_jump=jnp.asarray(False),
+        ),
+        saved=SavedStates(
+            num_saved=jnp.sum(at_start),
+            ys=jnp.where(at_start[:, None], y[None, :], jnp.nan),
+            speeds=jnp.where(at_start, speed, jnp.nan),
+        ),
+        counts=StepCounts(
+            zero, zero, zero, nothing_done().plus(evaluations=1) if counted else None
+        ),
+        log=EventLog(
             zero,
             jnp.full(kinks, jnp.inf, t0.dtype),
             *(jnp.zeros(kinks, int) for _ in range(3)),
         ),
-        steps=zero,
-        rejected=zero,
-        shortened=zero,
-        work=nothing_done().plus(evaluations=1) if is_counted(settings.solver, inner) else None,
         repelled=risk.repels(theta, pattern),
         result=RESULTS.successful,
     )
 
 
-def handed_over(loop: Loop, state: State) -> State:
+def handed_over(loop: Loop, state: LocatedState) -> LocatedState:
     """The state of another loop's solver as one that this loop's can go on from."""
-    solver = loop.settings.solver
-    inner = solver.init(loop.terms, state.t, loop.t1, state.y, state.pattern)
-    return state._replace(
+    solver, stepping = loop.method.solver, state.stepping
+    inner = solver.init(loop.terms, state.t, loop.span.t1, state.y, state.pattern)
+    stepping = stepping._replace(
         solver_state=inner,
         made_jump=jnp.asarray(False),
-        error=jnp.ones_like(state.error),
-        work=state.work if is_counted(solver, inner) else None,
+        controller_state=loop.controller_start(state.y),
     )
+    work = state.counts.work if is_counted(solver, inner) else None
+    return state._replace(stepping=stepping, counts=state.counts._replace(work=work))
 
 
 @eqx.filter_custom_jvp
-def advance(loop: Loop, state: State, max_steps) -> State:
+def advance(loop: Loop, state: LocatedState, max_steps) -> LocatedState:
     """The state at t1, or where a budget or trouble ended it; `max_steps` counts from the start."""
 
-    def unfinished(s: State):
-        return (s.t < loop.t1) & (s.steps < max_steps) & (s.result == RESULTS.successful)
+    def unfinished(s: LocatedState):
+        return (
+            (s.t < loop.span.t1) & (s.counts.steps < max_steps) & (s.result == RESULTS.successful)
+        )
 
     return jax.lax.while_loop(unfinished, lambda s: loop.step(s), state)
 

@@ -3,14 +3,13 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from gflow.arguments import (
@@ -25,21 +24,24 @@ from gflow.arguments import (
 )
 from gflow.flow import collapse
 from gflow.flow.checkpoint import Checkpoint, fingerprint
-from gflow.flow.driver import Run, as_it_is, solve_in_pieces
-from gflow.flow.located import Located
-from gflow.flow.problem import Piece, Problem
-from gflow.flow.smooth import Plain
+from gflow.flow.driver import Pauses, Solved, solve
+from gflow.flow.located import LocatedRun
+from gflow.flow.output import FlowOutput
+from gflow.flow.problem import FlowProblem, Method, Span
+from gflow.flow.run import AbstractRun
+from gflow.flow.smooth import SmoothRun
 from gflow.flow.solver_setup import as_solver, with_tolerances
 from gflow.flow.stopping import Stop, as_stop
-from gflow.nonsmooth.shallow.switched import switched
-from gflow.parameters import split_trainable
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
+from gflow.parameters import flat, split_trainable, unflat
 from gflow.recording import States, finish, record, truncated, with_retry
-from gflow.trajectory import Trajectory
+from gflow.results import RESULTS
+from gflow.trajectory import Net, Trajectory
 
 
 def solve_flow(
     risk: Callable[[Any], Array],
-    net: PyTree,
+    net: Net,
     *,
     t1: RealScalar,
     t0: RealScalar = 0.0,
@@ -47,7 +49,7 @@ def solve_flow(
     rtol: RealScalar | None = None,
     atol: RealScalar | None = None,
     solver: diffrax.AbstractSolver | None = None,
-    kinks: str = "locate",
+    kinks: Literal["locate", "ignore"] = "locate",
     stop: Stop | None = None,
     max_steps: int = 1_000_000,
     max_kinks: int = 50_000,
@@ -56,7 +58,7 @@ def solve_flow(
     progress: bool = False,
     checkpoint: str | os.PathLike | None = None,
     throw: bool = True,
-) -> Trajectory:
+) -> Trajectory[Net]:
     r"""Follows the gradient flow of a risk from a network,
 
     $$\frac{d\theta}{dt} = -G(\theta), \qquad \theta(t_0) = \text{net},$$
@@ -71,45 +73,29 @@ def solve_flow(
     - `t1`, `t0`: the flow runs from t0 to t1. One gradient-descent step of size h is flow time h.
     - `ts`: times to save at, increasing, within [t0, t1]; by default 200, logarithmic, both ends
       in.
-    - `rtol`, `atol`: tolerances of the error of a step, relative and absolute. By default 1e-8 for
-      float64 parameters, 1e-4 for float32; and a hundredth of `rtol`, times the root mean square
-      of the trained parameters at the start where that is below 1.
-    - `solver`: any adaptive diffrax solver, such as `gflow.BDF5()`, or None. That starts with
-      `diffrax.Tsit5()`, whose steps are bounded by the sharpness, and where this bounds them and
-      another solver promises half the work, it hands over: to `gflow.BDF5()`, which takes about as
-      many steps in each decade of time, or, for many parameters, to `gflow.ROCK4()`, which needs no
-      Hessian, and may hand over to BDF5 later. `Trajectory.switches` says when.
-      Under `jax.jit` and with fixed steps it is Tsit5 to the end.
-    - `kinks`: what to do where a ReLU or leaky ReLU preactivation of a `ShallowNet` passes zero on
-      a row of an `EmpiricalRisk`, where the gradient jumps. "locate": every kink is located, and
-      crossed, or slid along if the field points at it from both sides; what is followed is dθ/dt =
-      −(the minimal-norm element of the Clarke subdifferential), at the full order of the solver.
-      Units with w = b = 0 are the exception: they stay so, as in the uniqueness class of the
-      theory; but without biases a single weight slides at 0 like at any kink, and leaves it. A unit
-      slides along at most 64 kinks at a time. Where the flow could leave a kink to either side, it
-      takes the inactive one, and the result is "repelled". Rows of data that are traced by JAX are
-      taken to be distinct, with normals that are not parallel. "ignore": adaptive
-      integration with ReLU'(0) = 0, as if the field were smooth; the steps become small at kinks,
-      and a loose `rtol` (1e-4 to 1e-6) is then the better choice: `diffrax.Bosh3()` at 1e-4 reached
-      four digits 13 times faster than located kinks for 64 units on 442 rows (`python -m
-      benchmarks.kinks`). If the steps collapsed, a warning says so. Other networks and risks are
-      always integrated as smooth. On `PopulationRisk`, `BoxRisk` and `GaussianRisk`, a ReLU unit
-      that shrinks to w = b = 0 in finite time, as one with ‖v‖ > ‖(w, b)‖ may, is set to zero there
-      to `atol` and stays so, as in the class of unique flows; `stats["num_collapsed_units"]` counts
-      these.
+    - `rtol`, `atol`: relative and absolute tolerance of the error of a step. By default `rtol` is
+      1e-8 for float64 parameters and 1e-4 for float32; `atol` is `rtol`/100, times the root mean
+      square of the trained parameters at the start if that is below 1.
+    - `solver`: any adaptive diffrax solver, such as `gflow.BDF5()`; or None, to start with
+      `diffrax.Tsit5()` and change to `gflow.BDF5()` or `gflow.ROCK4()` where the flow is stiff
+      (`Trajectory.switches` says when).
+    - `kinks`: "locate" finds each kink of a `ShallowNet` with ReLU or leaky ReLU on the rows of an
+      `EmpiricalRisk`, and crosses it, or slides along it if the field points at it from both sides.
+      G is then the minimal-norm element of the Clarke subdifferential; units with w = b = 0 stay
+      so. "ignore" integrates as if the field were smooth, with ReLU'(0) = 0, as is done for all
+      other networks and risks.
     - `stop`: a `Stop` that ends the flow early.
     - `max_steps`: the budget of steps: accepted, rejected, and shortened to end at a kink.
     - `max_kinks`: the budget of kinks.
     - `step_size`: fixed steps of this size instead of adaptive ones, for studies of convergence.
     - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
       equinox filter specification.
-    - `progress`: shows a progress bar with the flow time reached. The flow is then solved in
-      pieces, and Ctrl-C ends it with the result "interrupted".
-    - `checkpoint`: a directory where the state is kept from time to time, at 5 % of the run time at
-      most. A flow that was ended there, by whatever, goes on when it is solved again with the same
-      arguments, `max_steps`, `progress` and `throw` apart, and comes to the same result.
-    - `throw`: raise a `TrajectoryError` if the flow does not reach its end. It holds the
-      trajectory until then; with False that is returned, its `result` saying what happened.
+    - `progress`: shows a progress bar. Ctrl-C then ends the flow with the result "interrupted".
+    - `checkpoint`: a directory where the state is kept from time to time. A flow that was ended
+      goes on from there when it is solved again with the same arguments, and comes to the same
+      result; `max_steps`, `progress` and `throw` may differ.
+    - `throw`: raise a `TrajectoryError`, which holds the trajectory, if the flow does not reach its
+      end; if False, return the trajectory, with a `result` that says what happened.
 
     **Returns:** a `Trajectory`. Can be used under `jax.jit` and `jax.vmap` (with `progress=False`);
     there the slots past an early end have time inf and hold NaN. Derivatives (`jax.grad`) are for
@@ -117,39 +103,37 @@ def solve_flow(
 
     **Raises:** `ArgumentError` (a `ValueError`) for arguments that cannot be used;
     `TrajectoryError` as above.
+
+    Which solver, tolerance and treatment of kinks to choose: docs/solvers.md. What a slide is:
+    docs/theory.md, section 5.
     """
     one_of("kinks", kinks, ("locate", "ignore"))
     max_steps = positive_int("max_steps", max_steps)
     max_kinks = positive_int("max_kinks", max_kinks)
     stop = as_stop(stop)
     trained, frozen = split_trainable(net, trainable)
-    theta0, _ = ravel_pytree(trained)
+    theta0 = flat(trained)
     _check_start(theta0)
-    start, end, times = _times(t0, t1, ts, theta0.dtype)
-    h = step_size
-    if h is not None:
-        h = jnp.asarray(positive("step_size", h) if is_concrete(h) else h, theta0.dtype)
+    span = _span(t0, t1, ts, theta0.dtype)
+    if step_size is not None:
+        known = positive("step_size", step_size) if is_concrete(step_size) else step_size
+        step_size = jnp.asarray(known, theta0.dtype)
     tolerances = _tolerances(rtol, atol, theta0)
-    first = with_tolerances(as_solver(solver), *tolerances)
-    problem = Problem(risk, trained, frozen, first, stop, *tolerances, h)
-
-    known = switched(risk, trained, frozen)
-    ignored = known is not None and kinks == "ignore"
-    if known is not None and not ignored:
-        run = Located(problem, known, theta0, start, end, times, max_kinks)
+    method = Method(with_tolerances(as_solver(solver), *tolerances), *tolerances, step_size, stop)
+    problem = FlowProblem(risk, trained, frozen)
+    pattern_risk = ShallowPatternRisk.of(risk, trained, frozen)
+    if pattern_risk is None or kinks == "ignore":
+        run = SmoothRun(problem, method, span, theta0)
     else:
-        run = Plain(problem, theta0, start, end, times)
+        run = LocatedRun(problem, method, span, theta0, pattern_risk, max_kinks)
     # What is traced is solved in one program, where nothing can be chosen on the way.
-    choose = solver is None and h is None and is_concrete(problem, theta0, start, end, times)
-    if choose or progress or checkpoint is not None:
-        kept = _checkpoint(checkpoint, run, kinks, choose)
-        how = {"choose": choose, "progress": progress, "checkpoint": kept}
-        ending, switches = solve_in_pieces(run, max_steps=max_steps, **how)
-    else:
-        ending, switches = eqx.Partial(as_it_is, run.whole(max_steps)), []
-    names = [type(problem.solver).__name__, *(switch.solver for switch in switches)]
-    method = "gradient flow, " + ", then ".join(names)
-    trajectory = with_retry(lambda: _record(problem, ending, method, ignored))
+    choose = solver is None and step_size is None and is_concrete(problem, theta0, span)
+    pauses = Pauses(choose, progress, _checkpoint(checkpoint, run, kinks, choose))
+    solved = solve(run, max_steps, pauses)
+    ignored = pattern_risk is not None and kinks == "ignore"
+    names = [type(method.solver).__name__, *(switch.solver for switch in solved.switches)]
+    words = "gradient flow, " + ", then ".join(names)
+    trajectory = with_retry(lambda: _record(solved, words, ignored))
     if is_concrete(trajectory.ts):
         trajectory = truncated(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
     if advice := trajectory.advice():
@@ -157,57 +141,58 @@ def solve_flow(
     return finish(trajectory, throw=throw)
 
 
-def _checkpoint(directory: Any, run: Run, kinks: str, choose: bool) -> Checkpoint | None:
+def _checkpoint(directory: Any, run: AbstractRun, kinks: str, choose: bool) -> Checkpoint | None:
     if directory is None:
         return None
-    parts = run.problem, run.theta0, run.t0, run.t1, run.ts, kinks, choose
+    parts = run.problem, run.method, run.theta0, run.span, kinks, choose
     if not is_concrete(parts):
         raise ArgumentError("checkpoint", Described("traced arrays"), "known ones: no jax.jit")
-    budget = run.max_kinks if isinstance(run, Located) else None
+    budget = run.max_kinks if isinstance(run, LocatedRun) else None
     return Checkpoint(directory, fingerprint(*parts, budget))
 
 
 @eqx.filter_jit
-def _record(
-    problem: Problem, ending: Callable[[], Piece], method: str, kinks_ignored: bool
-) -> Trajectory:
-    piece = ending().with_end()
-    _, unravel = ravel_pytree(problem.trained)
-    stats = {
-        "num_steps": piece.steps,
-        "num_rejected_steps": piece.rejected,
-        "rtol": problem.rtol,
-        "atol": problem.atol,
-    }
-    if piece.work is not None:
-        stats["num_field_evaluations"] = piece.work.evaluations
-        stats["num_hessian_products"] = piece.work.products
-        stats["num_factorisations"] = piece.work.factorisations
-    if piece.shortened is not None:
-        stats["num_shortened_steps"] = piece.shortened
-    if piece.kinks is not None:
-        stats["num_kinks"] = jnp.sum(jnp.isfinite(piece.kinks.time))
-        stats["num_segments"] = 1 + stats["num_kinks"]
-    if collapse.possible(problem):
-        stats["num_collapsed_units"] = collapse.num_collapsed(problem, piece.end[1][:-1])
+def _record(solved: Solved, method: str, kinks_ignored: bool) -> Trajectory:
+    run = solved.run
+    problem, output = run.problem, run.output(solved.state).with_end()
+    result = RESULTS.interrupted if solved.interrupted else output.result
+    dissipated = output.saved.ys[:, -1]
+    trained = jax.vmap(lambda theta: unflat(problem.trained, theta))(output.saved.ys[:, :-1])
+    stats = _stats(run, output)
     return record(
         problem.risk,
         problem.trained,
         problem.frozen,
-        States(
-            piece.ts,
-            jax.vmap(unravel)(piece.ys[:, :-1]),
-            piece.ys[:, -1],
-            None if piece.speeds is None else piece.speeds[0],
-        ),
-        kinks=piece.kinks,
+        States(output.ts, trained, dissipated, output.saved.speeds),
+        kinks=output.kinks,
         stats={name: jnp.asarray(value) for name, value in stats.items()},
-        result=piece.result,
+        result=result,
         kind="flow",
         method=method,
         kinks_ignored=kinks_ignored,
-        switches=piece.switches,
+        switches=solved.switches,
     )
+
+
+def _stats(run: AbstractRun, output: FlowOutput) -> dict[str, Any]:
+    counts, kinks = output.counts, output.kinks
+    stats: dict[str, Any] = {
+        "num_steps": counts.steps,
+        "num_rejected_steps": counts.rejected,
+        "rtol": run.method.rtol,
+        "atol": run.method.atol,
+    }
+    if counts.work is not None:
+        stats["num_field_evaluations"] = counts.work.evaluations
+        stats["num_hessian_products"] = counts.work.products
+        stats["num_factorisations"] = counts.work.factorisations
+    if kinks is not None:
+        stats["num_shortened_steps"] = counts.shortened
+        stats["num_kinks"] = jnp.sum(jnp.isfinite(kinks.time))
+        stats["num_segments"] = 1 + stats["num_kinks"]
+    if collapse.is_possible(run.problem, run.method):
+        stats["num_collapsed_units"] = collapse.num_collapsed(run.problem, output.y[:-1])
+    return stats
 
 
 def _check_start(theta: Array) -> None:
@@ -226,7 +211,7 @@ def _check_start(theta: Array) -> None:
         )
 
 
-def _times(t0, t1, ts, dtype) -> tuple[Array, Array, Array]:
+def _span(t0, t1, ts, dtype) -> Span:
     if is_concrete(t0, t1):
         t0 = finite("t0", t0)
         if finite("t1", t1) <= t0:
@@ -240,7 +225,7 @@ def _times(t0, t1, ts, dtype) -> tuple[Array, Array, Array]:
         ts = like.append(ts[:-1], t1)
     elif is_concrete(ts):
         ts = _given_times(ts, t0, t1)
-    return jnp.asarray(t0, dtype), jnp.asarray(t1, dtype), jnp.asarray(ts, dtype)
+    return Span(*(jnp.asarray(a, dtype) for a in (t0, t1, ts)))
 
 
 def _given_times(ts, t0, t1) -> np.ndarray:

@@ -41,27 +41,30 @@ _ROCK4_ON_KINKS = 1e-6
 _MOST_PARAMETERS = 4000
 
 # Those that may take over, by name.
-SOLVERS = {"BDF5": BDF5, "ROCK4": ROCK4}
+SUCCESSORS = {"BDF5": BDF5, "ROCK4": ROCK4}
 
 
-class Progress(NamedTuple):
-    """How a flow fares: where it is, since when, through how many kinks and with how many field
-    evaluations, the size of its next step, what gives the spectral radius of its Jacobian, and
-    whether kinks are located."""
+class RunProgress(NamedTuple):
+    """Progress of a flow, as input to the choice.
+
+    Times count from the start: `t` of the state, `before` of the last pause. Kinks and field
+    evaluations are those since then. `radius` computes the spectral radius of the Jacobian, and
+    `located` says whether kinks are located.
+    """
 
     t: float
     t1: float
     before: float
-    kinks: int
+    num_kinks: int
     step_size: float
     radius: Callable[[], float]
     rtol: float
     num_params: int
     located: bool
-    evaluations: int = 0
+    num_evaluations: int = 0
 
 
-def better_solver(now: Progress, after: str | None = None) -> diffrax.AbstractSolver | None:
+def better_solver(now: RunProgress, after: str | None = None) -> diffrax.AbstractSolver | None:
     """The solver to go on with instead of Tsit5, or instead of the one that took over `after` it;
     None to stay."""
     if after is None:
@@ -69,17 +72,19 @@ def better_solver(now: Progress, after: str | None = None) -> diffrax.AbstractSo
     return _instead_of_rock4(now) if after == "ROCK4" else None
 
 
-def _instead_of_rock4(now: Progress) -> diffrax.AbstractSolver | None:
+def _instead_of_rock4(now: RunProgress) -> diffrax.AbstractSolver | None:
     if now.num_params > _MOST_PARAMETERS or not now.t > now.before > 0:
         return None
     ahead = np.log10(now.t1 / now.t) / np.log10(now.t / now.before)
-    stay = now.evaluations / _STAGES_OF_TSIT5 * ahead
+    stay = now.num_evaluations / _STAGES_OF_TSIT5 * ahead
     if stay < _WORTH_A_CHANGE / (1 + now.num_params / 100):
         return None
-    return BDF5() if _with_bdf5(now, _STEPS_OF_A_KINK * now.kinks * ahead) < 0.5 * stay else None
+    return (
+        BDF5() if _with_bdf5(now, _STEPS_OF_A_KINK * now.num_kinks * ahead) < 0.5 * stay else None
+    )
 
 
-def _instead_of_tsit5(now: Progress) -> diffrax.AbstractSolver | None:
+def _instead_of_tsit5(now: RunProgress) -> diffrax.AbstractSolver | None:
     stay = (now.t1 - now.t) / now.step_size
     if stay < _WORTH_A_CHANGE / (1 + now.num_params / 100):
         return None
@@ -88,7 +93,7 @@ def _instead_of_tsit5(now: Progress) -> diffrax.AbstractSolver | None:
         return None
     decades = np.log10(now.t1 / now.t) if now.t > 0 else 10.0
     since = max(np.log10(now.t / now.before), 0.1) if now.before > 0 else 1.0
-    kinks = _STEPS_OF_A_KINK * now.kinks / since * decades
+    kinks = _STEPS_OF_A_KINK * now.num_kinks / since * decades
     implicit = _with_bdf5(now, kinks)
     explicit = _with_rock4(now, radius) + kinks
     if now.located and now.rtol > _ROCK4_ON_KINKS:
@@ -98,7 +103,7 @@ def _instead_of_tsit5(now: Progress) -> diffrax.AbstractSolver | None:
     return BDF5() if implicit < explicit else ROCK4()
 
 
-def _with_bdf5(now: Progress, steps_of_kinks: float) -> float:
+def _with_bdf5(now: RunProgress, steps_of_kinks: float) -> float:
     if now.num_params > _MOST_PARAMETERS:
         return np.inf
     decades = np.log10(now.t1 / now.t) if now.t > 0 else 10.0
@@ -113,7 +118,7 @@ def cost_of_implicit_step(num_params: int) -> float:
     return 3 + num_params / 30 + (num_params / 300) ** 2
 
 
-def _with_rock4(now: Progress, radius: float) -> float:
+def _with_rock4(now: RunProgress, radius: float) -> float:
     times = np.geomspace(max(now.t, now.step_size), now.t1, 200)
     share = _SHARE_OF_TIME * (now.rtol / 1e-8) ** (1 / 3)
     sizes = np.minimum(share * times, _ROCK4_GROWTH * _ROCK4_MOST**2 / radius)

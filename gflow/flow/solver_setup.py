@@ -5,10 +5,10 @@ from collections.abc import Callable
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gflow.arguments import ArgumentError
-from gflow.flow.problem import Problem
+from gflow.flow.problem import Method
 from gflow.solvers.bdf5 import BDF5
 from gflow.solvers.rodas5p import Rodas5P
 
@@ -52,17 +52,29 @@ def with_jacobian(solver: diffrax.AbstractSolver, jacobian: Callable) -> diffrax
     return type(solver)(jacobian)
 
 
-def controller(problem: Problem, span) -> diffrax.AbstractStepSizeController:
-    """Fixed steps if asked for, or adaptive ones: a step whose error is not finite is rejected and
-    the next is smaller.
+def controller(
+    method: Method,
+    *,
+    min_step: Float[Array, ""] | None = None,
+    padding: Bool[Array, " size"] | None = None,
+) -> diffrax.AbstractStepSizeController:
+    """Fixed steps if asked for, or a proportional–integral controller (Gustafsson, ACM Trans. Math.
+    Softw. 17, 1991), without which steps at the bound of stability would be rejected again and
+    again.
 
-    Below a step of 1e-3 roundings of the time span the solve ends rather than shrink for ever.
+    A step whose error is not finite is rejected and the next is smaller; below `min_step` the solve
+    ends rather than shrink for ever. Entries of θ that are `padding` count in no norm.
     """
-    if problem.step_size is not None:
+    if method.step_size is not None:
         return diffrax.ConstantStepSize()
-    least = 1e-3 * jnp.finfo(span.dtype).eps * span
     return diffrax.PIDController(
-        problem.rtol, problem.atol, norm=_finite_rms, dtmin=least, force_dtmin=False
+        method.rtol,
+        method.atol,
+        pcoeff=0.4,
+        icoeff=0.3,
+        norm=_finite_rms if padding is None else eqx.Partial(_rms_of_others, padding),
+        dtmin=min_step,
+        force_dtmin=False,
     )
 
 
@@ -72,8 +84,17 @@ def _finite_rms(error: Float[Array, " size"]) -> Float[Array, ""]:
     return jnp.where(jnp.isfinite(rms), rms, jnp.inf)
 
 
-def accurate_share(solver: diffrax.AbstractSolver) -> float:
-    """The share of a step, from either end, in which its dense output is as accurate as the step.
+def _rms_of_others(
+    padding: Bool[Array, " size"], error: Float[Array, " size_and_one"]
+) -> Float[Array, ""]:
+    """The root mean square over the entries that are not padding, the dissipation in."""
+    squares = jnp.where(jnp.append(padding, False), 0.0, error**2)
+    rms = jnp.sqrt(jnp.sum(squares) / (len(error) - jnp.sum(padding)))
+    return jnp.where(jnp.isfinite(rms), rms, jnp.inf)
+
+
+def accurate_fraction(solver: diffrax.AbstractSolver) -> float:
+    """The fraction of a step, from either end, in which its dense output is as accurate.
 
     The error of dense output vanishes with its derivative at both ends. Cubic Hermite polynomials,
     of third order, are trusted less for solvers beyond order 4.

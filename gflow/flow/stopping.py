@@ -1,6 +1,8 @@
 """Criteria that end a flow early."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,17 +12,34 @@ from gflow.arguments import ArgumentError, positive
 from gflow.results import RESULTS
 
 
+class FlowPoint(NamedTuple):
+    """What criteria look at: the time since the start, θ, ∫‖G‖² so far, L(θ) and ‖G(θ)‖."""
+
+    elapsed: Float[Array, ""]
+    theta: Float[Array, " size"]
+    dissipated: Float[Array, ""]
+    risk: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+
+
+class Criterion(NamedTuple):
+    """The result of a flow that ends where the criterion `holds`."""
+
+    result: RESULTS
+    holds: Callable[[FlowPoint], Bool[Array, ""]]
+
+
 class Stop(eqx.Module):
     r"""Ends a flow after the first step at whose end one of these holds; None leaves it out.
 
     - `grad_norm`: ‖G(θ)‖ is at most this.
     - `risk`: L(θ) is at most this.
-    - `progress`: at its present speed the risk would fall by at most this share of itself while t
-      grows tenfold, $\ln(10)\, t\, \|G\|^2 \le \text{progress} \cdot L$ with t from the start, and
-      the flow has slowed down, to a tenth of the mean of ‖G‖² so far. A risk that falls to 0 like
-      $t^{-k}$ goes on while progress < k ln 10.
+    - `progress`: at its present speed the risk would fall by at most this fraction of itself while
+      t grows tenfold, $\ln(10)\, t\, \|G\|^2 \le \text{progress} \cdot L$ with t from the start,
+      and the flow has slowed down, to a tenth of the mean of ‖G‖² so far. A risk that falls to 0
+      like $t^{-k}$ goes on while progress < k ln 10.
     - `param_norm`: ‖θ‖ over the trained parameters is at least this. The risk falls along every
-      flow, so weights that grow to a bound far beyond their start are on their way to infinity.
+      flow, so weights that grow to a bound far beyond their start diverge.
 
     The state where it stopped becomes the last saved one.
     """
@@ -35,27 +54,44 @@ class Stop(eqx.Module):
         for name, value in given.items():
             positive(f"stop.{name}", value, or_zero=True)
 
-    def conditions(self, risk_and_grad_norm: Callable, t0) -> dict[str, Callable]:
-        """For each criterion in use, the name of its `RESULTS` member and a condition of t and
-        (θ, ∫‖G‖²)."""
-        conditions: dict[str, Callable] = {}
-        of = lambda y: risk_and_grad_norm(y[:-1])
-        if self.grad_norm is not None:
-            conditions["reached_grad_norm"] = lambda t, y: of(y)[1] <= self.grad_norm
-        if self.risk is not None:
-            conditions["reached_risk"] = lambda t, y: of(y)[0] <= self.risk
-        if self.progress is not None:
-            conditions["reached_progress"] = lambda t, y: self._slow(t - t0, of(y), y[-1])
-        if (bound := self.param_norm) is not None:
-            conditions["reached_param_norm"] = lambda t, y: jnp.sqrt(jnp.sum(y[:-1] ** 2)) >= bound
-        return conditions
+    @property
+    def criteria(self) -> list[Criterion]:
+        """Those in use, in the order in which they count."""
+        every = [
+            (RESULTS.reached_grad_norm, _is_small, self.grad_norm),
+            (RESULTS.reached_risk, _is_low, self.risk),
+            (RESULTS.reached_progress, _is_slow, self.progress),
+            (RESULTS.reached_param_norm, _is_far, self.param_norm),
+        ]
+        return [
+            Criterion(result, partial(holds, bound))
+            for result, holds, bound in every
+            if bound is not None
+        ]
 
-    def _slow(self, t, risk_and_grad_norm, dissipated) -> Bool[Array, ""]:
-        risk, grad_norm = risk_and_grad_norm
-        in_a_decade = jnp.log(10.0) * t * grad_norm**2
-        # Nothing has happened yet at the start, and the flow has not slowed down.
-        slowed = (t > 0) & (t * grad_norm**2 <= 0.1 * dissipated)
-        return slowed & (in_a_decade <= self.progress * risk)
+    def fired(self, point: FlowPoint) -> RESULTS:
+        """The result of the first criterion that holds; `RESULTS.successful` if none does."""
+        return first_result((c.result, c.holds(point)) for c in self.criteria)
+
+
+def _is_small(bound, point: FlowPoint) -> Bool[Array, ""]:
+    return point.grad_norm <= bound
+
+
+def _is_low(bound, point: FlowPoint) -> Bool[Array, ""]:
+    return point.risk <= bound
+
+
+def _is_slow(bound, point: FlowPoint) -> Bool[Array, ""]:
+    t = point.elapsed
+    in_a_decade = jnp.log(10.0) * t * point.grad_norm**2
+    # Nothing has happened yet at the start, and the flow has not slowed down.
+    slowed = (t > 0) & (t * point.grad_norm**2 <= 0.1 * point.dissipated)
+    return slowed & (in_a_decade <= bound * point.risk)
+
+
+def _is_far(bound, point: FlowPoint) -> Bool[Array, ""]:
+    return jnp.sqrt(jnp.sum(point.theta**2)) >= bound
 
 
 def as_stop(stop: Stop | None) -> Stop:
@@ -66,9 +102,9 @@ def as_stop(stop: Stop | None) -> Stop:
     return stop
 
 
-def stop_result(fired: dict[str, Array]) -> RESULTS:
-    """The `RESULTS` member of the first criterion that fired."""
-    result = RESULTS.successful
-    for name in reversed(list(fired)):
-        result = RESULTS.where(fired[name], getattr(RESULTS, name), result)
-    return result
+def first_result(pairs: Iterable[tuple[RESULTS, Bool[Array, ""]]]) -> RESULTS:
+    """The first of these results whose flag is set; `RESULTS.successful` if none is."""
+    found = RESULTS.successful
+    for result, flag in reversed(list(pairs)):
+        found = RESULTS.where(flag, result, found)
+    return found

@@ -33,7 +33,7 @@ class Spectrum:
     - `size`: the number of trained parameters. `complete`: whether all eigenvalues are there.
     - `eigenvalues`, ascending: all, or the `num_smallest` smallest and then the largest.
     - `eigenvectors`, (count, size): of length 1, in the order of
-      `jax.flatten_util.ravel_pytree` of the trained parameters.
+      `jax.flatten_util.ravel_pytree` of the trained parameters; (0, size) if there are none.
     - `residuals`: ‖Hv − λv‖. An eigenvalue lies within this of λ; the one meant is nearer, within
       residual²/gap, where the gap to the others is larger than the residual.
     - `converged`: for each, whether the residual is as small as was asked for.
@@ -47,7 +47,7 @@ class Spectrum:
 
     size: int
     eigenvalues: Float[np.ndarray, " count"]
-    eigenvectors: Float[Array, "count size"]
+    eigenvectors: Float[Array, "vectors size"]
     residuals: Float[np.ndarray, " count"]
     num_smallest: int
     complete: bool
@@ -124,7 +124,7 @@ class Spectrum:
         """The mean of λ^order over all eigenvalues, and the standard error of it: 0 if all are
         there, else from the spread of the probes (NaN for a single one)."""
         nodes, weights = self._quadrature()
-        each = np.sum(weights * nodes ** positive_int("order", order, least=0), axis=1)
+        each = np.sum(weights * nodes ** positive_int("order", order, minimum=0), axis=1)
         if self.complete:
             return float(each[0]), 0.0
         spread = np.std(each, ddof=1) if len(each) > 1 else np.nan
@@ -139,10 +139,10 @@ class Spectrum:
     def __repr__(self) -> str:
         if self.complete:
             values = self.eigenvalues
+            ends = f", from {values[0]:.6g} to {values[-1]:.6g}" if len(values) else ""
             return (
                 f"Spectrum of {self.size:,}: {self.num_negative} negative, {self.num_zero} zero "
-                f"(up to {self.zero_below:.1g}), {self.num_positive} positive, from "
-                f"{values[0]:.6g} to {values[-1]:.6g}"
+                f"(up to {self.zero_below:.1g}), {self.num_positive} positive{ends}"
             )
         some = lambda values: ", ".join(f"{v:.5g}" for v in values[:3]) + ", …" * (len(values) > 3)
         parts = [
@@ -237,12 +237,12 @@ def hessian_spectrum(
         assert abs(spectrum.sharpness - 3) < 1e-6
         ```
     """
-    largest = positive_int("largest", largest, least=0)
-    smallest = positive_int("smallest", smallest, least=0 if largest else 1)
-    probes, depth = positive_int("probes", probes, least=0), positive_int("depth", depth)
-    dense_up_to = positive_int("dense_up_to", dense_up_to, least=0)
+    largest = positive_int("largest", largest, minimum=0)
+    smallest = positive_int("smallest", smallest, minimum=0 if largest else 1)
+    probes, depth = positive_int("probes", probes, minimum=0), positive_int("depth", depth)
+    dense_up_to = positive_int("dense_up_to", dense_up_to, minimum=0)
     wanted = largest + smallest
-    max_products = positive_int("max_products", max_products, least=wanted + STEPS)
+    max_products = positive_int("max_products", max_products, minimum=wanted + STEPS)
     trained, frozen = split_trainable(net, trainable)
     if not is_concrete(risk, net):
         raise ArgumentError("net", Described("traced arrays"), "known ones: outside jax.jit")

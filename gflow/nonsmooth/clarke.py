@@ -20,21 +20,20 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from gflow.arguments import ArgumentError, Described, RealScalar, is_concrete, positive
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.gradients import generalized_gradient
-from gflow.nonsmooth.shallow.risk import SwitchedRisk
-from gflow.nonsmooth.shallow.switched import switched
-from gflow.parameters import split_trainable
+from gflow.nonsmooth.minimal_norm import box_constrained_weights, minimal_norm
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
+from gflow.parameters import flat, split_trainable
 from gflow.risks import EmpiricalRisk
 
-_MOST_CANDIDATES = 20_000
-# Unit normals count as dependent, and a relative gap of squared norms as none, below these.
+# Patterns are listed up to about so many candidates.
+_MAX_CANDIDATES = 20_000
+# Unit normals count as dependent below this.
 _DEPENDENT = 1e-9
-_ROUNDING = 1e-15
 
 
 def clarke_gradient(
@@ -49,11 +48,11 @@ def clarke_gradient(
     $$\arg\min\{\|g\| : g \in \partial^\circ L(\theta)\}, \qquad
       \partial^\circ L(\theta) = \mathrm{conv}\{\lim \nabla L(\theta_k) : \theta_k \to \theta\},$$
 
-    for `ShallowNet` with any activation, of which ReLU and leaky ReLU have kinks; any smooth loss,
-    weights and output size. Where no preactivation is 0 it is the gradient. Minus it is the
-    velocity of `solve_flow` while it slides (units with w = b = 0 apart, which that keeps so). The
-    generalized gradient, which always takes the inactive side, need not vanish at critical points
-    with kinks, and can vanish where the risk is smooth and has a slope.
+    for a `ShallowNet` with any activation, smooth loss, weights and output size. Where no
+    preactivation of a ReLU or leaky ReLU is 0 it is the gradient. Minus it is the velocity of
+    `solve_flow` along slides, except that the flow keeps units with w = b = 0 where they are. The
+    generalized gradient always takes the inactive side: it need not vanish at critical points on
+    kinks, and can vanish where the risk is smooth and has a slope.
 
     It is zero exactly at the Clarke critical points. Otherwise −g/‖g‖ is a direction of descent:
     along it the risk falls at a rate of at least ‖g‖.
@@ -70,21 +69,22 @@ def clarke_gradient(
 
     Equal rows have one kink. If the normals of a unit's ties are linearly independent, every side
     of each occurs with every side of the others, and the minimum is that over weights λ in [0, 1]
-    of the active sides. The same is true if its ∂L/∂a have one sign, since the risk is then convex
+    of the active sides. The same holds if its ∂L/∂a have one sign, since the risk is then convex
     (or concave) across the ties. Otherwise (a unit with w = b = 0, or opposite rows without biases)
-    the patterns that occur are listed. Where they are too many (above some 1e4 candidates), all λ
-    in [0, 1] are allowed, with a warning: a superset of the subdifferential, so that the norm can
-    be too small.
+    the patterns that occur are listed. Where they are too many (above about 1e4 candidates), all λ
+    in [0, 1] are allowed, with a warning: this is a superset of the subdifferential, so that the
+    norm can be too small.
 
-    The minimum is found by Wolfe's algorithm, to rounding, on the host: not under `jax.jit`.
+    The minimum over λ is found by an active-set method, that over listed patterns by Wolfe's
+    algorithm; both run on the host, not under `jax.jit`.
 
-    That a curve with dθ/dt ∈ −∂°L(θ) moves with minus this element, at almost all times, follows
-    from the chain rule for subdifferentials (Lyu and Li, arXiv 1906.05890; Davis, Drusvyatskiy,
-    Kakade and Lee, Found. Comput. Math. 2020). The generalized gradient is that of Eberle, Jentzen,
-    Riekert and Weiss (arXiv 2108.08106).
+    By the chain rule for subdifferentials (Lyu and Li, arXiv 1906.05890; Davis, Drusvyatskiy,
+    Kakade and Lee, Found. Comput. Math. 2020), a curve with dθ/dt ∈ −∂°L(θ) moves with minus this
+    element at almost all times. The generalized gradient is that of Eberle, Jentzen, Riekert and
+    Weiss (arXiv 2108.08106).
 
-    **Raises:** `ArgumentError` for other risks and networks, traced arrays and a `tol` that is not
-    a number of at least zero.
+    **Raises:** `ArgumentError` for other risks and networks, for traced arrays, and if `tol` is not
+    a finite number of at least zero.
 
     ??? example
 
@@ -99,14 +99,15 @@ def clarke_gradient(
     trained, frozen = split_trainable(net, trainable)
     tol = _checked(risk, net, tol)
     gradient = generalized_gradient(risk, net, trainable)
-    known = switched(risk, trained, frozen)
+    known = ShallowPatternRisk.of(risk, trained, frozen)
     if known is None:
         return gradient
     z = np.asarray(known.preactivations(net))
-    ties = np.abs(z) <= tol * _sizes(net, np.asarray(known.rows))
+    largest = np.sqrt(np.max(np.asarray(net.incoming_squares())))
+    ties = np.abs(z) <= tol * largest * np.asarray(known.sizes)
     if not ties.any():
         return gradient
-    split = _at_ties(known, ravel_pytree(trained)[0], jnp.asarray(ties))
+    split = _at_ties(known, flat(trained), jnp.asarray(ties))
     force, q = (np.asarray(a, float) for a in split)
     normals = np.asarray(known.normals, float)
     units = np.flatnonzero(ties.any(axis=1)).tolist()
@@ -128,24 +129,17 @@ def _checked(risk: Any, net: Any, tol: RealScalar | None) -> float:
     return positive("tol", tol, or_zero=True)
 
 
-def _sizes(net: ShallowNet, rows: np.ndarray) -> np.ndarray:
-    """What the preactivations of each row are measured by."""
-    w, bias = np.asarray(net.w), net.b is not None
-    units = np.sum(w**2, axis=1) + (np.asarray(net.b) ** 2 if bias else 0.0)
-    return np.sqrt((np.sum(rows**2, axis=1) + bias) * np.max(units))
-
-
 @eqx.filter_jit
-def _at_ties(known: SwitchedRisk, theta: Array, ties: Bool[Array, "width rows"]):
+def _at_ties(known: ShallowPatternRisk, theta: Array, ties: Bool[Array, "width rows"]):
     """The gradient of each (w_i, b_i) without the ties, and ∂L/∂a of every pair."""
     start = known.start(theta)
     pattern = eqx.tree_at(lambda p: (p.active, p.sliding), start, (start.active & ~ties, ties))
-    parts = known.parts(theta, pattern)
+    parts = known.evaluate(theta, pattern)
     return parts.force, parts.q
 
 
 def _with_blocks(gradient: PyTree, units: list[int], blocks: Float[Array, "units dim"]) -> PyTree:
-    """The gradient with the trained ones of (w_i, b_i) of some units replaced."""
+    """The gradient with the trained part of (w_i, b_i) replaced, for some units."""
     rows = np.array(units)
     if gradient.w is not None:
         w = gradient.w.at[rows].set(blocks[:, : gradient.w.shape[1]])
@@ -156,29 +150,33 @@ def _with_blocks(gradient: PyTree, units: list[int], blocks: Float[Array, "units
 
 
 def _of_unit(
-    force: np.ndarray, q: np.ndarray, normals: np.ndarray, slope: float, unit: int
-) -> np.ndarray:
+    force: Float[np.ndarray, " dim"],
+    q: Float[np.ndarray, " ties"],
+    normals: Float[np.ndarray, "ties dim"],
+    slope: float,
+    unit: int,
+) -> Float[np.ndarray, " dim"]:
     """The minimal-norm element of conv{force + Σ q_n (slope + (1 − slope) S_n) m_n}."""
     start, jumps = force + slope * (q @ normals), (1 - slope) * q[:, None] * normals
-    # A tie without a jump is none: q = 0, or a row that is 0 in a net without biases.
+    # A tie without a jump has no kink: q = 0, or a row that is 0 in a net without biases.
     matters = np.any(jumps != 0, axis=1)
     jumps, q, normals = jumps[matters], q[matters], normals[matters]
     ties, rank = len(q), _span(normals).shape[1]
-    if np.all(q > 0) or np.all(q < 0) or rank == ties:
-        return minimal_norm(lambda p: start + (jumps @ p < 0) @ jumps, start)
-    if comb(ties, rank - 1) * 2**rank <= _MOST_CANDIDATES:
+    free = bool(np.all(q > 0) or np.all(q < 0) or rank == ties)
+    if not free and comb(ties, rank - 1) * 2**rank <= _MAX_CANDIDATES:
         vertices = start + patterns(normals) @ jumps
         return minimal_norm(lambda p: vertices[np.argmin(vertices @ p)], vertices[0])
-    warnings.warn(
-        f"unit {unit} has {ties} ties with dependent normals, whose patterns are too many to "
-        "list: the norm of its Clarke element can be too small.",
-        stacklevel=3,
-    )
-    return minimal_norm(lambda p: start + (jumps @ p < 0) @ jumps, start)
+    if not free:
+        warnings.warn(
+            f"unit {unit} has {ties} ties with dependent normals, whose patterns are too many to "
+            "list: the norm of its Clarke element can be too small.",
+            stacklevel=3,
+        )
+    return start + box_constrained_weights(start, jumps) @ jumps
 
 
 def _span(normals: np.ndarray) -> np.ndarray:
-    """The directions of the normals in an orthonormal basis of their span: (ties, rank)."""
+    """The unit normals in an orthonormal basis of their span: (ties, rank)."""
     if len(normals) == 0:
         return np.zeros((0, 0))
     unit = normals / np.linalg.norm(normals, axis=1, keepdims=True)
@@ -190,8 +188,8 @@ def patterns(normals: Float[np.ndarray, "ties dim"]) -> Bool[np.ndarray, "patter
     """The values of (⟨d, m_n⟩ > 0)_n over the directions d that are orthogonal to no m_n.
 
     These are the cells of an arrangement of hyperplanes through the origin. In the span of the
-    normals, of dimension k, every cell touches a ray on which k − 1 independent hyperplanes meet,
-    and next to a ray the cells are those of the hyperplanes through it.
+    normals, of dimension k, every cell touches a ray where k − 1 independent hyperplanes meet; next
+    to a ray the cells are those of the hyperplanes through it.
     """
     unit = _span(normals)
     ties, rank = unit.shape
@@ -207,7 +205,8 @@ def patterns(normals: Float[np.ndarray, "ties dim"]) -> Bool[np.ndarray, "patter
 
 
 def _rays(unit: np.ndarray) -> np.ndarray:
-    """The signs of the normals' products with each ray where rank − 1 independent ones are 0."""
+    """For each ray where rank − 1 independent hyperplanes meet, the signs of its products with the
+    normals."""
     ties, rank = unit.shape
     if rank == 1:
         lines = np.ones((1, 1))
@@ -217,43 +216,3 @@ def _rays(unit: np.ndarray) -> np.ndarray:
     products = lines @ unit.T
     signs = np.where(np.abs(products) > _DEPENDENT, np.sign(products), 0.0)
     return np.unique(np.concatenate([signs, -signs]), axis=0)
-
-
-def minimal_norm(
-    lowest: Callable[[np.ndarray], np.ndarray], start: Float[np.ndarray, " dim"]
-) -> Float[np.ndarray, " dim"]:
-    """The point of least norm in a polytope, by Wolfe's algorithm (Math. Programming 11, 1976).
-
-    `lowest(p)` is a vertex that minimises ⟨p, ·⟩, `start` any vertex. The corral is a simplex of
-    vertices with the minimal-norm point of its affine hull inside it. Each vertex that joins lowers
-    the norm, so that no corral comes twice and the algorithm ends.
-    """
-    corral, weights = start[None], np.ones(1)
-    p, largest = start, start @ start
-    while True:
-        vertex = lowest(p)
-        largest = max(largest, vertex @ vertex)
-        if p @ p - p @ vertex <= _ROUNDING * largest:
-            return p
-        corral, weights = _inside(np.vstack([corral, vertex]), np.append(weights, 0.0))
-        nearer = weights @ corral
-        if nearer @ nearer >= p @ p:
-            return p
-        p = nearer
-
-
-def _inside(corral: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Moves to the minimal-norm point of the affine hull, dropping vertices of which the weight
-    becomes 0 on the way."""
-    while True:
-        edges = (corral[1:] - corral[0]).T
-        rest = np.linalg.lstsq(edges, -corral[0])[0]
-        nearest = np.append(1 - rest.sum(), rest)
-        if np.all(nearest > 0):
-            return corral, nearest
-        falls = np.flatnonzero(nearest <= 0)
-        drop = weights[falls] - nearest[falls]
-        shares = np.divide(weights[falls], drop, out=np.zeros(len(falls)), where=drop > 0)
-        weights = weights + shares.min() * (nearest - weights)
-        kept = np.arange(len(weights)) != falls[np.argmin(shares)]
-        corral, weights = corral[kept], weights[kept] / weights[kept].sum()

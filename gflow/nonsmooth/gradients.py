@@ -24,11 +24,15 @@ def generalized_gradient(
       G_c = 2 \sum_k \omega_k r_k.$$
 
     It is the limit of gradients of smoothed risks and a limiting Fréchet subgradient (Eberle,
-    Jentzen, Riekert and Weiss, arXiv 2108.08106; Dereich, Do, Jentzen and Weber, arXiv 2501.15646),
-    and equals the gradient wherever the risk is differentiable.
+    Jentzen, Riekert and Weiss, arXiv 2108.08106; Dereich, Do, Jentzen and Weber, arXiv 2501.15646).
+    It equals the gradient where no preactivation is 0, and, with biases, wherever the risk is
+    differentiable.
+
+    **Arguments:** `risk`, any function of the network to a scalar; `net`; `trainable` as in
+    `solve_flow`.
 
     **Returns:** a network of the same structure that holds the gradient, None where a leaf is not
-    trained (`trainable` as in `solve_flow`).
+    trained.
     """
     trained, frozen = split_trainable(net, trainable)
     return jax.grad(lambda p: risk(eqx.combine(p, frozen)))(trained)

@@ -22,13 +22,15 @@ class EventuallyExact(Activation):
       (5 s^2 - 3 s^3)/r,\ s = r x - 1 & 1 < r x < 2,\\ x & r x \ge 2.\end{cases}$$
 
     The middle is the cubic Hermite interpolation. For every x, R_r(x) and R_r'(x) equal σ(x) and
-    σ'(x), with σ'(0) = α, as soon as r > 2/|x| (any r at 0), and 0 ≤ R_r' ≤ 25/9 for α = 0. So the
-    family is admissible in the sense of Dereich, Do, Jentzen and Weber (arXiv 2501.15646).
+    σ'(x), with σ'(0) = α, as soon as r > 2/|x| (for any r at 0), and 0 ≤ R_r' ≤ 25/9 for α = 0. So
+    the family is admissible in the sense of Dereich, Do, Jentzen and Weber (arXiv 2501.15646).
     softplus(βx)/β is not: its slope at 0 is ½ for every β.
+
+    It applies to arrays of any shape, as an activation of `ShallowNet`, `eqx.nn.MLP` and others.
 
     **Arguments:** `r`, a finite positive number; `negative_slope`, α.
 
-    A function of arrays of any shape, for `ShallowNet`, `eqx.nn.MLP` and others.
+    **Raises:** `ArgumentError` if `r` is not a finite positive number.
     """
 
     r: float = eqx.field(static=True)
@@ -57,12 +59,18 @@ class EventuallyExact(Activation):
 def smoothed(net: PyTree, r: RealScalar) -> PyTree:
     """The network with every ReLU and leaky ReLU replaced by its `EventuallyExact` smoothing.
 
-    They are found as entries of the pytree, as in `ShallowNet`, `eqx.nn.MLP` and `eqx.nn.Lambda`:
-    `jax.nn.relu`, `jax.nn.leaky_relu` and `PiecewiseLinear`. What a method calls by name, or keeps
-    in a static field, cannot be found. All smoothings have the slope α of the inactive side at 0,
-    also that of `jax.nn.leaky_relu`, which itself has slope 1 there.
+    The replaced activations are the leaves `jax.nn.relu`, `jax.nn.leaky_relu` and
+    `PiecewiseLinear` of the pytree, as in `ShallowNet`, `eqx.nn.MLP` and `eqx.nn.Lambda`. An
+    activation that a method calls by name, or that is a static field, is not found. All smoothings
+    have the slope α of the inactive side at 0, also that of `jax.nn.leaky_relu`, which itself has
+    slope 1 there.
 
-    **Raises:** `ArgumentError` if there is none, or if r is not a finite positive number.
+    **Arguments:** `net`, any pytree; `r` as in `EventuallyExact`.
+
+    **Returns:** a network of the same structure.
+
+    **Raises:** `ArgumentError` if the network has no such leaf, or r is not a finite positive
+    number.
     """
     r = positive("r", r)
     found = [a for a in jax.tree.leaves(net, is_leaf=_is_activation) if _kinked(a) is not None]
@@ -96,17 +104,17 @@ def smoothed_gradient(
 ) -> PyTree:
     r"""∇L_r(θ): the gradient of the risk of the network whose ReLUs are smoothed by R_r.
 
-    For all large r it equals the generalized gradient G(θ), for networks of any depth and data
-    anywhere, on the kinks of several layers, too (Dereich, Do, Jentzen and Weber,
-    arXiv 2501.15646): as soon as every positive preactivation is at least 2/r, by induction over
-    the layers. Networks of one hidden layer: Eberle, Jentzen, Riekert and Weiss (arXiv 2108.08106).
+    It equals the generalized gradient G(θ) as soon as every positive preactivation is at least 2/r,
+    by induction over the layers: for networks of any depth, and on kinks of several layers
+    (Dereich, Do, Jentzen and Weber, arXiv 2501.15646; for one hidden layer Eberle, Jentzen, Riekert
+    and Weiss, arXiv 2108.08106).
 
     **Arguments:** `risk`, `net` and `trainable` as in `generalized_gradient`; `r` as in
-    `EventuallyExact`; which activations are replaced: see `smoothed`.
+    `EventuallyExact`. `smoothed` says which activations are replaced.
 
     **Returns:** a network of the structure that `generalized_gradient` returns.
 
-    **Raises:** `ArgumentError` if the network has no ReLU to be found, or r is not positive.
+    **Raises:** `ArgumentError` as `smoothed` does.
 
     ??? example
 
@@ -122,9 +130,9 @@ def smoothed_gradient(
 def lowered_biases(net: PyTree, eps: RealScalar) -> PyTree:
     r"""θ^ε: the network with the biases of hidden layer k of K lowered by $\varepsilon^{K+1-k}$.
 
-    So by ε for one hidden layer, and by ε² and ε for two: each layer is lowered by much more than
-    what its inputs moved. Every preactivation that is 0 becomes negative and no other changes its
-    sign for small ε, so that with ReLU'(0) = 0
+    These are ε for one hidden layer, and ε² and ε for two: the biases of each layer move by much
+    more than its inputs do. For small ε every preactivation that is 0 becomes negative, and no
+    other changes its sign, so that with ReLU'(0) = 0
 
     $$\nabla L(\theta^\varepsilon) \to G(\theta), \qquad \varepsilon \to 0,$$
 
@@ -133,8 +141,10 @@ def lowered_biases(net: PyTree, eps: RealScalar) -> PyTree:
 
     **Arguments:** `net`, a `ShallowNet` or `eqx.nn.MLP`; `eps`, ε in (0, 1).
 
-    **Raises:** `ArgumentError` for other networks, networks without biases in the hidden layers,
-    and ε outside (0, 1).
+    **Returns:** the network with the lowered biases.
+
+    **Raises:** `ArgumentError` for other networks, for networks without biases in their hidden
+    layers, and for ε outside (0, 1).
     """
     eps = positive("eps", eps)
     if eps >= 1:
@@ -148,7 +158,7 @@ def lowered_biases(net: PyTree, eps: RealScalar) -> PyTree:
     biases: list[Array] = [b for b in where(net) if b is not None]
     if not biases or len(biases) < len(where(net)):
         raise ArgumentError("net", net, "a network with biases in its hidden layers")
-    # With `scan`, an MLP keeps its inner layers as one, the biases along a leading axis.
+    # With `scan`, an MLP stacks its inner layers, so that their biases have a leading axis.
     counts = [b.shape[0] if b.ndim == 2 else 1 for b in biases]
     steps = np.split(eps ** np.arange(sum(counts), 0, -1), np.cumsum(counts)[:-1])
     lowered = [

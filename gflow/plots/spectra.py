@@ -19,7 +19,7 @@ def spectrum(
     """
     ax = new_axes(ax)
     if isinstance(spectrum, CriticalPoint):
-        spectrum = Spectrum.complete_of(spectrum.spectrum)
+        spectrum = spectrum.spectrum
     values = spectrum.eigenvalues
     if linear_below is None:
         away = np.abs(values[np.abs(values) > spectrum.zero_below])

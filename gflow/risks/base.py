@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 
 class Risk(eqx.Module):
-    """A scalar function of a network, `risk(net)`: a mean of losses over data, or an integral."""
+    """A scalar function of a network, `risk(net)`: the mean of a loss over data or inputs."""
 
     @abstractmethod
     def __call__(self, net: Callable[[Any], Array]) -> Float[Array, ""]:

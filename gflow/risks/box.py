@@ -17,7 +17,7 @@ from gflow.risks import simplices
 from gflow.risks.base import Risk
 
 MAX_DIMENSION = 3
-# The pieces of so many pairs of units fit into the cache of a processor.
+# Pairs of units whose simplices fit into a processor's cache.
 PAIRS_AT_ONCE = 256
 
 
@@ -33,33 +33,36 @@ class BoxRisk(Risk):
 
     - `target`: f, as a mapping from exponents to coefficients: `{(2, 0): 1.0, (0, 1): -3.0}` is
       x₁² − 3 x₂. Coefficients of shape (k,) for networks with k outputs.
-    - `low`, `high`: the ends of the box, shape (d,), or numbers for a cube.
+    - `low`, `high`: opposite corners of the box, shape (d,), or numbers for a cube.
 
     Each unit is an affine function plus a ramp κᵢ max(±zᵢ, 0) that vanishes in the middle of the
-    box. With q for the affine functions less the target, the risk is the mean over the box of
+    box. With q the sum of the affine functions minus the target, the risk is the mean over the box
+    of
 
     $$q^2 + 2 q \sum_i \kappa_i \max(\pm z_i, 0)
       + \sum_{ij} \kappa_i \kappa_j \max(\pm z_i, 0) \max(\pm z_j, 0):$$
 
-    the first two terms by Gauss rules of the right degree, on the box and on the part of it where
-    a ramp is positive, the third by second moments of the parts where both ramps of a pair are.
-    The parts are cut into simplices, 8 for a pair in two dimensions and 54 in three: time and
-    memory grow with the square of the width: for 50 units, risk and gradient take 0.6 ms in two
-    dimensions and 5 ms in three, on one core of a CPU (`python -m benchmarks.risks`).
+    The first term is computed by a Gauss rule of the right degree on the box, the second by rules
+    on the parts of the box where a ramp is positive, the third from second moments of the parts
+    where both ramps of a pair are. These parts are cut into simplices, 8 for a pair in two
+    dimensions and 54 in three. Time and memory grow with the square of the width: for 50 units,
+    risk and gradient take 0.6 ms in two dimensions and 5 ms in three, on one core of a CPU
+    (`python -m benchmarks.risks`).
 
     The error is a few roundings of (‖q‖ + Σᵢ |κᵢ| ‖(wᵢ, bᵢ)‖)², for the box scaled to [−1, 1]^d.
-    So the risk of a perfect fit in which kinks inside of the box cancel each other comes out as
-    some 1e-16 of this scale, of either sign; without such kinks there is no such floor.
+    For a perfect fit in which kinks inside the box cancel, the computed risk is therefore about
+    1e-16 of this scale, of either sign; without such kinks there is no such floor.
 
-    Its derivatives are closed forms too, the second ones included: `jax.grad` is the generalized
-    gradient of Eberle, Jentzen, Riekert and Weiss (arXiv 2108.08106), with ReLU'(0) = 0,
+    First and second derivatives are closed forms, too: `jax.grad` is the generalized gradient of
+    Eberle, Jentzen, Riekert and Weiss (arXiv 2108.08106), with ReLU'(0) = 0,
 
     $$G_{w_i} = \frac{2 s v_i}{|B|} \int_{B \cap \{z_i > 0\}} (N_\theta - f)(x) \, x \, dx,$$
 
-    and a unit with w and b zero stays so. Hessian-vector products have the terms of the moving
-    kinks.
+    and a unit with w = 0 and b = 0 remains so. Hessian-vector products include the terms of the
+    moving kinks.
 
-    **Raises:** `ArgumentError` (a `ValueError`) for targets, boxes and networks that do not fit.
+    **Raises:** `ArgumentError` (a `ValueError`) for targets, boxes and networks of other forms or
+    sizes.
 
     ??? example
 
@@ -108,12 +111,13 @@ class BoxRisk(Risk):
         return _compiled(_as_network(net, self), self)
 
 
-class _Parts(NamedTuple):
+class _PositiveParts(NamedTuple):
     """Where the ramps of the units are positive, in the box scaled to [−1, 1]^d.
 
-    `side`: 1 or −1, so that side · z is the ramp's argument. `nodes` (ξ, 1) and `weights`: a
-    quadrature for each unit. `own`, `shared`: mean of (ξ, 1) (ξ, 1)ᵀ over the box, where the ramp
-    of a unit, and where those of both units of a pair i < j, are positive, zero elsewhere.
+    - `side`: 1 or −1, so that side · z is the argument of the ramp.
+    - `nodes` (ξ, 1) and `weights`: a quadrature rule on the part of each unit.
+    - `own`, `shared`: the mean over the box of (ξ, 1) (ξ, 1)ᵀ times the indicator of the part where
+      the ramp of a unit is positive, or where those of both units of a pair i < j are.
     """
 
     side: Float[Array, " width"]
@@ -131,40 +135,40 @@ def _frame(risk: BoxRisk) -> Float[Array, "affine affine"]:
 
 
 def _scaled(net: ShallowNet, risk: BoxRisk) -> Float[Array, "width affine"]:
-    """p with z = ⟨p, (ξ, 1)⟩ for each unit."""
+    """The rows p with z = ⟨p, (ξ, 1)⟩, one for each unit."""
     b = jnp.zeros_like(net.w[:, 0]) if net.b is None else net.b
     return jnp.column_stack([net.w, b]) @ _frame(risk)
 
 
-def _parts(net: ShallowNet, risk: BoxRisk) -> _Parts:
+def _parts(net: ShallowNet, risk: BoxRisk) -> _PositiveParts:
     p = _scaled(net, risk)
     width, d = net.w.shape
     side = jnp.where(p[:, -1] > 0, -1.0, 1.0).astype(p.dtype)
-    # The parts do not change when p is scaled: no derivative goes through the size.
+    # The parts do not depend on the scale of p: no derivative passes through the size.
     size = jax.lax.stop_gradient(jnp.max(jnp.abs(p), axis=1))
     p = p * (side / jnp.where(size > 0, size, 1.0))[:, None]
     whole = jnp.asarray(simplices.cube(d), p.dtype)
-    pieces = jax.vmap(simplices.cut, (None, 0))(whole, p)
-    shares, weights = simplices.rule(d, max(risk.degree, 1) + 1)
-    nodes = jnp.einsum("nv,uxvd->uxnd", shares.astype(p.dtype), pieces)
+    positive = jax.vmap(simplices.cut, (None, 0))(whole, p)
+    barycentric, weights = simplices.rule(d, max(risk.degree, 1) + 1)
+    nodes = jnp.einsum("nv,uxvd->uxnd", barycentric.astype(p.dtype), positive)
     nodes = nodes.reshape(width, -1, d)
-    volumes = simplices.volumes(pieces) / 2**d
+    volumes = simplices.volumes(positive) / 2**d
     weights = (volumes[..., None] * weights.astype(p.dtype)[None, None]).reshape(width, -1)
     pairs = np.triu_indices(width, 1)
-    # All at once (batch_size=0) if they are few: the loop would be compiled in vain.
+    # All at once (batch_size=0) if they are few, to save the compilation of a loop.
     batch_size = PAIRS_AT_ONCE if len(pairs[0]) > PAIRS_AT_ONCE else 0
-    both = lambda pair: simplices.second_moments(simplices.cut(pieces[pair[0]], p[pair[1]]))
-    return _Parts(
+    both = lambda pair: simplices.second_moments(simplices.cut(positive[pair[0]], p[pair[1]]))
+    return _PositiveParts(
         side=side,
         nodes=jnp.concatenate([nodes, jnp.ones_like(nodes[..., :1])], axis=-1),
         weights=weights,
-        own=jax.vmap(simplices.second_moments)(pieces) / 2**d,
+        own=jax.vmap(simplices.second_moments)(positive) / 2**d,
         shared=jax.lax.map(both, pairs, batch_size=batch_size) / 2**d,
     )
 
 
-def _expand(net: ShallowNet, risk: BoxRisk, parts: _Parts) -> Float[Array, ""]:
-    """The risk, its square multiplied out, with given parts."""
+def _expand(net: ShallowNet, risk: BoxRisk, parts: _PositiveParts) -> Float[Array, ""]:
+    """The risk as the expanded square, for given parts."""
     p = _scaled(net, risk)
     width, d = net.w.shape
     v = net.output_scale * net.v.reshape(width, -1)
@@ -202,8 +206,8 @@ def _compiled(net: ShallowNet, risk: BoxRisk) -> Float[Array, ""]:
 
 @_mean_square.def_jvp
 def _mean_square_jvp(primals, tangents):
-    # The integrand vanishes at the boundary of its part, so the motion of the parts does not count.
-    # It does for the second derivative, which goes through `_parts`.
+    # The integrand vanishes at the boundary of its part, so the motion of the parts does not
+    # contribute. It contributes to the second derivative, which passes through `_parts`.
     parts = _parts(*primals)
     return eqx.filter_jvp(lambda net, risk: _expand(net, risk, parts), primals, tangents)
 

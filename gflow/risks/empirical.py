@@ -1,7 +1,7 @@
 """The mean loss over a table of data."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ from gflow.activations import PiecewiseLinear
 from gflow.arguments import ArgumentError, Described, finite_entries, is_concrete
 from gflow.networks import ShallowNet
 from gflow.risks.base import Risk
-from gflow.risks.one_input import line_risk
+from gflow.risks.one_input import one_input_risk
 from gflow.risks.sorted_data import SortedData, sorted_data
 
 
@@ -27,10 +27,11 @@ def logistic_loss(prediction: Float[Array, ""], target: Float[Array, ""]) -> Arr
     return jax.nn.softplus(-target * prediction)
 
 
-# Sorted rows are faster from these numbers of rows, and of pairs of a row and a unit, on.
+# Sorted rows are faster from these numbers of rows, and of rows times units, on.
 _MANY_ROWS, _MANY_PAIRS = 500, 30_000
 
-LOSSES = {"squared": squared_loss, "logistic": logistic_loss}
+LossName = Literal["squared", "logistic"]
+LOSSES: dict[str, Callable] = {"squared": squared_loss, "logistic": logistic_loss}
 
 
 class EmpiricalRisk(Risk):
@@ -44,22 +45,21 @@ class EmpiricalRisk(Risk):
 
     - `x`: inputs, shape (n, in_size).
     - `y`: targets, shape (n,) for scalar output or (n, k) for output of shape (k,).
-    - `weights`: shape (n,), not negative, scaled to sum one; equal if None.
+    - `weights`: shape (n,), not negative, scaled to sum to one; equal if None.
     - `loss`: "squared"; "logistic", log(1 + exp(−y N)), with targets −1 and 1 and scalar output;
       or any function `loss(prediction, target) -> scalar` of one row.
 
-    Any callable works as the network, above all equinox modules: `net(x_k)` is called for one row.
+    The network is any callable, such as an equinox module, that maps one row x_k to N(x_k).
 
-    One column of x, squared loss and a ReLU or leaky ReLU `ShallowNet`, all in float64: there a
-    risk that was made outside of `jax.jit` keeps the rows sorted with running sums over them. Many
-    rows then cost what few do, O(W log W + W log n) instead of O(W n), for risk, gradient and
-    Hessian products, and the results are the same to rounding: ties, z_ik = 0, are inactive, and
-    second derivatives are those of the activation pattern. There are no derivatives in the data,
-    which `jnp.mean(risk.losses(net))` has. The tables take 96 bytes a row, 16 more for each output
-    beyond the first.
+    For one column of x, squared loss and a ReLU or leaky ReLU `ShallowNet`, all in float64, a risk
+    that was made outside of `jax.jit` keeps its rows sorted, with running sums over them. Risk,
+    gradient and Hessian products then cost O(W log W + W log n) instead of O(W n). The results are
+    the same up to rounding: ties, z_ik = 0, are inactive, and second derivatives are those of the
+    activation pattern. There are no derivatives in the data; `jnp.mean(risk.losses(net))` has them.
+    The tables take 96 bytes per row, and 16 more for each output beyond the first.
 
     **Raises:** `ArgumentError` (a `ValueError`) for shapes that do not match, no rows, entries that
-    are not finite, negative weights, or labels other than −1 and 1 for the logistic loss.
+    are not finite, negative weights, and labels other than −1 and 1 for the logistic loss.
     """
 
     x: Float[Array, "n in"]
@@ -68,14 +68,14 @@ class EmpiricalRisk(Risk):
     loss: Callable = eqx.field(static=True)
     rows_in_order: SortedData | None
 
-    def __init__(self, x: Any, y: Any, weights: Any = None, loss: str | Callable = "squared"):
+    def __init__(self, x: Any, y: Any, weights: Any = None, loss: LossName | Callable = "squared"):
         named = isinstance(loss, str)
         if named and loss not in LOSSES:
             known = ", ".join(repr(name) for name in LOSSES)
             raise ArgumentError("loss", loss, f"{known} or a function")
         self.loss = LOSSES[loss] if named else loss
         self.x = _as_floats("x", x)
-        # A loss of the user's own may want whole numbers, such as class labels.
+        # A loss that the user supplies may need integers, such as class labels.
         self.y = _as_floats("y", y) if named else _as_array("y", y)
         _check_data(self.x, self.y)
         if loss == "logistic":
@@ -97,20 +97,21 @@ class EmpiricalRisk(Risk):
 
     def __call__(self, net: Callable[[Any], Array]) -> Float[Array, ""]:
         if isinstance(net, ShallowNet) and (rows := self._sorted_for(net)) is not None:
-            return line_risk(rows, net)
+            return one_input_risk(rows, net)
         losses = self.losses(net)
         return jnp.mean(losses) if self.weights is None else self.weights @ losses
 
     def minibatch(
         self, net: Callable[[Any], Array], rows: Int[Array, " batch"]
     ) -> Float[Array, ""]:
-        """The estimate of the risk from some rows, unbiased if they are drawn uniformly."""
+        """The estimate of the risk from some rows, unbiased for rows drawn uniformly."""
         losses = self._losses(net, self.x[rows], self.y[rows])
         if self.weights is not None:
             losses = self.num_data * self.weights[rows] * losses
         return jnp.mean(losses)
 
     def _sorted(self) -> SortedData | None:
+        """The rows sorted, if squared loss, one column and float64 allow it."""
         arrays = [a for a in (self.x, self.y, self.weights) if a is not None]
         wanted = self.x.shape[1] == 1 and self.loss is squared_loss and self.num_data >= _MANY_ROWS
         if not (wanted and is_concrete(*arrays) and all(a.dtype == jnp.float64 for a in arrays)):
@@ -119,7 +120,7 @@ class EmpiricalRisk(Risk):
         return sorted_data(np.asarray(self.x)[:, 0], np.asarray(self.y), weights)
 
     def _sorted_for(self, net: ShallowNet) -> SortedData | None:
-        """The sorted rows, where they fit the network and are faster."""
+        """The sorted rows, if this network can use them and is faster with them."""
         fits = net.in_size == 1 and net.v.shape[1:] == self.y.shape[1:]
         exact = isinstance(net.activation, PiecewiseLinear) and net.w.dtype == jnp.float64
         many = self.num_data * net.width >= _MANY_PAIRS

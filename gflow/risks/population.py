@@ -1,4 +1,4 @@
-"""The true risk over a piecewise polynomial density in one dimension."""
+"""The exact risk of a network with one input, for a piecewise polynomial density."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from gflow.arguments import ArgumentError, Described
 from gflow.networks import ShallowNet
 from gflow.piecewise import PiecewisePolynomial, check_density
 from gflow.risks.base import Risk
-from gflow.risks.compensated import Pair, add, multiply, prefix_sums, subtract, value
-from gflow.risks.one_input import Cells, Knots, Measure, Units, line_risk
+from gflow.risks.compensated import FloatPair, add, multiply, prefix_sums, subtract, value
+from gflow.risks.one_input import Cells, Knots, Measure, OneInputUnits, one_input_risk
 
 
 class PopulationRisk(Risk):
@@ -23,37 +23,36 @@ class PopulationRisk(Risk):
 
     without quadrature error and without sampling, for a piecewise polynomial target f and density
     p. In this setting Eberle, Jentzen, Riekert and Weiss (arXiv 2108.08106) prove that the gradient
-    flow exists, is unique among the solutions whose degenerate units stay so, and, if it does not
-    diverge, converges with a rate to a critical point.
+    flow exists, is unique among the solutions whose degenerate units remain degenerate, and
+    converges with a rate to a critical point if it does not diverge.
 
     **Arguments:**
 
     - `target`: f, a `PiecewisePolynomial`, or one for each output of a network with `out_size=k`.
-    - `density`: p on [a, b], a `PiecewisePolynomial`: not negative and of integral one, to 4096
-      units of rounding of its terms (9e-13). The breakpoints of f and p need not be the same. f has
-      to be given on all of [a, b], and counts there only.
+    - `density`: p on [a, b], a `PiecewisePolynomial`, not negative and of integral one, up to 4096
+      units of rounding of its terms (9e-13). The breakpoints of f and p may differ. f must be
+      defined on all of [a, b].
 
-    Between neighbouring points among the kinks $-b_i/w_i$ and the breakpoints, N is affine, and
-    Gauss–Legendre quadrature of the residual's square is exact. So the risk is a sum of squares: it
-    never turns negative, and close to a perfect fit it is as accurate as far from it. Slopes and
-    intercepts of N are summed without rounding, so that risk and gradient come with a few units of
-    rounding of the exact values at the given floats; kinks outside, equal kinks, weights of 1e-8
-    and dead units included. In float64 this holds for parameters of 1e-298 to 1e298 and residuals
-    of 1e-151 to 1e152: beyond, squares and the last digits of products leave the range of floats.
-    Time and memory: O(W log W + pieces).
+    Between the kinks $-b_i/w_i$ and the breakpoints, N is affine, and Gauss–Legendre quadrature of
+    the squared residual is exact. So the risk is a sum of squares: it is never negative, and close
+    to a perfect fit it is as accurate as elsewhere. Slopes and intercepts of N are summed without
+    rounding, so risk and gradient are exact up to a few units of rounding, also for kinks outside
+    [a, b], equal kinks, weights of 1e-8 and dead units. In float64 this holds for parameters from
+    1e-298 to 1e298 and residuals from 1e-151 to 1e152: beyond, squares and the last digits of
+    products leave the range of floats. Time and memory: O(W log W + breakpoints).
 
-    The gradient is the generalized gradient G(θ) in closed form, with σ'(0) of the inactive side:
-    units with w = b = 0 have none in w and b under ReLU, so that the flow keeps them, also those
-    that get there in finite time (`solve_flow` follows them into it). Second derivatives, `jax.jvp`
-    of `jax.grad` as well as Hessians, are closed forms, too: where the kink t_i of a unit is inside
-    of (a, b), they hold the term of the moving kink, r(t_i) p(t_i)/|w_i|, with limits from the
-    right where f or p jumps. Third derivatives raise `NotImplementedError`.
+    The gradient is the generalized gradient G(θ) in closed form, with σ'(0) that of the inactive
+    side. For a ReLU unit with w = b = 0 it vanishes in w and b, so such a unit is kept by the flow,
+    also if it becomes degenerate in finite time (`solve_flow` follows it). Second derivatives,
+    `jax.jvp` of `jax.grad` as well as Hessians, are closed forms, too. If the kink t_i of a unit is
+    inside (a, b), they include the term of the moving kink, r(t_i) p(t_i)/|w_i|, with limits from
+    the right where f or p jumps. Third derivatives raise `NotImplementedError`.
 
-    Activations: ReLU, leaky ReLU, identity. All transformations of JAX apply, `jax.vmap` over
-    networks included; target and density are no variables to differentiate by.
+    Activations: ReLU, leaky ReLU, identity. All transformations of JAX apply, including `jax.vmap`
+    over networks; there are no derivatives in target and density.
 
-    **Raises:** `ArgumentError` for a density that is negative somewhere or has another integral, a
-    target that leaves out a part of [a, b], and networks of other shapes or activations.
+    **Raises:** `ArgumentError` for a density that is negative somewhere or whose integral is not
+    one, a target that is not defined on all of [a, b], and networks of other shapes or activations.
 
     ??? example
 
@@ -66,7 +65,7 @@ class PopulationRisk(Risk):
 
     target: PiecewisePolynomial | tuple[PiecewisePolynomial, ...]
     density: PiecewisePolynomial
-    pieces: "PolynomialMeasure"
+    measure: "PolynomialMeasure"
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class PopulationRisk(Risk):
                 raise ArgumentError("target", got, f"one on [{a:g}, {b:g}], as the density")
         self.target = target if isinstance(target, PiecewisePolynomial) else targets
         self.density = density
-        self.pieces = _measure(targets, density)
+        self.measure = _measure(targets, density)
 
     def __call__(self, net: Callable[[Any], Array]) -> Float[Array, ""]:
         if not isinstance(net, ShallowNet) or net.in_size != 1:
@@ -96,13 +95,13 @@ class PopulationRisk(Risk):
             got = Described(f"a network with out_size={net.out_size!r}")
             raise ArgumentError("net", got, f"out_size={wanted!r}, as the target")
         dtype = net.w.dtype
-        return line_risk(jax.tree.map(lambda a: a.astype(dtype), self.pieces), net)
+        return one_input_risk(jax.tree.map(lambda a: a.astype(dtype), self.measure), net)
 
 
 def _measure(
     targets: Sequence[PiecewisePolynomial], density: PiecewisePolynomial
 ) -> "PolynomialMeasure":
-    """All on the breakpoints of all, between the ends of the density."""
+    """Targets and density on their common breakpoints, between the ends of the density."""
     a, b = density.interval
     s = np.unique(np.concatenate([np.asarray(f.breakpoints) for f in (*targets, density)]))
     s = s[(s >= a) & (s <= b)]
@@ -110,30 +109,30 @@ def _measure(
     on_pieces = [np.asarray(f.refined(s).coefficients) for f in targets]
     f = np.stack([np.pad(c, ((0, 0), (0, degree + 1 - c.shape[1]))) for c in on_pieces])
     p = np.asarray(density.refined(s).coefficients)[None]
-    # (terms, outputs, pieces), so that the pieces of the terms are gathered along the last axis.
+    # (terms, outputs, pieces): `cells` gathers along the last axis.
     return PolynomialMeasure(
         *(jnp.asarray(c) for c in (s, f.transpose(2, 0, 1), p.transpose(2, 0, 1)))
     )
 
 
 class PolynomialMeasure(Measure):
-    """A piecewise polynomial density, and one target for each output, on common breakpoints."""
+    """A piecewise polynomial density and the targets of the outputs, on common breakpoints."""
 
     breakpoints: Float[Array, " breakpoints"]
     target: Float[Array, "terms out pieces"]
     density: Float[Array, "density_terms 1 pieces"]
 
-    def knots(self, units: Units) -> Knots:
+    def knots(self, units: OneInputUnits) -> Knots:
         s = self.breakpoints
         x = jnp.append(s, units.kinks(s[0], s[-1]))
         return Knots(x, x[None])
 
-    def cells(self, order: Array, knots: Knots, slopes: Pair, intercepts: Pair) -> Cells:
+    def cells(self, order: Array, knots: Knots, slopes: FloatPair, intercepts: FloatPair) -> Cells:
         x = knots.x
         passed = prefix_sums((order < len(self.breakpoints)).astype(x.dtype)[None])
         piece = passed[0].astype(int) - 1
         piece = jnp.clip(piece, 0, len(self.breakpoints) - 2)
-        # Polynomials of u = x − middle: there is no cancellation left once these are rounded.
+        # As polynomials of u = x − middle, whose terms do not cancel: then they are rounded.
         lengths = jnp.diff(x, append=x[:, -1:])
         middle = x + lengths / 2
         start = x - middle
@@ -150,7 +149,7 @@ class PolynomialMeasure(Measure):
         along = jnp.asarray((1 + nodes) / 2, x.dtype).reshape(shape) * lengths[None]
         u = start[None] + along
         r = _horner([a[None] for a in residual], u)
-        # A density that touches 0 may come out negative there by rounding.
+        # Rounding may make a density that touches 0 negative.
         p = jnp.maximum(_horner([a[None] for a in density], u), 0.0)
         mu = jnp.asarray(weights / 2, x.dtype).reshape(shape) * lengths[None] * p
         over = lambda g: jnp.sum(mu * g, axis=0)
@@ -161,14 +160,16 @@ class PolynomialMeasure(Measure):
             m0=over(jnp.ones_like(mu)),
             m1=over(along),
             m2=over(along**2),
-            edge=_horner(residual, start) * _horner(density, start),
+            left_end=_horner(residual, start) * _horner(density, start),
         )
 
 
-def _shifted(terms: Float[Array, "terms out knots"], by: Float[Array, "1 knots"]) -> list[Pair]:
+def _shifted(
+    terms: Float[Array, "terms out knots"], by: Float[Array, "1 knots"]
+) -> list[FloatPair]:
     """The coefficients of u ↦ f(by + u)."""
     by = jnp.broadcast_to(by, terms.shape[1:])
-    row = [Pair(a, jnp.zeros_like(a)) for a in terms]
+    row = [FloatPair(a, jnp.zeros_like(a)) for a in terms]
     for first in range(len(row) - 1):
         for m in reversed(range(first, len(row) - 1)):
             row[m] = add(row[m], multiply(row[m + 1], by))

@@ -1,7 +1,7 @@
-"""Simplices in d dimensions: cutting by half-spaces, moments, quadrature, all of fixed shape.
+"""Simplices in d dimensions: cuts by half-spaces, moments and quadrature, all of fixed shape.
 
-A simplex is an array of shape (d+1, d), its vertices in positive orientation. Cutting keeps the
-number of pieces fixed: pieces that are not needed are single points, of volume zero.
+A simplex is an array of shape (d+1, d) of vertices in positive orientation. The number of simplices
+that a cut leaves is fixed: those that are not needed are single points, of volume zero.
 """
 
 import functools
@@ -18,8 +18,8 @@ from scipy.special import roots_jacobi
 
 @functools.cache
 def cube(d: int) -> np.ndarray:
-    """The d! simplices of the cube [−1, 1]^d, shape (d!, d+1, d): one for each order in which the
-    coordinates go from −1 to 1 (Kuhn)."""
+    """The d! simplices of the cube [−1, 1]^d, shape (d!, d+1, d), one for each order in which the
+    coordinates go from −1 to 1 (Kuhn's triangulation)."""
     simplices = []
     for order in itertools.permutations(range(d)):
         vertices = np.full((d + 1, d), -1.0)
@@ -33,13 +33,15 @@ def cube(d: int) -> np.ndarray:
 
 @functools.cache
 def _pieces(d: int) -> np.ndarray:
-    """How a simplex is cut: for each pattern of vertices with z > 0 (a bit each), the pieces of the
-    part z > 0 as pairs (a, b) of vertices, shape (patterns, pieces, d+1, 2). The pair stands for
-    the point z = 0 between a (z > 0) and b (z ≤ 0), and for a itself if a = b.
+    """The simplices that make up the part z > 0 of a simplex, shape (patterns, pieces, d+1, 2).
 
-    Scaled projectively, the part z > 0 of a simplex with k vertices there and m others is the
-    product of simplices of dimensions k − 1 and m, with vertices (a, a) and (a, b): the staircases
-    from the first to the last of them are its triangulation.
+    There is a row for each pattern of vertices with z > 0, a bit for each vertex. Vertices of the
+    pieces are pairs (a, b) of vertices of the simplex: the point with z = 0 between a (z > 0) and b
+    (z ≤ 0), or a itself if a = b.
+
+    Up to a projective map, the part z > 0 of a simplex with k vertices there and m others is the
+    product of simplices of dimensions k − 1 and m, with vertices (a, a) and (a, b). Staircases from
+    its first to its last vertex triangulate it.
     """
     table = []
     for pattern in range(2 ** (d + 1)):
@@ -60,18 +62,18 @@ def _pieces(d: int) -> np.ndarray:
                 pairs[:2] = pairs[1::-1]
             pieces.append(pairs)
         table.append(pieces)
-    most = max(map(len, table))
+    largest = max(map(len, table))
     point = [[(0, 0)] * (d + 1)]
-    return np.array([pieces + point * (most - len(pieces)) for pieces in table])
+    return np.array([pieces + point * (largest - len(pieces)) for pieces in table])
 
 
 def cut(
     simplices: Float[Array, "simplices vertices d"], p: Float[Array, " vertices"]
 ) -> Float[Array, "pieces vertices d"]:
-    """The part z > 0 of the simplices, z(ξ) = ⟨p, (ξ, 1)⟩, for entries of p and ξ of at most 1.
+    """The part z > 0 of the simplices, z(ξ) = ⟨p, (ξ, 1)⟩, where entries of p and ξ are at most 1.
 
-    Differentiable in both, also where a vertex lies on z = 0. Vertices within the rounding of z
-    count as lying there, so that nothing is divided by less than that.
+    Differentiable in both, also where a vertex lies on z = 0. Vertices with |z| up to its rounding
+    error are treated as such, so that no divisor is smaller.
     """
     _, n, d = simplices.shape
     z = simplices @ p[:-1] + p[-1]
@@ -82,8 +84,8 @@ def cut(
     take = jax.vmap(lambda values, at: values[at])
     between = a != b
     z_a, z_b = take(z, a), take(z, b)
-    share = jnp.where(between, z_a / jnp.where(between, z_a - z_b, 1.0), 0.0)[..., None]
-    points = (1 - share) * take(simplices, a) + share * take(simplices, b)
+    fraction = jnp.where(between, z_a / jnp.where(between, z_a - z_b, 1.0), 0.0)[..., None]
+    points = (1 - fraction) * take(simplices, a) + fraction * take(simplices, b)
     return points.reshape(-1, n, d)
 
 
@@ -119,9 +121,11 @@ def second_moments(
 
 @functools.cache
 def rule(d: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes in barycentric coordinates (nodes, d+1) and positive weights of sum one (nodes,) of a
-    quadrature on simplices that is exact for polynomials of this degree: the conical product of
-    Gauss–Jacobi rules (Stroud)."""
+    """A quadrature rule on simplices that is exact for polynomials of this degree.
+
+    It is the conical product of Gauss–Jacobi rules (Stroud), with nodes in barycentric coordinates
+    (nodes, d+1), and weights (nodes,) that are positive with sum one.
+    """
     nodes, weights = np.ones((1, 1)), np.ones(1)
     for rest in reversed(range(d)):
         t, gauss = roots_jacobi(degree // 2 + 1, rest, 0)

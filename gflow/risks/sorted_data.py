@@ -1,8 +1,8 @@
-r"""One-dimensional data of any size: sums of squares over sorted rows from tables of running sums.
+r"""The squared risk of one-input data of any size, from tables of running sums over sorted rows.
 
-With the rows sorted, residuals over neighbouring rows on which N is affine need only the sums of
-1, x, x², y, xy and y² up to each row. Their differences cancel, so the sums are kept as pairs:
-then the risk is as accurate as the plain sum, and its floor is about 1e-30.
+Over neighbouring rows on which N is affine, the sum of squared residuals needs only the sums of
+1, x, x², y, xy and y² up to each row. Their differences cancel, so the sums are kept as pairs. Then
+the risk is as accurate as the plain sum of squares, down to about 1e-30.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.risks.compensated import (
-    Pair,
+    FloatPair,
     add,
     exact_levels,
     joined,
@@ -26,24 +26,24 @@ from gflow.risks.compensated import (
     two_sum,
     value,
 )
-from gflow.risks.one_input import Cells, Knots, Measure, Units
+from gflow.risks.one_input import Cells, Knots, Measure, OneInputUnits
 
-# Rows summed at once: they and their products stay in a processor's cache.
+# Rows summed at once: they and their products fit into a processor's cache.
 _ROWS = 8192
-# Places compared in each round of the search.
+# Rows compared in each round of the search.
 _FAN = 4
-# Up to so many look-ups are made one after the other.
+# The largest number of look-ups that are made one after the other.
 _FEW = 500
-# Range over distance of the quartiles from which on rows far away cost the others digits.
-_WIDEST = 1e5
+# The largest range of x in interquartile ranges. Beyond it, outliers cost the other rows digits.
+_MAX_RANGE = 1e5
 
 
 class SortedData(Measure):
-    """Rows in order of x, and the running sums over them; weights ω of 1/n if `equal`.
+    """Rows in order of x, and running sums over them.
 
-    Each row of the table holds the sums over the rows before: of ω, ωx, ωx², ωy², then ωy and ωxy
-    for each output, with x from the centre; first the leading parts of all, then the rests. With
-    equal weights ω stands for 1.
+    Row k of `table` holds sums over the first k rows of data: of ω, ωx, ωx², ωy², then ωy and ωxy
+    for each output, with x measured from `centre`; first the high parts of all pairs, then the low
+    ones. With `equal` weights of 1/n, ω is 1 in the table.
     """
 
     x: Float[Array, " n"]
@@ -51,30 +51,30 @@ class SortedData(Measure):
     table: Float[Array, "n+1 sums"]
     equal: bool = eqx.field(static=True)
 
-    def knots(self, units: Units) -> Knots:
+    def knots(self, units: OneInputUnits) -> Knots:
         n = self.x.shape[0]
         keys = jnp.append(jnp.array([0, n]), self._rows_left_of_kinks(units))
         first, last = self.x[0], self.x[-1]
         x = jnp.append(jnp.stack([first, last]), units.kinks(first, last))
         return Knots(keys, x[None])
 
-    def _rows_left_of_kinks(self, units: Units) -> Int[Array, " width"]:
-        """How many rows stand on the left side of each unit's kink.
+    def _rows_left_of_kinks(self, units: OneInputUnits) -> Int[Array, " width"]:
+        """The number of rows to the left of each unit's kink.
 
-        By the sign of the preactivation in floats, which is monotone in x, not by comparing x with
-        −b/w: rows on a kink are inactive exactly where the plain evaluation has z = 0.
+        It compares the sign of the computed preactivation, which is monotone in x, rather than x
+        with −b/w: a row is on a kink exactly where the plain evaluation has z = 0.
         """
         return _rows_before(self.x, units.w[0], units.b[0], units.rightward[0])
 
-    def cells(self, order: Array, knots: Knots, slopes: Pair, intercepts: Pair) -> Cells:
+    def cells(self, order: Array, knots: Knots, slopes: FloatPair, intercepts: FloatPair) -> Cells:
         rows = _rows_at(self.table, knots.keys).T
-        steps = Pair(*jnp.split(jnp.append(rows[:, 1:], rows[:, -1:], axis=1), 2))
-        sums = subtract(steps, Pair(*jnp.split(rows, 2)))
+        steps = FloatPair(*jnp.split(jnp.append(rows[:, 1:], rows[:, -1:], axis=1), 2))
+        sums = subtract(steps, FloatPair(*jnp.split(rows, 2)))
         m0, m1, m2, yy = (sums.part(slice(i, i + 1)) for i in range(4))
         y, xy = (sums.part(slice(i, None, 2)) for i in (4, 5))
         outputs = y.hi.shape
-        wide = lambda a: Pair(*(jnp.broadcast_to(part, outputs) for part in a))
-        # N from the centre; then residuals summed with 1 and x, and squared.
+        wide = lambda a: FloatPair(*(jnp.broadcast_to(part, outputs) for part in a))
+        # N as a function of x − centre; then the moments of the residual, and its squares.
         intercepts = add(intercepts, multiply(slopes, jnp.broadcast_to(self.centre, outputs)))
         r0 = subtract(add(multiply(slopes, wide(m1)), multiply(intercepts, wide(m0))), y)
         r1 = subtract(add(multiply(slopes, wide(m2)), multiply(intercepts, wide(m1))), xy)
@@ -92,14 +92,14 @@ class SortedData(Measure):
             m0=value(m0),
             m1=value(m1_left),
             m2=value(m2_left),
-            edge=jnp.zeros(outputs, knots.x.dtype),
+            left_end=jnp.zeros(outputs, knots.x.dtype),
         )
         n = self.x.shape[0]
         return jax.tree.map(lambda a: a / n, cells) if self.equal else cells
 
 
 def _one_axis(look_up):
-    """Look-ups in one table for a batch of places, as one longer list of places."""
+    """A look-up whose batches, under `vmap` with one table, become one longer list of places."""
 
     def batched(size, is_batched, table, *places):
         if is_batched[0]:
@@ -117,8 +117,12 @@ def _one_axis(look_up):
 
 
 def _few(places: Array, in_a_loop: Callable, at_once: Callable) -> Any:
-    """XLA's CPU backend takes a look-up for work of the size of the table, and shares it out among
-    threads at many times its cost. Not so in a loop over the places, which it compiles as one."""
+    """Look-ups, made in a loop on the CPU if they are few.
+
+    XLA's CPU backend estimates the cost of a look-up by the size of the table and splits it among
+    threads, which costs far more than the look-up. It compiles a loop over the places as one piece
+    of work.
+    """
     if places.shape[0] > _FEW:
         return at_once()
     return jax.lax.platform_dependent(cpu=in_a_loop, default=at_once)
@@ -138,7 +142,7 @@ def _rows_before(
     b: Float[Array, " width"],
     rightward: Bool[Array, " width"],
 ) -> Int[Array, " width"]:
-    """For each unit, how many of the sorted x are on the left side of its kink."""
+    """For each unit, the number of sorted x to the left of its kink."""
     n = x.shape[0]
 
     def is_left(place, w, b, rightward):
@@ -166,19 +170,19 @@ def _rows_before(
 
 
 def sorted_data(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> SortedData | None:
-    """From x of shape (n,), y (n,) or (n, out) and weights (n,), equal if None; all float64.
+    """The `SortedData` of x (n,), y (n,) or (n, out) and weights (n,), equal if None; all float64.
 
-    None for rows so far away from most others that their squares would drown them.
+    None for data with outliers so far away that their squares would absorb the other rows.
     """
     order = np.argsort(x)
     x, y = x[order], y.reshape(len(x), -1)[order]
-    if x[-1] - x[0] > _WIDEST * (x[3 * len(x) // 4] - x[len(x) // 4]):
+    if x[-1] - x[0] > _MAX_RANGE * (x[3 * len(x) // 4] - x[len(x) // 4]):
         return None
     omega = np.ones_like(x) if weights is None else weights[order]
     centre = x[0] / 2 + x[-1] / 2
     n, sums = len(x), 4 + 2 * y.shape[1]
     table = np.zeros((n + 1, 2 * sums))
-    reached = Pair(np.zeros((sums, 1)), np.zeros((sums, 1)))
+    reached = FloatPair(np.zeros((sums, 1)), np.zeros((sums, 1)))
     for first in range(0, n, _ROWS):
         rows = slice(first, min(first + _ROWS, n))
         terms = _terms(x[rows], y[rows].T, omega[rows], centre)
@@ -190,15 +194,15 @@ def sorted_data(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> Sor
     return SortedData(*arrays, equal=weights is None)
 
 
-def _terms(x: np.ndarray, y: np.ndarray, omega: np.ndarray, centre: float) -> Pair:
-    """ω, ωx, ωx², ωy², and ωy and ωxy for each output, one below the other."""
+def _terms(x: np.ndarray, y: np.ndarray, omega: np.ndarray, centre: float) -> FloatPair:
+    """The rows ω, ωx, ωx², ωy², then ωy and ωxy for each output."""
     from_centre, nothing = two_sum(x, -centre), np.zeros_like(x)
     omega_x = multiply(from_centre, omega)
-    squares, of_outputs = Pair(nothing, nothing), []
+    squares, of_outputs = FloatPair(nothing, nothing), []
     for one in y:
         omega_y = two_product(one, omega)
         squares = add(squares, multiply(omega_y, one))
         of_outputs += [omega_y, multiply(omega_x, one)]
     omega_xx = multiply(omega_x, from_centre)
-    terms = [Pair(omega, nothing), omega_x, omega_xx, squares, *of_outputs]
-    return Pair(*(np.stack(parts) for parts in zip(*terms)))
+    terms = [FloatPair(omega, nothing), omega_x, omega_xx, squares, *of_outputs]
+    return FloatPair(*(np.stack(parts) for parts in zip(*terms)))

@@ -38,7 +38,7 @@ class RKC2(AbstractStabilised):
     max_stages: int = 2000
 
     def __check_init__(self):
-        positive_int("max_stages", self.max_stages, least=2)
+        positive_int("max_stages", self.max_stages, minimum=2)
 
     def order(self, terms) -> int:
         return 2

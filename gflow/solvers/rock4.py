@@ -201,7 +201,7 @@ class ROCK4(AbstractStabilised):
     max_stages: int = _MOST
 
     def __check_init__(self):
-        if positive_int("max_stages", self.max_stages, least=_LEAST) > _MOST:
+        if positive_int("max_stages", self.max_stages, minimum=_LEAST) > _MOST:
             raise ArgumentError("max_stages", self.max_stages, f"at most {_MOST}")
 
     def order(self, terms) -> int:

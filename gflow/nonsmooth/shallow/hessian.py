@@ -8,16 +8,21 @@ $$\nabla^2 L = \sum_r G_r^\top D_r G_r + X + X^\top, \qquad
 X_{v_{io}, u_i} = s \sum_r \frac{\partial L}{\partial N_{ro}} \, \sigma'_{ir} x_r.$$
 """
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gflow.nonsmooth.shallow.pattern import Pattern
-from gflow.nonsmooth.shallow.risk import SwitchedRisk
+from gflow.nonsmooth.shallow.pattern import ShallowPattern
+from gflow.parameters import ParameterLayout
+
+if TYPE_CHECKING:
+    from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 
 
 def field_jacobian(
-    risk: SwitchedRisk, t, y: Float[Array, " size_and_one"], pattern: Pattern
+    risk: "ShallowPatternRisk", t, y: Float[Array, " size_and_one"], pattern: ShallowPattern
 ) -> Float[Array, "size_and_one size_and_one"]:
     """The Jacobian of `risk.field` on the directions in which the flow is free.
 
@@ -30,7 +35,9 @@ def field_jacobian(
     return jnp.pad(rows, ((0, 0), (0, 1)))
 
 
-def _free_hessian(risk: SwitchedRisk, theta, pattern: Pattern) -> Float[Array, "size size"]:
+def _free_hessian(
+    risk: "ShallowPatternRisk", theta: Array, pattern: ShallowPattern
+) -> Float[Array, "size size"]:
     net, z = risk.net(theta), risk.preactivations(risk.net(theta))
     slopes = jnp.where(pattern.active, 1.0, risk.slope).astype(z.dtype)
     a, scale, v = slopes * z, net.output_scale, net.v.reshape(len(net.v), -1)
@@ -44,8 +51,7 @@ def _free_hessian(risk: SwitchedRisk, theta, pattern: Pattern) -> Float[Array, "
     # ∂a_ir/∂u_i along the free directions.
     moves = slopes[:, :, None] * jnp.einsum("rd,ide->ire", risk.normals, pattern.projector)
     eye = jnp.eye(outs, dtype=z.dtype)
-    g = _in_order(
-        risk,
+    g = risk.assembled(
         scale * jnp.einsum("io,ird->roid", v, moves),
         scale * jnp.einsum("ir,op->roip", a, eye),
         jnp.broadcast_to(eye, (rows, outs, outs)),
@@ -58,28 +64,13 @@ def _free_hessian(risk: SwitchedRisk, theta, pattern: Pattern) -> Float[Array, "
     x = scale * jnp.einsum("ro,ird->iod", slope, moves)
     by_u = jnp.einsum("iod,ij->iojd", x, jnp.eye(width, dtype=z.dtype))
     by_v = jnp.zeros((width, outs, width, outs), z.dtype)
-    tall = _in_order(risk, by_u, by_v, by_v[:, :, 0]).reshape(width * outs, -1)
-    after = 0 if risk.trained.c is None else outs
-    of_v = slice(len(theta) - after - width * outs, len(theta) - after)
+    tall = risk.assembled(by_u, by_v, by_v[:, :, 0]).reshape(width * outs, -1)
+    first = int(ParameterLayout(risk.trained).places.v.flat[0])
+    of_v = slice(first, first + width * outs)
     return hessian.at[of_v].add(tall).at[:, of_v].add(tall.T)
 
 
-def _in_order(risk: SwitchedRisk, by_u: Array, by_v: Array, by_c: Array) -> Array:
-    """What is by u (.., .., width, dim), v (.., .., width, outs) and c (.., .., outs), by θ."""
-    trained, lead = risk.trained, by_u.shape[:2]
-    pieces = []
-    if trained.w is not None:
-        pieces.append(by_u[..., : risk.rows.shape[1]].reshape(*lead, -1))
-    if trained.b is not None:
-        pieces.append(by_u[..., -1])
-    if trained.v is not None:
-        pieces.append(by_v.reshape(*lead, -1))
-    if trained.c is not None:
-        pieces.append(by_c)
-    return jnp.concatenate(pieces, axis=-1)
-
-
-def _derivatives_of_loss(risk: SwitchedRisk, outputs: Array) -> tuple[Array, Array]:
+def _derivatives_of_loss(risk: "ShallowPatternRisk", outputs: Array) -> tuple[Array, Array]:
     """∂L/∂N (rows, outs) and ∂²L/∂N² (rows, outs, outs) for each distinct row."""
     group, one = risk.group, outputs.shape[1:]
     by_data = outputs if group is None else outputs[group]

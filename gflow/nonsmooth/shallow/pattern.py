@@ -1,4 +1,4 @@
-"""Which pairs of unit and row are active or slide, and what fields and events are made of."""
+"""The pattern of one hidden layer: sides, slides, and the projectors that slides need."""
 
 from typing import Any, NamedTuple
 
@@ -6,55 +6,118 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gflow.nonsmooth.pattern import AbstractPattern
 
-class Pattern(eqx.Module):
-    """Which pairs of unit and row are active, and which slide.
 
-    `slots` are the sliding rows of each unit, where `used`. With their normals M, zero elsewhere,
-    `lift` is $(M M^\top)^{-1} M$ and `projector` the projector $1 - M^\top (M M^\top)^{-1} M$ onto
-    the directions in which the unit is free. `slack` is how far past its kink a pair may go:
-    infinite for one that slides; the tolerance for one that slid until just now, as slides end with
-    a speed of 0 across the kink, to which errors of the state add what may point back at it.
+class ShallowPattern(AbstractPattern):
+    """The sides of all pairs of unit and row, and the slides of each unit.
+
+    `slots` are the sliding rows of each unit, where `used`; one of them stands for all that have
+    the same kink. With their normals M, zero elsewhere, `lift` is $(M M^\\top)^{-1} M$ and
+    `projector` the projector $1 - M^\\top (M M^\\top)^{-1} M$ onto the directions in which the unit
+    is free. `degenerate` units slide in all directions: w = b = 0.
     """
 
-    active: Bool[Array, "width rows"]
-    sliding: Bool[Array, "width rows"]
-    slots: Int[Array, "width slots"]
-    used: Bool[Array, "width slots"]
-    lift: Float[Array, "width slots dim"]
-    projector: Float[Array, "width dim dim"]
-    degenerate: Bool[Array, " width"]
-    slack: Float[Array, "width rows"]
+    active: Bool[Array, "units rows"]
+    sliding: Bool[Array, "units rows"]
+    slots: Int[Array, "units slots"]
+    used: Bool[Array, "units slots"]
+    lift: Float[Array, "units slots dim"]
+    projector: Float[Array, "units dim dim"]
+    degenerate: Bool[Array, " units"]
+    slack: Float[Array, "units rows"]
 
+    @classmethod
+    def without_slides(
+        cls, active: Bool[Array, "units rows"], dim: int, slots: int, dtype: Any
+    ) -> "ShallowPattern":
+        """The pattern of these sides, with as many slots and normals of this dimension."""
+        units = active.shape[0]
+        return cls(
+            active=active,
+            sliding=jnp.zeros_like(active),
+            slots=jnp.zeros((units, slots), int),
+            used=jnp.zeros((units, slots), bool),
+            lift=jnp.zeros((units, slots, dim), dtype),
+            projector=jnp.broadcast_to(jnp.eye(dim, dtype=dtype), (units, dim, dim)),
+            degenerate=jnp.zeros(units, bool),
+            slack=jnp.zeros(active.shape, dtype),
+        )
 
-class Parts(NamedTuple):
-    """What field and margins are made of, at one θ."""
-
-    z: Float[Array, "width rows"]
-    q: Float[Array, "width rows"]
-    force: Float[Array, "width dim"]
-    g_v: Array
-    g_c: Array
-
-
-class Event(NamedTuple):
-    """What happened at the kink of a unit and some row, and of the `members` of its line that have
-    the same kink. `kinds` are those of all rows, as indices into `KINK_KINDS`. `repelled` where the
-    flow could have gone on to either side."""
-
-    unit: Any
-    row: Any
-    members: Bool[Array, " rows"]
-    kinds: Int[Array, " rows"]
-    repelled: Any
-
-    @property
     def slides(self) -> Bool[Array, ""]:
-        """Whether a slide begins or ends."""
-        return self.kinds[self.row] >= 2
+        return jnp.any(self.used)
+
+    def crossed(
+        self, unit, members: Bool[Array, " rows"], active: Bool[Array, " rows"]
+    ) -> "ShallowPattern":
+        """With the kinks of some rows of a unit on the sides of `active`."""
+        sides = jnp.where(members, active, self.active[unit])
+        slack = jnp.where(members, 0.0, self.slack[unit])
+        return eqx.tree_at(
+            lambda p: (p.active, p.slack),
+            self,
+            (self.active.at[unit].set(sides), self.slack.at[unit].set(slack)),
+        )
+
+    def with_slide(
+        self, unit, row, members: Bool[Array, " rows"], wanted: Bool[Array, ""]
+    ) -> "ShallowPattern":
+        """If `wanted`, with a slide of a unit along the kink of a row, and of its members."""
+        joining, slot = members & wanted, jnp.argmin(self.used[unit])
+        return eqx.tree_at(
+            lambda p: (p.active, p.sliding, p.slack, p.used, p.slots),
+            self,
+            (
+                self.active.at[unit].set(self.active[unit] & ~joining),
+                self.sliding.at[unit].set(self.sliding[unit] | joining),
+                self.slack.at[unit].set(jnp.where(joining, jnp.inf, self.slack[unit])),
+                self.used.at[unit, slot].set(wanted | self.used[unit, slot]),
+                self.slots.at[unit, slot].set(jnp.where(wanted, row, self.slots[unit, slot])),
+            ),
+        )
+
+    def without_slide(
+        self, unit, slot, members: Bool[Array, " rows"], slack: Float[Array, ""]
+    ) -> "ShallowPattern":
+        """Without the slide in one slot of a unit, whose members get some slack."""
+        return eqx.tree_at(
+            lambda p: (p.sliding, p.used, p.slack),
+            self,
+            (
+                self.sliding.at[unit].set(self.sliding[unit] & ~members),
+                self.used.at[unit, slot].set(False),
+                self.slack.at[unit].set(jnp.where(members, slack, self.slack[unit])),
+            ),
+        )
+
+    def projected(self, unit, normals: Float[Array, "rows dim"], whole: bool) -> "ShallowPattern":
+        """With lift and projector of one unit made from its slots.
+
+        `whole` says that a unit that slides in all directions is zero, and stays so.
+        """
+        used, dim = self.used[unit], normals.shape[1]
+        normals = jnp.where(used[:, None], normals[self.slots[unit]], 0.0)
+        gram = normals @ normals.T + jnp.diag(jnp.where(used, 0.0, 1.0))
+        lift = jnp.linalg.inv(gram) @ normals
+        stuck = whole & (jnp.sum(used) == dim)
+        projector = jnp.where(stuck, 0.0, jnp.eye(dim, dtype=normals.dtype) - normals.T @ lift)
+        return eqx.tree_at(
+            lambda p: (p.lift, p.projector, p.degenerate),
+            self,
+            (
+                self.lift.at[unit].set(lift),
+                self.projector.at[unit].set(projector),
+                self.degenerate.at[unit].set(stuck),
+            ),
+        )
 
 
-def least_pair(margins: Float[Array, "width rows"]) -> tuple[Array, Array]:
-    """Unit and row of the least margin: by units first, much faster than a flat `argmin` in XLA."""
-    unit = jnp.argmin(jnp.min(margins, axis=1))
-    return unit, jnp.argmin(margins[unit])
+class Evaluation(NamedTuple):
+    """Forward and backward pass at one θ: preactivations z, q = ∂L/∂a of every pair, the gradient
+    `force` of each (w_i, b_i) from the pairs that do not slide, and the gradients of v and c."""
+
+    z: Float[Array, "units rows"]
+    q: Float[Array, "units rows"]
+    force: Float[Array, "units dim"]
+    by_v: Array
+    by_c: Array

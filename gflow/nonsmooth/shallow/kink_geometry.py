@@ -14,7 +14,7 @@ _PARALLEL = 1e-13
 _FEW_COLUMNS = 4
 
 
-class Lines(NamedTuple):
+class NormalLines(NamedTuple):
     """The lines through 0 that the normals lie on: `line` numbers them, and a row's normal is
     `along` times the direction of its line.
 
@@ -39,8 +39,13 @@ class Lines(NamedTuple):
             return jnp.arange(len(self.along)) == row
         return self.line == self.line[row]
 
+    def aligned(self, row: Int[Array, ""]) -> Bool[Array, " rows"]:
+        """Which rows, of those on the line of one, are on the active side where that row is."""
+        ahead = self.along > 0
+        return ahead == ahead[row]
 
-def lines(normals: np.ndarray | Array, sizes: np.ndarray | Array) -> Lines:
+
+def normal_lines(normals: np.ndarray | Array, sizes: np.ndarray | Array) -> NormalLines:
     """From the rows' normals (rows, dim), and what their preactivations are measured by.
 
     Normals that are traced are taken not to be parallel.
@@ -60,7 +65,7 @@ def lines(normals: np.ndarray | Array, sizes: np.ndarray | Array) -> Lines:
         reach = np.abs(along) * widest[line]
         line = jnp.asarray(line)
     dtype = normals.dtype
-    return Lines(line, jnp.asarray(along, dtype), jnp.asarray(reach, dtype))
+    return NormalLines(line, jnp.asarray(along, dtype), jnp.asarray(reach, dtype))
 
 
 def _numbered(normals: np.ndarray, sizes: np.ndarray) -> np.ndarray | None:

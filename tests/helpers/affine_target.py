@@ -1,7 +1,5 @@
-"""The affine target, its critical points, and networks moved from them."""
+"""The affine target and its critical points (O7)."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import gflow
@@ -38,19 +36,6 @@ def zig_zag(kinks: int, width: int, seed: int) -> gflow.ShallowNet:
         b.append(-T1 - rng.uniform(0.5, 1.0))
         v.append(rng.normal())
     return gflow.ShallowNet.from_arrays(np.array(w)[:, None], b, v, MIDDLE)
-
-
-def disturbed(net, size: float, seed: int):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: a + size * rng.normal(size=a.shape), net)
-
-
-def moved(net, direction, size: float):
-    return jax.tree.map(lambda a, d: a + size * d, net, direction)
-
-
-def norm(tree) -> float:
-    return float(jnp.sqrt(sum(jnp.sum(a**2) for a in jax.tree.leaves(tree))))
 
 
 def constant(*units) -> gflow.ShallowNet:

@@ -1,0 +1,140 @@
+"""Where a search ended, with all that its kind is decided from."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from gflow.critical.active_set import SearchResult, weakly_active
+from gflow.critical.landscapes import FlatRisk, Kink
+from gflow.critical.newton import Eigensystem, unsettled
+from gflow.critical.pattern_landscape import PatternLandscape
+from gflow.critical.point import ActiveKink, Zeros
+from gflow.critical.support_edges import from_inside
+from gflow.critical.symmetries import explained_zeros
+from gflow.critical.units import UnitGroups, list_units
+from gflow.networks import ShallowNet
+
+
+class Start(NamedTuple):
+    """Where a search begins, and the risk there."""
+
+    theta: Float[np.ndarray, " size"]
+    value: float
+
+
+class KinksAtPoint(NamedTuple):
+    """Some kinks where a point is, the jump of ∂L/∂z across each, and the normals ∂z/∂θ as rows.
+
+    `kinks` lists those on data; those at an edge of the support have only a jump and a normal.
+    """
+
+    kinks: tuple[ActiveKink, ...]
+    jumps: Float[np.ndarray, " kinks"]
+    normals: Float[np.ndarray, "kinks size"]
+
+
+class _PatternKinks(NamedTuple):
+    """The kinks that are held, the others, and the norm of the minimal-norm subgradient."""
+
+    held: KinksAtPoint
+    weak: KinksAtPoint
+    residual: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Where a search for a critical point ended.
+
+    - `risk`: the risk as a function of θ. `net`, `value`: the network there, and its risk.
+    - `search`: the landscape, and where Newton's method ended on it, with the Hessian of the inside
+      where kinks are at an edge of the support.
+    - `eigen`: the eigenvalues of its Hessian; those that the last step changed by a tenth count as
+      zero, and with none of these it is `settled`. `zeros`: how many are zero, and why.
+    - `held`: the kinks along which the point is critical. `weak`: those for one side of which it
+      is, with normals that point to this side.
+    - `residual`: the norm of the minimal-norm subgradient. `units`: the hidden units in groups.
+    - `risk_scale`, `size`: changes of the risk, and of θ, are measured by these.
+    """
+
+    risk: FlatRisk
+    net: Any
+    value: float
+    search: SearchResult
+    eigen: Eigensystem
+    settled: bool
+    zeros: Zeros
+    held: KinksAtPoint
+    weak: KinksAtPoint
+    residual: float
+    units: UnitGroups | None
+    risk_scale: float
+    size: float
+
+    @classmethod
+    def of(cls, risk: FlatRisk, search: SearchResult, start: Start) -> "Candidate":
+        """The candidate where a search ended."""
+        theta, land = search.newton.theta, search.landscape
+        net = risk.net(theta)
+        newton, edges = from_inside(risk, search.newton)
+        eigen = Eigensystem.of(newton.expansion, land.basis)
+        moving = unsettled(newton, eigen)
+        eigen = eigen._replace(zero=eigen.zero | moving)
+        if isinstance(land, PatternLandscape):
+            held, weak, residual = _kinks_of_pattern(land, theta)
+        else:
+            held = KinksAtPoint((), np.zeros(0), np.zeros((0, len(theta))))
+            weak = KinksAtPoint((), np.zeros(len(edges)), edges)
+            residual = eigen.norm
+        units = list_units(risk.risk, net, frozenset(kink.unit for kink in held.kinks))
+        return cls(
+            risk=risk,
+            net=net,
+            value=risk(theta),
+            search=search._replace(newton=newton),
+            eigen=eigen,
+            settled=not moving.any(),
+            zeros=explained_zeros(eigen, risk, net, units),
+            held=held,
+            weak=weak,
+            residual=residual,
+            units=units,
+            risk_scale=_risk_scale(risk, net, start.value),
+            # At the origin there is nothing else to measure by.
+            size=float(max(np.linalg.norm(start.theta), np.linalg.norm(theta))) or 1.0,
+        )
+
+    @property
+    def theta(self) -> Float[np.ndarray, " size"]:
+        return self.search.newton.theta
+
+
+def _kinks_of_pattern(land: PatternLandscape, theta: np.ndarray) -> _PatternKinks:
+    datum, slopes = np.asarray(land.risk.first_datum), land.slopes(theta)
+    named = lambda kink, weight: ActiveKink(kink.unit, int(datum[kink.row]), float(weight))
+    weights, jumps, residual = land.multipliers(theta, slopes)
+    held = KinksAtPoint(
+        tuple(map(named, land.held, weights)), jumps, land.gradients_of_kinks(land.held)
+    )
+    ties: list[Kink] = weakly_active(land, theta, slopes)
+    weak = KinksAtPoint(
+        tuple(named(kink, land.active[kink]) for kink in ties),
+        land.jumps(theta, slopes, ties),
+        land.sides_of_kinks(ties),
+    )
+    return _PatternKinks(held, weak, residual)
+
+
+def _risk_scale(risk: FlatRisk, net: Any, at_start: float) -> float:
+    """The size of the risk: at least that of the start, and of the zero network if there is one."""
+    at_start = max(at_start, np.finfo(float).tiny)
+    if not isinstance(net, ShallowNet):
+        return at_start
+    like = lambda a: None if a is None else jnp.zeros_like(a)
+    zero = eqx.tree_at(
+        lambda n: (n.v, n.c), net, (like(net.v), like(net.c)), is_leaf=lambda a: a is None
+    )
+    return max(float(risk.risk(zero)), at_start)

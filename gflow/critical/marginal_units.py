@@ -1,0 +1,55 @@
+"""Units with w = b = 0, where the risk has a corner, and those that only touch the data."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from gflow.critical.landscapes import FlatRisk
+from gflow.critical.units import degenerate_units, marginal_units
+from gflow.networks import ShallowNet
+from gflow.parameters import ParameterLayout, unflat
+
+_DIRECTIONS = 256
+_STEP = 1e-3
+
+
+def degenerate_entries(
+    risk: FlatRisk, theta: Float[np.ndarray, " size"]
+) -> Bool[np.ndarray, " size"]:
+    """Which entries of θ are w and b of degenerate units of a `ShallowNet` with kinks."""
+    layout, net = ParameterLayout(risk.trained), risk.net(theta)
+    if isinstance(net, ShallowNet) and net.activation.kinked:
+        return layout.of_units(degenerate_units(net))
+    return np.zeros(layout.size, bool)
+
+
+def descent_of_marginal_units(
+    risk: FlatRisk, theta: Float[np.ndarray, " size"], decrease: float
+) -> Float[np.ndarray, " size"] | None:
+    """A direction of w, b and v of a marginal unit in which the risk falls by more than `decrease`
+    within a small step; None if none was found."""
+    units = marginal_units(risk.risk, risk.net(theta))
+    if not units:
+        return None
+    layout = ParameterLayout(risk.trained)
+    start = float(_values(risk, jnp.asarray(theta[None]))[0])
+    for unit in units:
+        moved = layout.of_units([unit], ("w", "b", "v"))
+        size = np.linalg.norm(theta[moved]) or np.linalg.norm(theta) or 1.0
+        directions = np.zeros((_DIRECTIONS, len(theta)))
+        directions[:, moved] = np.random.default_rng(unit).normal(size=(_DIRECTIONS, moved.sum()))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        near = jnp.asarray(theta + _STEP * size * directions, theta.dtype)
+        values = np.asarray(_values(risk, near))
+        best = int(np.nanargmin(values))
+        if values[best] < start - decrease:
+            return directions[best]
+    return None
+
+
+@eqx.filter_jit
+def _values(risk: FlatRisk, thetas: Array) -> Array:
+    at = lambda theta: risk.risk(eqx.combine(unflat(risk.trained, theta), risk.frozen))
+    return jax.lax.map(at, thetas)

@@ -1,0 +1,74 @@
+"""A solve that can be taken at once or with pauses, whichever way kinks are treated."""
+
+from abc import abstractmethod
+from typing import Generic, NamedTuple, TypeVar
+
+import diffrax
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from gflow.flow.output import FlowOutput
+from gflow.flow.problem import FlowProblem, Method, Span
+
+# At most so many steps between pauses: for the progress bar and Ctrl-C, checkpoints, and the choice
+# of the solver.
+MAX_PIECE_STEPS = 512
+
+State = TypeVar("State")
+
+
+class Snapshot(NamedTuple):
+    """How far a solve has got, in numbers of the host."""
+
+    t: float
+    num_steps: int
+    num_saved: int
+    num_kinks: int
+    num_evaluations: int
+    step_size: float
+    unfinished: bool
+
+
+class AbstractRun(eqx.Module, Generic[State]):
+    """One flow to be solved. Its state is a pytree of arrays, from which it can go on later."""
+
+    problem: eqx.AbstractVar[FlowProblem]
+    method: eqx.AbstractVar[Method]
+    span: eqx.AbstractVar[Span]
+    theta0: eqx.AbstractVar[Float[Array, " size"]]
+
+    @property
+    @abstractmethod
+    def locates_kinks(self) -> bool:
+        """Whether every kink is located."""
+
+    @abstractmethod
+    def init(self) -> State:
+        """The state at t0."""
+
+    @abstractmethod
+    def advance(self, state: State, max_steps: int) -> State:
+        """The state at t1, or where a budget, a criterion or trouble ended the flow; `max_steps`
+        counts from t0."""
+
+    @abstractmethod
+    def output(self, state: State) -> FlowOutput:
+        """What has been computed up to a state."""
+
+    @abstractmethod
+    def snapshot(self, state: State) -> Snapshot:
+        """How far a state is."""
+
+    @abstractmethod
+    def piece_length(self, num_steps: int) -> int:
+        """The number of steps up to the next pause, after `num_steps` steps."""
+
+    @abstractmethod
+    def spectral_radius(self, state: State) -> float:
+        """That of the Jacobian of the field."""
+
+    @abstractmethod
+    def with_solver(
+        self, solver: diffrax.AbstractSolver, state: State
+    ) -> tuple["AbstractRun[State]", State]:
+        """The run and its state with another solver from here on."""

@@ -1,0 +1,136 @@
+r"""The risk of a network pattern by pattern: what the flow through kinks asks of it.
+
+While the activation pattern stays, the risk is smooth. The loop over steps (`gflow.flow.loop`)
+knows a network only by the methods below, which speak of pairs of a hidden unit, of any layer, and
+a row of data.
+"""
+
+from abc import abstractmethod
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Float, Int
+
+from gflow.nonsmooth.pattern import AbstractPattern, Event, Pair
+
+Pattern = TypeVar("Pattern", bound=AbstractPattern)
+
+
+class KinkResolution(NamedTuple):
+    """How finely kinks are told apart.
+
+    `scales` are what preactivations are measured by, `distance` the margin at which a kink counts
+    as reached, and `slack` the tolerance of a pair whose slide has ended. `circling` says that
+    events at this time have led to one another for so long that the flow has to rest.
+    """
+
+    scales: Any
+    distance: float
+    slack: Float[Array, ""]
+    circling: Bool[Array, ""]
+
+
+class Transition(NamedTuple):
+    """θ and the pattern after an event."""
+
+    theta: Float[Array, " size"]
+    pattern: AbstractPattern
+    event: Event
+
+
+class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
+    """The risk of a network with kinks, with the pattern of their sides as an argument.
+
+    `first_datum` is the datum that stands for each row in the log: the first of those that are
+    equal.
+    """
+
+    first_datum: eqx.AbstractVar[Int[Array, " rows"]]
+
+    @abstractmethod
+    def start(self, theta: Float[Array, " size"]) -> Pattern:
+        """The pattern of the generalized gradient at θ: z > 0 is active, nothing slides."""
+
+    @abstractmethod
+    def repels(self, theta: Float[Array, " size"], pattern: Pattern) -> Bool[Array, ""]:
+        """Whether θ, where the pattern started, is on a kink that both sides lead away from."""
+
+    @abstractmethod
+    def value(self, theta: Float[Array, " size"]) -> Float[Array, ""]:
+        """L(θ)."""
+
+    @abstractmethod
+    def field(
+        self, t: Any, y: Float[Array, " size_and_one"], pattern: Pattern
+    ) -> Float[Array, " size_and_one"]:
+        """d/dt of y = (θ, ∫‖θ'‖²) while the pattern stays, along all kinks that it slides on."""
+
+    @abstractmethod
+    def jacobian(
+        self, t: Any, y: Float[Array, " size_and_one"], pattern: Pattern
+    ) -> Float[Array, "size_and_one size_and_one"]:
+        """The Jacobian of `field` in y."""
+
+    @abstractmethod
+    def evaluate(self, theta: Float[Array, " size"], pattern: Pattern) -> Any:
+        """Forward and backward pass at θ, which slides, jumps and transitions are made of."""
+
+    @abstractmethod
+    def scales(self, theta: Float[Array, " size"]) -> Any:
+        """What preactivations are measured by, from the state at the start of a step."""
+
+    @abstractmethod
+    def kink_margins(
+        self, theta: Float[Array, " size"], pattern: Pattern, scales: Any
+    ) -> Float[Array, "units rows"]:
+        """What is positive until each pair reaches its kink."""
+
+    @abstractmethod
+    def kink_margin(
+        self, theta: Float[Array, " size"], pattern: Pattern, scales: Any, pair: Pair
+    ) -> Float[Array, ""]:
+        """The margin of one pair, at the price of one preactivation."""
+
+    @abstractmethod
+    def slide_margins(self, evaluation: Any, pattern: Pattern) -> Float[Array, "..."]:
+        """What is positive until each slide ends, infinite where nothing slides."""
+
+    @abstractmethod
+    def jump_sizes(self, evaluation: Any) -> Float[Array, "units rows"]:
+        """By how much the gradient in θ jumps across the kink of each pair, in norm."""
+
+    @abstractmethod
+    def transition(
+        self,
+        theta: Float[Array, " size"],
+        pattern: Pattern,
+        evaluation: Any,
+        resolution: KinkResolution,
+    ) -> Transition:
+        """What follows the kink, or the end of a slide, that is farthest past: a crossing, a slide,
+        or the end of one, with θ put back on the kinks of a unit whose slides have changed."""
+
+    @abstractmethod
+    def put_on_kinks(
+        self,
+        theta: Float[Array, " size"],
+        pattern: Pattern,
+        evaluation: Any,
+        unit: Int[Array, ""],
+    ) -> Float[Array, " size"]:
+        """θ moved by the least distance onto all kinks that a unit slides on."""
+
+    @property
+    @abstractmethod
+    def metric(self) -> Float[Array, " size"] | None:
+        """The diagonal of the metric in which slides are projected; None for the Euclidean one."""
+
+    @property
+    @abstractmethod
+    def padding(self) -> Bool[Array, " size"] | None:
+        """Which entries of θ are padding, left out of all norms; None if there is none."""
+
+    @property
+    @abstractmethod
+    def shares_kinks(self) -> bool:
+        """Whether several rows can have one kink, so that one event has several members."""

@@ -1,0 +1,138 @@
+r"""What follows a kink of one hidden layer: a crossing, a slide, or the end of one.
+
+At the kink of unit i at row n, with normal $m = \nabla_{u_i} z_{in}$, the velocities of the two
+sides differ by $-(1-\alpha)\, q_{in}\, m$. Where both lead to the kink the flow slides along it
+(`arrive`). A slide ends where the weight λ of its active side leaves [0, 1] (`leave`).
+"""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from gflow.nonsmooth.kink_kinds import KinkKind
+from gflow.nonsmooth.pattern import Event, pair_of_min
+from gflow.nonsmooth.pattern_risk import KinkResolution, Transition
+from gflow.nonsmooth.shallow.pattern import Evaluation, ShallowPattern
+
+if TYPE_CHECKING:
+    from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
+
+_STILL, _BOUND = 1e-9, 1e-12
+
+
+def transition(
+    risk: "ShallowPatternRisk",
+    theta: Array,
+    pattern: ShallowPattern,
+    evaluation: Evaluation,
+    resolution: KinkResolution,
+) -> Transition:
+    """θ, pattern and event after the kink, or the end of a slide, that is farthest past."""
+    # A slide that rests on the boundary of [0, 1] is not held there, and ends, too.
+    over = jnp.min(risk.slide_margins(evaluation, pattern)) <= resolution.distance
+    pattern, event = jax.lax.cond(
+        over,
+        lambda: leave(risk, pattern, evaluation, resolution.slack),
+        lambda: arrive(risk, pattern, evaluation, resolution),
+    )
+
+    def settle(theta, pattern):
+        projected = pattern.projected(event.unit, risk.normals, risk.whole)
+        return risk.put_on_kinks(theta, projected, evaluation, event.unit), projected
+
+    same = lambda theta, pattern: (theta, pattern)
+    theta, pattern = jax.lax.cond(event.changes_slides, settle, same, theta, pattern)
+    return Transition(theta, pattern, event)
+
+
+def arrive(
+    risk: "ShallowPatternRisk",
+    pattern: ShallowPattern,
+    evaluation: Evaluation,
+    resolution: KinkResolution,
+) -> tuple[ShallowPattern, Event]:
+    """What happens at the kink that is farthest past: a crossing, or a slide begins.
+
+    Of several at once in one unit, those that are crossed go first, since each changes the field at
+    the others.
+    """
+    scales, eps = resolution.scales, resolution.distance
+    margins = risk.margins_of(evaluation.z, pattern, scales)
+    unit, first = pair_of_min(margins)
+    past = margins[unit] <= -0.5 * eps
+    close = jnp.abs(evaluation.z[unit]) <= 4 * eps * scales[unit] * risk.lines.reach
+    close = (past | close) & ~pattern.sliding[unit]
+    crosses, free = _crosses(risk, pattern, evaluation, unit, close)
+    crosses = crosses & ~(_last_slide(risk, pattern, unit, resolution.circling) & free)
+    candidates = jnp.where(crosses & past, margins[unit], jnp.inf)
+    crossing = jnp.isfinite(jnp.min(candidates))
+    row = jnp.where(crossing, jnp.argmin(candidates), first)
+    members = risk.lines.members(row) & close
+    slides = ~crossing & ~jnp.all(pattern.used[unit])
+    was_active = pattern.active[unit][row]
+    aligned = risk.lines.aligned(row)
+    changed = pattern.crossed(unit, members, aligned == ~was_active)
+    changed = changed.with_slide(unit, row, members, wanted=slides)
+    stuck = risk.whole & (jnp.sum(changed.used[unit]) == risk.normals.shape[1])
+    begins = jnp.where(stuck, KinkKind.UNIT_DEGENERATES, KinkKind.SLIDE_BEGINS)
+    to_inactive = aligned == was_active
+    crossed = jnp.where(to_inactive, KinkKind.CROSS_TO_INACTIVE, KinkKind.CROSS_TO_ACTIVE)
+    kinds = jnp.where(slides, begins, crossed)
+    return changed, Event(unit, row, members, kinds, jnp.asarray(False))
+
+
+def _crosses(
+    risk: "ShallowPatternRisk",
+    pattern: ShallowPattern,
+    evaluation: Evaluation,
+    unit: Array,
+    close: Bool[Array, " rows"],
+) -> tuple[Bool[Array, " rows"], Bool[Array, " rows"]]:
+    """At which rows the field on the other side leads away from the kink, too; and at which the
+    slides of the unit leave a direction across the kink."""
+    active = pattern.active[unit]
+    here = risk.normals @ risk.velocity(pattern, evaluation)[unit]
+    square = jnp.sum(risk.normals**2, axis=1)
+    free = jnp.sum((risk.normals @ pattern.projector[unit]) ** 2, axis=1)
+    to_active, to_inactive = risk.turns(evaluation.q[unit], active, close)
+    jump = jnp.where(active, to_inactive, to_active) * free
+    beyond = here - jump
+    # A side that does not move counts as leading to the kink: a unit that loses its last active
+    # row, or one whose kinks all meet, comes to rest there.
+    still = _STILL * jnp.abs(jump)
+    crosses = jnp.where(active, beyond < -still, beyond > still)
+    return crosses | (free < _BOUND * square), free > _BOUND * square
+
+
+def _last_slide(
+    risk: "ShallowPatternRisk", pattern: ShallowPattern, unit: Array, circling: Bool[Array, ""]
+) -> Bool[Array, ""]:
+    """Whether one more slide would hold a unit at zero, where it rests.
+
+    On slides in all directions but one, a unit meets the rest of its kinks at zero. There it rests
+    if next to zero are directions in which no row is active.
+    """
+    last = risk.whole & (jnp.sum(pattern.used[unit]) == risk.normals.shape[1] - 1)
+    rests = risk.slope == 0 and risk.trained.b is not None
+    return last & (rests | circling)
+
+
+def leave(
+    risk: "ShallowPatternRisk", pattern: ShallowPattern, evaluation: Evaluation, slack: Array
+) -> tuple[ShallowPattern, Event]:
+    """The end of the slide whose λ has left [0, 1] farthest.
+
+    If the pull towards the kink was lost, the flow could leave to either side, or stay.
+    """
+    margins = risk.slide_margins(evaluation, pattern)
+    unit, slot = jnp.unravel_index(jnp.argmin(margins), margins.shape)
+    row = pattern.slots[unit, slot]
+    to_active = risk.active_weights(evaluation, pattern)[unit, slot] > 0.5
+    repelled = risk.pulls(evaluation, pattern)[1][unit, slot] <= 0
+    members = risk.lines.members(row) & pattern.sliding[unit]
+    sides = risk.lines.aligned(row) == to_active
+    pattern = pattern.crossed(unit, members, sides).without_slide(unit, slot, members, slack)
+    ends = jnp.where(sides, KinkKind.SLIDE_ENDS_TO_ACTIVE, KinkKind.SLIDE_ENDS_TO_INACTIVE)
+    return pattern, Event(unit, row, members, ends, repelled)

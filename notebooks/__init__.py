@@ -1,0 +1,2 @@
+"""Notebooks, kept with their outputs: `execute` makes these, `check` says whether they are those of
+the source."""

@@ -1,0 +1,1 @@
+"""Problems, oracles and arithmetic that several test files share."""

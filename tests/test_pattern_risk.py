@@ -1,0 +1,168 @@
+"""The loop through kinks knows a network only by `AbstractPatternRisk`: a risk of two numbers."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+
+import gflow
+from gflow.flow.located import LocatedRun
+from gflow.flow.problem import FlowProblem, Method, Span
+from gflow.flow.stopping import Stop
+from gflow.nonsmooth.pattern import AbstractPattern, Event, Pair
+from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, Transition
+from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
+from gflow.parameters import flat, split_trainable
+
+PULL, PUSH = 1.0, 1.5
+
+
+class OnePair(AbstractPattern):
+    active: jax.Array
+    sliding: jax.Array
+    slack: jax.Array
+
+    def slides(self):
+        return jnp.any(self.sliding)
+
+
+class TwoNumbers(AbstractPatternRisk[OnePair]):
+    """L(x, y) = PULL max(x, 0) + (x − y)²/2 − PUSH y, whose only kink is x = 0.
+
+    On the kink the flow slides while 0 < y < PULL. Entries of θ beyond the two are padding.
+    """
+
+    first_datum: jax.Array
+    num_padding: int = eqx.field(static=True)
+
+    def start(self, theta):
+        active = (theta[0] > 0).reshape(1, 1)
+        return OnePair(active, jnp.zeros((1, 1), bool), jnp.zeros((1, 1)))
+
+    def repels(self, theta, pattern):
+        return jnp.asarray(False)
+
+    def value(self, theta):
+        x, y = theta[0], theta[1]
+        return PULL * jnp.maximum(x, 0) + (x - y) ** 2 / 2 - PUSH * y
+
+    def field(self, t, y, pattern):
+        x, other = y[0], y[1]
+        u = other - x - PULL * pattern.active[0, 0]
+        u = jnp.where(pattern.sliding[0, 0], 0.0, u)
+        velocity = jnp.zeros_like(y[:-1]).at[:2].set(jnp.stack([u, x - other + PUSH]))
+        return jnp.append(velocity, velocity @ velocity)
+
+    def jacobian(self, t, y, pattern):
+        return jax.jacfwd(lambda y: self.field(t, y, pattern))(y)
+
+    def evaluate(self, theta, pattern):
+        return theta
+
+    def scales(self, theta):
+        return jnp.asarray(1.0)
+
+    def kink_margins(self, theta, pattern, scales):
+        return jnp.where(pattern.active, theta[0], -theta[0]) + pattern.slack
+
+    def kink_margin(self, theta, pattern, scales, pair: Pair):
+        return self.kink_margins(theta, pattern, scales)[pair]
+
+    def slide_margins(self, evaluation, pattern):
+        weight = (evaluation[1] - evaluation[0]) / PULL
+        return jnp.where(pattern.sliding, jnp.minimum(weight, 1 - weight), jnp.inf)
+
+    def jump_sizes(self, evaluation):
+        return jnp.full((1, 1), PULL)
+
+    def transition(self, theta, pattern, evaluation, resolution):
+        slides = pattern.sliding[0, 0]
+        to_active = theta[1] > PULL
+        crosses = (theta[1] < 0) | to_active
+        active = jnp.where(slides | crosses, to_active, False)
+        begins = ~slides & ~crosses
+        kind = gflow.KinkKind
+        ends = jnp.where(to_active, kind.SLIDE_ENDS_TO_ACTIVE, kind.SLIDE_ENDS_TO_INACTIVE)
+        crossed = jnp.where(to_active, kind.CROSS_TO_ACTIVE, kind.CROSS_TO_INACTIVE)
+        arrival = jnp.where(begins, kind.SLIDE_BEGINS, crossed)
+        zero, slack = jnp.asarray(0), jnp.where(begins, jnp.inf, resolution.slack)
+        after = OnePair(active.reshape(1, 1), begins.reshape(1, 1), slack.reshape(1, 1))
+        happened = jnp.where(slides, ends, arrival).reshape(1)
+        event = Event(zero, zero, jnp.ones(1, bool), happened, jnp.asarray(False))
+        return Transition(self.put_on_kinks(theta, after, evaluation, zero), after, event)
+
+    def put_on_kinks(self, theta, pattern, evaluation, unit):
+        return theta.at[0].set(jnp.where(pattern.sliding[0, 0], 0.0, theta[0]))
+
+    @property
+    def metric(self):
+        return None
+
+    @property
+    def padding(self):
+        return jnp.arange(2 + self.num_padding) >= 2 if self.num_padding else None
+
+    @property
+    def shares_kinks(self):
+        return False
+
+
+def follow(num_padding: int = 0):
+    risk = TwoNumbers(jnp.zeros(1, int), num_padding)
+    theta0 = jnp.zeros(2 + num_padding).at[:2].set(jnp.array([-1.0, 0.0]))
+    method = Method(diffrax.Tsit5(), jnp.asarray(1e-10), jnp.asarray(1e-12), None, Stop())
+    span = Span(jnp.asarray(0.0), jnp.asarray(6.0), jnp.linspace(0.0, 6.0, 20))
+    problem = FlowProblem(lambda theta: risk.value(theta), theta0, None)
+    run = LocatedRun(problem, method, span, theta0, risk, 10)
+    return risk, run.output(run.advance(run.init(), 10_000))
+
+
+def test_a_slide_begins_and_ends_where_it_should():
+    """Off the kink y + x grows at the rate PUSH, and y − x relaxes to PUSH/2 at the rate 2."""
+    risk, output = follow()
+    total = lambda t: -1 + PUSH * t
+    apart = lambda t: PUSH / 2 + (1 - PUSH / 2) * np.exp(-2 * t)
+    begins = brentq(lambda t: total(t) - apart(t), 0.0, 3.0)
+    y = (total(begins) + apart(begins)) / 2
+    ends = begins + np.log((PUSH - y) / (PUSH - PULL))
+    kinds = [gflow.KinkKind.SLIDE_BEGINS, gflow.KinkKind.SLIDE_ENDS_TO_ACTIVE]
+    assert output.kinks.names[:3] == [*(kind.label for kind in kinds), "cross to active"]
+    np.testing.assert_allclose(output.kinks.time[:2], [begins, ends], atol=1e-8)
+    assert np.isinf(output.kinks.time[2:]).all()
+    at_end = risk.value(output.y[:-1])
+    dissipated = float(output.y[-1])
+    np.testing.assert_allclose(risk.value(jnp.array([-1.0, 0.0])) - at_end, dissipated, rtol=1e-9)
+
+
+def test_padding_counts_in_no_norm():
+    """More entries at rest would lower the root mean square of the errors."""
+    _, plain = follow()
+    _, padded = follow(num_padding=30)
+    assert padded.counts.steps == plain.counts.steps
+    np.testing.assert_array_equal(padded.y[:2], plain.y[:2])
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu(0.3)"])
+def test_sizes_of_jumps(activation):
+    """Across its kink the gradient jumps by as much as each pair says."""
+    x = jax.random.normal(jax.random.key(1), (6, 2))
+    net = gflow.ShallowNet(2, 3, key=jax.random.key(2), activation=activation)
+    trained, frozen = split_trainable(net)
+    risk = ShallowPatternRisk.of(gflow.EmpiricalRisk(x, jnp.sin(x[:, 0])), trained, frozen)
+    assert risk is not None
+    theta = flat(trained)
+    unit, row = 1, 4
+    # Onto the kink of one pair, by its bias.
+    z = risk.preactivations(net)[unit, row]
+    theta = flat(eqx.tree_at(lambda n: n.b, trained, trained.b.at[unit].add(-z)))
+    pattern = risk.start(theta)
+    turned = eqx.tree_at(
+        lambda p: p.active, pattern, pattern.active.at[unit, row].set(~pattern.active[unit, row])
+    )
+    y = jnp.append(theta, 0.0)
+    one, two = (risk.field(0.0, y, p)[:-1] for p in (pattern, turned))
+    jump = risk.jump_sizes(risk.evaluate(theta, pattern))[unit, row]
+    np.testing.assert_allclose(jnp.linalg.norm(one - two), jump, rtol=1e-10)
