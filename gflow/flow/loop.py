@@ -242,7 +242,7 @@ class Loop(eqx.Module):
     # ---- saved times and events -------------------------------------------------------------
 
     def _save_and_resolve(self, s: LocatedState, t, y, dense, scales, arrives):
-        """What was saved up to t, and what follows where the flow `arrives` at an event."""
+        """Saves the states up to t, and deals with the event if the flow `arrives` at one."""
 
         def both(c):
             saved, after, _ = c
@@ -367,7 +367,7 @@ def handed_over(loop: Loop, state: LocatedState) -> LocatedState:
 
 @eqx.filter_custom_jvp
 def advance(loop: Loop, state: LocatedState, max_steps) -> LocatedState:
-    """The state at t1, or where a budget or trouble ended it; `max_steps` counts from the start."""
+    """The state at t1, or where a budget or a failure ended the flow; see `AbstractRun.advance`."""
 
     def unfinished(s: LocatedState):
         return (

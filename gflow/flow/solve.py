@@ -92,8 +92,8 @@ def solve_flow(
     - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
       equinox filter specification.
     - `progress`: shows a progress bar. Ctrl-C then ends the flow with the result "interrupted".
-    - `checkpoint`: a directory where the state is kept from time to time. A flow that was ended
-      goes on from there when it is solved again with the same arguments, and comes to the same
+    - `checkpoint`: a directory where the state is kept from time to time. An interrupted flow
+      continues from there when it is solved again with the same arguments, and comes to the same
       result; `max_steps`, `progress` and `throw` may differ.
     - `throw`: raise a `TrajectoryError`, which holds the trajectory, if the flow does not reach its
       end; if False, return the trajectory, with a `result` that says what happened.
