@@ -3,12 +3,19 @@
 import math
 import numbers
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.core
+import jaxtyping
 import numpy as np
 from jaxtyping import Array, Shaped
+
+if TYPE_CHECKING:
+    # To type checkers jaxtyping's PyTree is unknown.
+    PyTree: TypeAlias = Any
+else:
+    PyTree = jaxtyping.PyTree
 
 RealScalar = float | int | np.number | Shaped[Array, ""]
 

@@ -9,22 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gflow.arguments import (
     ArgumentError,
     Described,
+    PyTree,
     RealScalar,
     is_concrete,
     positive,
     positive_int,
 )
 from gflow.nonsmooth.gradients import squared_norm
-from gflow.parameters import split_trainable
+from gflow.parameters import Net, split_trainable
 from gflow.progress import progress_bar
 from gflow.recording import States, finish, record as record_trajectory, truncated, with_retry
 from gflow.results import RESULTS
-from gflow.trajectory import Net, Trajectory
+from gflow.trajectory import Trajectory
 
 # Recorded steps between pauses for the progress bar; also keeps shapes, and so compilations, few.
 _PIECE = 8
@@ -34,7 +35,7 @@ _PADDED_TO = 64
 def descend(
     risk: Callable[[Any], Array],
     net: Net,
-    optimiser: Callable | optax.GradientTransformation = optax.sgd,
+    optimiser: Callable[..., Any] | optax.GradientTransformation = optax.sgd,
     *,
     step_size: RealScalar,
     num_steps: int,

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
+from gflow.arguments import PyTree
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.kink_kinds import KinkKind
 

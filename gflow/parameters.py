@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
+from typing_extensions import TypeVar
 
-from gflow.arguments import ArgumentError, Described
+from gflow.arguments import ArgumentError, Described, PyTree
+
+# Any network: an equinox module, or another pytree of arrays.
+Net = TypeVar("Net", default=Any)
 
 
 def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None):

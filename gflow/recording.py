@@ -7,9 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from gflow.arguments import is_concrete
+from gflow.arguments import PyTree, is_concrete
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.gradients import squared_norm
 from gflow.results import RESULTS, SUCCESSES

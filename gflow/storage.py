@@ -5,10 +5,9 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from gflow.activations import as_activation
-from gflow.arguments import ArgumentError, Described
+from gflow.arguments import ArgumentError, Described, PyTree
 from gflow.export import named_parameters
 from gflow.kink_log import KinkLog
 from gflow.networks import ShallowNet

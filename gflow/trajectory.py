@@ -1,23 +1,22 @@
 """Trajectories: what `solve_flow` and `descend` return."""
 
 from html import escape
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
-from gflow.arguments import is_concrete
+from gflow.arguments import PyTree, is_concrete
 from gflow.display import fact_lines, fact_table
 from gflow.export import as_dataset
 from gflow.kink_log import KinkLog
+from gflow.parameters import Net
 from gflow.results import RESULT_NAMES, RESULTS, SUCCESSES
 
 if TYPE_CHECKING:
     import xarray
-
-Net = TypeVar("Net")
 
 
 class TrajectoryError(RuntimeError):

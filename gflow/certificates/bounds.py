@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from gflow.activations import as_activation
-from gflow.arguments import ArgumentError, positive
+from gflow.arguments import ArgumentError, PyTree, positive
 from gflow.certificates.activation_bounds import HostActivation, SlopeBounds, host_activation
 from gflow.certificates.enclosures import (
     AffineLayer,

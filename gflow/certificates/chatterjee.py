@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
-from gflow.arguments import ArgumentError, Described, RealScalar, is_concrete, positive
+from gflow.arguments import ArgumentError, Described, PyTree, RealScalar, is_concrete, positive
 from gflow.certificates.activation_bounds import SlopeBounds
 from gflow.certificates.bounds import (
     Bounds,

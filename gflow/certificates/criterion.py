@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
-from gflow.arguments import ArgumentError, Described
+from gflow.arguments import ArgumentError, Described, PyTree
 from gflow.certificates.bounds import Bounds
 from gflow.certificates.ratio_search import ratio_accuracy, smallest_ratios
 from gflow.nonsmooth.gradients import norm

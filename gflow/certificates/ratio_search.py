@@ -6,7 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from gflow.arguments import PyTree
 
 _STEPS = 120
 # Sizes of the first and the last step, as fractions of the radius.

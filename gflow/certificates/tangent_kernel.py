@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from gflow.arguments import ArgumentError, Described
+from gflow.arguments import ArgumentError, Described, PyTree
 from gflow.parameters import split_trainable
 from gflow.risks import EmpiricalRisk
 from gflow.risks.empirical import squared_loss

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from gflow.critical.landscapes import AbstractLandscape, Kink
 from gflow.critical.newton import NewtonResult, SearchLimits, newton
-from gflow.critical.pattern_landscape import PatternLandscape, Slopes
+from gflow.critical.pattern_landscape import PatternLandscape, PatternSlopes
 from gflow.critical.units import degenerate_units
 from gflow.nonsmooth.minimal_norm import box_constrained_weights
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
@@ -127,7 +127,7 @@ def _past(land: PatternLandscape, theta: np.ndarray, kink: Kink) -> PatternLands
     return land.crossed(theta, kink)
 
 
-def weakly_active(land: PatternLandscape, theta: np.ndarray, slopes: Slopes) -> list[Kink]:
+def weakly_active(land: PatternLandscape, theta: np.ndarray, slopes: PatternSlopes) -> list[Kink]:
     """The kinks at θ that are not held, and across which ∂L/∂z jumps."""
     tied = land.tied(theta)
     for unit, row in land.held:

@@ -29,7 +29,8 @@ class Start(NamedTuple):
 class KinksAtPoint(NamedTuple):
     """Some kinks where a point is, the jump of ∂L/∂z across each, and the normals ∂z/∂θ as rows.
 
-    Those of the data are listed in `kinks`; those at an edge of the support have no datum."""
+    `kinks` lists those on data; those at an edge of the support have only a jump and a normal.
+    """
 
     kinks: tuple[ActiveKink, ...]
     jumps: Float[np.ndarray, " kinks"]
@@ -37,8 +38,7 @@ class KinksAtPoint(NamedTuple):
 
 
 class _PatternKinks(NamedTuple):
-    """The kinks that are held, those that are not, with normals towards the side where the point is
-    critical, and the norm of the minimal-norm subgradient."""
+    """The kinks that are held, the others, and the norm of the minimal-norm subgradient."""
 
     held: KinksAtPoint
     weak: KinksAtPoint
@@ -52,12 +52,12 @@ class Candidate:
     - `risk`: the risk as a function of θ. `net`, `value`: the network there, and its risk.
     - `search`: the landscape, and where Newton's method ended on it, with the Hessian of the inside
       where kinks are at an edge of the support.
-    - `eigen`: the Hessian on its eigenvectors; `settled`: whether the last step left all
-      eigenvalues as they were. Those it did not count as zero. `zeros`: how many are, and why.
-    - `held`, `weak`: the kinks along which the point is critical, and those of one side of which it
-      is. `residual`: the norm of the minimal-norm subgradient.
-    - `units`: the hidden units in groups.
-    - `risk_scale`, `size`: what changes of the risk, and of θ, are measured by.
+    - `eigen`: the eigenvalues of its Hessian; those that the last step changed by a tenth count as
+      zero, and with none of these it is `settled`. `zeros`: how many are zero, and why.
+    - `held`: the kinks along which the point is critical. `weak`: those for one side of which it
+      is, with normals that point to this side.
+    - `residual`: the norm of the minimal-norm subgradient. `units`: the hidden units in groups.
+    - `risk_scale`, `size`: changes of the risk, and of θ, are measured by these.
     """
 
     risk: FlatRisk
@@ -74,42 +74,42 @@ class Candidate:
     risk_scale: float
     size: float
 
+    @classmethod
+    def of(cls, risk: FlatRisk, search: SearchResult, start: Start) -> "Candidate":
+        """The candidate where a search ended."""
+        theta, land = search.newton.theta, search.landscape
+        net = risk.net(theta)
+        newton, edges = from_inside(risk, search.newton)
+        eigen = Eigensystem.of(newton.expansion, land.basis)
+        moving = unsettled(newton, eigen)
+        eigen = eigen._replace(zero=eigen.zero | moving)
+        if isinstance(land, PatternLandscape):
+            held, weak, residual = _kinks_of_pattern(land, theta)
+        else:
+            held = KinksAtPoint((), np.zeros(0), np.zeros((0, len(theta))))
+            weak = KinksAtPoint((), np.zeros(len(edges)), edges)
+            residual = eigen.norm
+        units = list_units(risk.risk, net, frozenset(kink.unit for kink in held.kinks))
+        return cls(
+            risk=risk,
+            net=net,
+            value=risk(theta),
+            search=search._replace(newton=newton),
+            eigen=eigen,
+            settled=not moving.any(),
+            zeros=explained_zeros(eigen, risk, net, units),
+            held=held,
+            weak=weak,
+            residual=residual,
+            units=units,
+            risk_scale=_risk_scale(risk, net, start.value),
+            # At the origin there is nothing else to measure by.
+            size=float(max(np.linalg.norm(start.theta), np.linalg.norm(theta))) or 1.0,
+        )
+
     @property
     def theta(self) -> Float[np.ndarray, " size"]:
         return self.search.newton.theta
-
-
-def candidate(risk: FlatRisk, search: SearchResult, start: Start) -> Candidate:
-    """The candidate where a search ended."""
-    theta, land = search.newton.theta, search.landscape
-    net = risk.net(theta)
-    newton, edges = from_inside(risk, search.newton)
-    eigen = Eigensystem.of(newton.expansion, land.basis)
-    moving = unsettled(newton, eigen)
-    eigen = eigen._replace(zero=eigen.zero | moving)
-    if isinstance(land, PatternLandscape):
-        held, weak, residual = _kinks_of_pattern(land, theta)
-    else:
-        held = KinksAtPoint((), np.zeros(0), np.zeros((0, len(theta))))
-        weak = KinksAtPoint((), np.zeros(len(edges)), edges)
-        residual = eigen.norm
-    units = list_units(risk.risk, net, frozenset(kink.unit for kink in held.kinks))
-    return Candidate(
-        risk=risk,
-        net=net,
-        value=risk(theta),
-        search=search._replace(newton=newton),
-        eigen=eigen,
-        settled=not moving.any(),
-        zeros=explained_zeros(eigen, risk, net, units),
-        held=held,
-        weak=weak,
-        residual=residual,
-        units=units,
-        risk_scale=_risk_scale(risk, net, start.value),
-        # At the origin there is nothing else to measure by.
-        size=float(max(np.linalg.norm(start.theta), np.linalg.norm(theta))) or 1.0,
-    )
 
 
 def _kinks_of_pattern(land: PatternLandscape, theta: np.ndarray) -> _PatternKinks:
@@ -129,12 +129,12 @@ def _kinks_of_pattern(land: PatternLandscape, theta: np.ndarray) -> _PatternKink
 
 
 def _risk_scale(risk: FlatRisk, net: Any, at_start: float) -> float:
-    """The size of the risk: that of the zero network where there is one."""
-    least = max(at_start, np.finfo(float).tiny)
+    """The size of the risk: at least that of the start, and of the zero network if there is one."""
+    at_start = max(at_start, np.finfo(float).tiny)
     if not isinstance(net, ShallowNet):
-        return least
+        return at_start
     like = lambda a: None if a is None else jnp.zeros_like(a)
     zero = eqx.tree_at(
         lambda n: (n.v, n.c), net, (like(net.v), like(net.c)), is_leaf=lambda a: a is None
     )
-    return max(float(risk.risk(zero)), least)
+    return max(float(risk.risk(zero)), at_start)

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
+from gflow.arguments import PyTree
 from gflow.parameters import unflat
 
 # Products of so many directions with the Hessian are made at once.

@@ -20,7 +20,8 @@ _TINY = np.finfo(float).tiny
 
 
 class SearchLimits(NamedTuple):
-    """How far the iteration may go: within `radius` of `centre`, and up to kinks, or beyond."""
+    """How far the iteration may go: `radius` from `centre`, and no farther than the first kink if
+    `stop_at_kinks`."""
 
     centre: Float[np.ndarray, " size"]
     radius: float
@@ -56,7 +57,7 @@ class Eigensystem(NamedTuple):
 
     @classmethod
     def of(cls, expansion: Expansion, basis: Float[np.ndarray, "size free"]) -> "Eigensystem":
-        """That of the Hessian between the columns of the basis."""
+        """That of the Hessian on the span of the basis."""
         values, vectors = np.linalg.eigh(basis.T @ expansion.hessian @ basis)
         vectors = basis @ vectors
         eps = np.finfo(expansion.gradient.dtype).eps
@@ -93,8 +94,8 @@ class _DampedInverse(NamedTuple):
 
 
 class NewtonStep(NamedTuple):
-    """Where a step ends, with the risk there; `expansion` is None if none was taken, or a `kink` is
-    in the way, with `theta` on it. `far`: whether steps were refused that led beyond the radius."""
+    """Where a step ends, with the risk there. `expansion` is None if a `kink` is in the way, with
+    `theta` on it, or if no step was accepted; `far` if some of these led beyond the radius."""
 
     theta: Float[np.ndarray, " size"]
     expansion: Expansion | None = None
@@ -116,8 +117,8 @@ def newton(
     """Follows θ to a zero of the gradient by the Levenberg–Marquardt method: steps
     −(H² + μ²)⁻¹ H g with μ in proportion to ‖g‖.
 
-    If the Hessian vanishes only along a manifold of critical points, these converge quadratically
-    to a point of it (Yamashita and Fukushima, Computing Suppl. 15, 2001), of any kind.
+    They converge to critical points of any kind, quadratically also to a manifold of them if the
+    Hessian vanishes along the manifold only (Yamashita and Fukushima, Computing Suppl. 15, 2001).
     """
     eps = np.finfo(theta.dtype).eps
     here, damping, scale, steps = land.expansion(theta), _DAMPING, 0.0, 0
@@ -130,8 +131,8 @@ def newton(
         result = NewtonResult(theta, here, previous, now.norm, steps, converged=enough)
         if now.norm <= _FLOOR * eps * scale or not np.isfinite(now.norm) or steps == _MAX_STEPS:
             return result
+        # Without a Hessian there is no step.
         if now.zero.all():
-            # Without a Hessian there is no step.
             return result
         if enough:
             step = _polished(land, theta, now, limits.stop_at_kinks)
@@ -153,11 +154,12 @@ def _damped_step(
     size: float,
     limits: SearchLimits,
 ) -> NewtonStep:
-    """A step, shortened until the next one, by the same Hessian, is shorter by most of what the
-    Hessian promises; damped more if that does not help.
+    """The first step that passes the natural monotonicity test, or meets a kink. Steps that fail
+    are shortened, and damped more if that does not help.
 
-    Along a curved valley the gradient itself grows at first (the natural monotonicity test of
-    Deuflhard, Newton Methods for Nonlinear Problems, 2011, section 3.3).
+    A step passes if the next one, by the same Hessian, is shorter by most of what the Hessian
+    promises: along a curved valley the gradient itself grows at first (Deuflhard, Newton Methods
+    for Nonlinear Problems, 2011, section 3.3).
     """
     fraction, far = 1.0, False
     for _ in range(_MAX_TRIALS):
@@ -191,10 +193,8 @@ def _damped_step(
 def _polished(
     land: AbstractLandscape, theta: np.ndarray, now: Eigensystem, stop_at_kinks: bool
 ) -> NewtonStep:
-    """A short step, from a point that is critical to some roundings, that halves the gradient, with
-    as many eigenvectors as that allows.
-
-    Where gradient and eigenvalue are both roundings, they do not say where to go.
+    """A short step that halves the gradient of a point that is critical to some roundings, with as
+    many eigenvectors as possible: those of eigenvalues that are roundings do not say where to go.
     """
     size = float(np.linalg.norm(theta))
     for cut in _CUTS:

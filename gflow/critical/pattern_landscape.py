@@ -18,7 +18,7 @@ from gflow.parameters import ParameterLayout
 TIED = 1e-9
 
 
-class Slopes(NamedTuple):
+class PatternSlopes(NamedTuple):
     """∇L of the pattern, 0 where units stay, and ∂L/∂a of every pair."""
 
     gradient: Float[np.ndarray, " size"]
@@ -86,9 +86,9 @@ class PatternLandscape(AbstractLandscape):
         value, gradient, hessian, _ = self._evaluated(theta)
         return Expansion(float(value), gradient, hessian)
 
-    def slopes(self, theta: np.ndarray) -> Slopes:
+    def slopes(self, theta: np.ndarray) -> PatternSlopes:
         _, gradient, _, by_pair = self._evaluated(theta)
-        return Slopes(gradient - self._still.T @ (self._still @ gradient), by_pair)
+        return PatternSlopes(gradient - self._still.T @ (self._still @ gradient), by_pair)
 
     def _evaluated(self, theta: np.ndarray):
         found = _to_second_order(self.risk, jnp.asarray(theta), jnp.asarray(self.active))
@@ -168,7 +168,7 @@ class PatternLandscape(AbstractLandscape):
 
     # ---- multipliers --------------------------------------------------------------------------
 
-    def multipliers(self, theta: np.ndarray, slopes: Slopes) -> Multipliers:
+    def multipliers(self, theta: np.ndarray, slopes: PatternSlopes) -> Multipliers:
         """Those of the held kinks, from the slopes at θ."""
         gradient = slopes.gradient
         if not self.held:
@@ -183,12 +183,12 @@ class PatternLandscape(AbstractLandscape):
         return Multipliers(weights, jumps, float(np.linalg.norm(remainder)))
 
     def jumps(
-        self, theta: np.ndarray, slopes: Slopes, kinks: Sequence[Kink]
+        self, theta: np.ndarray, slopes: PatternSlopes, kinks: Sequence[Kink]
     ) -> Float[np.ndarray, " kinks"]:
         """The jump of ∂L/∂z across each kink, whichever side θ is on."""
         return np.array([self._jump(theta, slopes, *kink) for kink in kinks])
 
-    def _jump(self, theta: np.ndarray, slopes: Slopes, unit: int, row: int) -> float:
+    def _jump(self, theta: np.ndarray, slopes: PatternSlopes, unit: int, row: int) -> float:
         rows = self.members(theta, unit, row)
         ratio = np.abs(self.along[rows] / self.along[row])
         return float((1 - self.risk.slope) * slopes.by_pair[unit, rows] @ ratio)

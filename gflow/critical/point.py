@@ -1,13 +1,14 @@
 """What a critical point is: where, of what kind, with which spectrum."""
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
+from gflow.arguments import PyTree
 from gflow.critical.units import UnitGroups
 from gflow.hessian import Spectrum
 
@@ -54,10 +55,11 @@ class CriticalPoint:
 
     - `net`: the network there. `risk`: its risk. `kind`: a `CriticalKind`; `message`: why, in a
       sentence.
-    - `residual`: the norm of the minimal-norm subgradient in the trained parameters, apart from
-      units with w = b = 0, which the flow keeps so.
+    - `residual`: the norm of the minimal-norm subgradient in the trained parameters, without those
+      of units with w = b = 0, which the flow keeps so.
     - `distance`: how far it is from where the search began, in the trained parameters;
-      `risk_change`: its risk less that of the start. Above zero, no flow leads here from there.
+      `risk_change`: its risk minus that of the start. If it is positive, no flow leads here from
+      there.
     - `spectrum`: a `Spectrum` of all eigenvalues of the Hessian, without eigenvectors. On kinks it
       is the Hessian of the pattern, in the directions along all active kinks. Where a kink lies at
       an edge of the support, the Hessian of the true risk jumps; this is that of the inside.
@@ -67,9 +69,9 @@ class CriticalPoint:
       point to 1e-7): as long as they do, the risk of a flow falls to its limit like exp(−rate · t).
       None if there is none.
     - `active_kinks`: the kinks on which the point is, with weights inside (0, 1).
-      `weakly_active`: the kinks where it is whose weight is 0 or 1: it is critical for that side
-      of them alone. Without these it is `strictly_complementary`: it stays critical on its kinks
-      when the data change a little.
+      `weakly_active`: the other kinks where it is. Their weight is 0 or 1: it is critical for that
+      side of them alone. Without these the point is `strictly_complementary`: it stays critical on
+      its kinks when the data change a little.
     - `descent_directions`: unit vectors of the trained parameters, as networks, along which the
       risk falls.
     - `units`: the hidden units that are dead, degenerate, active everywhere, or alike.
@@ -114,7 +116,7 @@ class CriticalPoint:
         """‖θ − θ'‖ to another network, over all parameters."""
         there = other.net if isinstance(other, CriticalPoint) else other
         leaves = zip(*(map(_floats, (self.net, there))))
-        return sum(float(jnp.sum((a - b) ** 2)) for a, b in leaves) ** 0.5
+        return math.sqrt(sum(float(jnp.sum((a - b) ** 2)) for a, b in leaves))
 
     def __repr__(self) -> str:
         lines = [

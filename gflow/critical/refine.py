@@ -7,11 +7,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Float
 
-from gflow.arguments import ArgumentError, Described, RealScalar, finite, is_concrete, positive
+from gflow.arguments import (
+    ArgumentError,
+    Described,
+    PyTree,
+    RealScalar,
+    finite,
+    is_concrete,
+    positive,
+)
 from gflow.critical.active_set import MAX_PATTERNS, SearchResult, along_kinks, pattern_at
-from gflow.critical.candidate import Candidate, Start, candidate
+from gflow.critical.candidate import Candidate, Start
 from gflow.critical.classify import classify
 from gflow.critical.landscapes import FlatRisk, SmoothLandscape
 from gflow.critical.marginal_units import degenerate_entries
@@ -103,7 +111,7 @@ def refine(
         raise ArgumentError("net", got, "a network of finite risk")
     of_theta = FlatRisk(risk, trained, frozen)
     reach = radius * (float(np.linalg.norm(theta)) or 1.0)
-    end = candidate(of_theta, _search(of_theta, theta, reach), start)
+    end = Candidate.of(of_theta, _search(of_theta, theta, reach), start)
     point = _critical_point(end, start, optimum)
     if throw and not point.found:
         raise NotFoundError(point)

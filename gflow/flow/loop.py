@@ -115,7 +115,7 @@ class Loop(eqx.Module):
 
     @property
     def controller(self) -> diffrax.AbstractStepSizeController:
-        return controller(self.method, padding=self.risk.padding)
+        return controller(self.method, damped=True, padding=self.risk.padding)
 
     def controller_start(self, y: Float[Array, " size"]) -> Any:
         """The state of the controller before the first step, whose size is known."""

@@ -7,8 +7,9 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
+from gflow.arguments import PyTree
 from gflow.flow.stopping import Stop
 from gflow.parameters import unflat
 

@@ -134,7 +134,7 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
             subs=[diffrax.SubSaveAt(ts=jnp.maximum(ts, s.t)), diffrax.SubSaveAt(t1=True)],
             solver_state=True,
         ),
-        stepsize_controller=controller(method, min_step=min_step),
+        stepsize_controller=controller(method, damped=False, min_step=min_step),
         event=diffrax.Event(events) if events else None,
         max_steps=max_steps,
         throw=False,

@@ -10,11 +10,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from gflow.arguments import (
     ArgumentError,
     Described,
+    PyTree,
     RealScalar,
     finite,
     is_concrete,
@@ -33,10 +34,10 @@ from gflow.flow.smooth import SmoothRun
 from gflow.flow.solver_setup import as_solver, with_tolerances
 from gflow.flow.stopping import Stop, as_stop
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
-from gflow.parameters import flat, split_trainable, unflat
+from gflow.parameters import Net, flat, split_trainable, unflat
 from gflow.recording import States, finish, record, truncated, with_retry
 from gflow.results import RESULTS
-from gflow.trajectory import Net, Trajectory
+from gflow.trajectory import Trajectory
 
 
 def solve_flow(
@@ -48,7 +49,7 @@ def solve_flow(
     ts: Any = None,
     rtol: RealScalar | None = None,
     atol: RealScalar | None = None,
-    solver: diffrax.AbstractSolver | None = None,
+    solver: diffrax.AbstractSolver[Any] | None = None,
     kinks: Literal["locate", "ignore"] = "locate",
     stop: Stop | None = None,
     max_steps: int = 1_000_000,
@@ -56,7 +57,7 @@ def solve_flow(
     step_size: RealScalar | None = None,
     trainable: Sequence[str] | PyTree | None = None,
     progress: bool = False,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     throw: bool = True,
 ) -> Trajectory[Net]:
     r"""Follows the gradient flow of a risk from a network,

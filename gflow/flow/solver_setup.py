@@ -15,6 +15,8 @@ from gflow.solvers.rodas5p import Rodas5P
 # What stands for the tolerances of a root finder that has none of its own.
 _AS_THE_STEP = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol
 
+_DAMPED = {"pcoeff": 0.4, "icoeff": 0.3}
+
 
 def as_solver(solver: diffrax.AbstractSolver | None) -> diffrax.AbstractSolver:
     """The solver asked for; Tsit5 if None."""
@@ -55,12 +57,15 @@ def with_jacobian(solver: diffrax.AbstractSolver, jacobian: Callable) -> diffrax
 def controller(
     method: Method,
     *,
+    damped: bool,
     min_step: Float[Array, ""] | None = None,
     padding: Bool[Array, " size"] | None = None,
 ) -> diffrax.AbstractStepSizeController:
-    """Fixed steps if asked for, or a proportional–integral controller (Gustafsson, ACM Trans. Math.
-    Softw. 17, 1991), without which steps at the bound of stability would be rejected again and
-    again.
+    """The step-size controller of diffrax: fixed steps if asked for, or adaptive ones.
+
+    A `damped` controller is proportional and integral (Gustafsson, ACM Trans. Math. Softw. 17,
+    1991). Between kinks, where steps are often at the bound of stability, it saves rejections. On a
+    smooth flow, whose steps grow with time, it lags behind, and takes up to a third more steps.
 
     A step whose error is not finite is rejected and the next is smaller; below `min_step` the solve
     ends rather than shrink for ever. Entries of θ that are `padding` count in no norm.
@@ -70,8 +75,7 @@ def controller(
     return diffrax.PIDController(
         method.rtol,
         method.atol,
-        pcoeff=0.4,
-        icoeff=0.3,
+        **(_DAMPED if damped else {}),
         norm=_finite_rms if padding is None else eqx.Partial(_rms_of_others, padding),
         dtmin=min_step,
         force_dtmin=False,

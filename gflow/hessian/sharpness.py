@@ -5,8 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
+from gflow.arguments import PyTree
 from gflow.hessian.spectrum import Hessian, hessian_product
 from gflow.parameters import split_trainable
 

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gflow.arguments import (
     ArgumentError,
     Described,
+    PyTree,
     RealScalar,
     is_concrete,
     positive,

@@ -20,14 +20,14 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
-from gflow.arguments import ArgumentError, Described, RealScalar, is_concrete, positive
+from gflow.arguments import ArgumentError, Described, PyTree, RealScalar, is_concrete, positive
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.gradients import generalized_gradient
 from gflow.nonsmooth.minimal_norm import box_constrained_weights, minimal_norm
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
-from gflow.parameters import flat, split_trainable
+from gflow.parameters import Net, flat, split_trainable
 from gflow.risks import EmpiricalRisk
 
 # Patterns are listed up to about so many candidates.
@@ -38,11 +38,11 @@ _DEPENDENT = 1e-9
 
 def clarke_gradient(
     risk: Callable[[Any], Array],
-    net: PyTree,
+    net: Net,
     *,
     tol: RealScalar | None = None,
     trainable: Sequence[str] | PyTree | None = None,
-) -> PyTree:
+) -> Net:
     r"""The minimal-norm element of the Clarke subdifferential of the risk,
 
     $$\arg\min\{\|g\| : g \in \partial^\circ L(\theta)\}, \qquad
@@ -102,8 +102,9 @@ def clarke_gradient(
     known = ShallowPatternRisk.of(risk, trained, frozen)
     if known is None:
         return gradient
-    z = np.asarray(known.preactivations(net))
-    largest = np.sqrt(np.max(np.asarray(net.incoming_squares())))
+    shallow = known.net(flat(trained))
+    z = np.asarray(known.preactivations(shallow))
+    largest = np.sqrt(np.max(np.asarray(shallow.incoming_squares())))
     ties = np.abs(z) <= tol * largest * np.asarray(known.sizes)
     if not ties.any():
         return gradient

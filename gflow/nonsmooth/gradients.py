@@ -1,18 +1,20 @@
 """Gradients of a risk in the parameters of a network."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from gflow.parameters import split_trainable
+from gflow.arguments import PyTree
+from gflow.parameters import Net, split_trainable
 
 
 def generalized_gradient(
-    risk: Callable[[PyTree], Array], net: PyTree, trainable: Sequence[str] | PyTree | None = None
-) -> PyTree:
+    risk: Callable[[Any], Array], net: Net, trainable: Sequence[str] | PyTree | None = None
+) -> Net:
     r"""The generalized gradient G(θ), with ReLU'(0) = 0.
 
     For the squared loss and a `ShallowNet` with scalar output, on data of weights $\omega_k$ with

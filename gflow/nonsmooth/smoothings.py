@@ -7,12 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from gflow.activations import Activation, PiecewiseLinear, as_activation
-from gflow.arguments import ArgumentError, Described, RealScalar, positive
+from gflow.arguments import ArgumentError, Described, PyTree, RealScalar, positive
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.gradients import generalized_gradient
+from gflow.parameters import Net
 
 
 class EventuallyExact(Activation):
@@ -56,7 +57,7 @@ class EventuallyExact(Activation):
         return self.negative_slope + (1 - self.negative_slope) * s * (10 - 9 * s)
 
 
-def smoothed(net: PyTree, r: RealScalar) -> PyTree:
+def smoothed(net: Net, r: RealScalar) -> Net:
     """The network with every ReLU and leaky ReLU replaced by its `EventuallyExact` smoothing.
 
     The replaced activations are the leaves `jax.nn.relu`, `jax.nn.leaky_relu` and
@@ -97,11 +98,11 @@ def _kinked(leaf: Any) -> PiecewiseLinear | None:
 
 
 def smoothed_gradient(
-    risk: Callable[[PyTree], Array],
-    net: PyTree,
+    risk: Callable[[Any], Array],
+    net: Net,
     r: RealScalar,
     trainable: Sequence[str] | PyTree | None = None,
-) -> PyTree:
+) -> Net:
     r"""∇L_r(θ): the gradient of the risk of the network whose ReLUs are smoothed by R_r.
 
     It equals the generalized gradient G(θ) as soon as every positive preactivation is at least 2/r,
@@ -127,7 +128,7 @@ def smoothed_gradient(
     return generalized_gradient(lambda n: risk(smoothed(n, r)), net, trainable)
 
 
-def lowered_biases(net: PyTree, eps: RealScalar) -> PyTree:
+def lowered_biases(net: Net, eps: RealScalar) -> Net:
     r"""θ^ε: the network with the biases of hidden layer k of K lowered by $\varepsilon^{K+1-k}$.
 
     These are ε for one hidden layer, and ε² and ε for two: the biases of each layer move by much

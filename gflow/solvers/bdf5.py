@@ -15,8 +15,9 @@ import diffrax
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
+from gflow.arguments import PyTree
 from gflow.solvers.rodas5p import Rodas5P, lu_apply, lu_factor, risen
 from gflow.solvers.work import Counted, Work, nothing_done
 

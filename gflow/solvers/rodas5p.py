@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
+from gflow.arguments import PyTree
 from gflow.solvers.work import Counted, nothing_done
 
 # ---- the coefficients of Steinebach (2023), in the form without products with the Jacobian ------

@@ -21,11 +21,15 @@ def data(*rows: tuple, **options) -> gflow.EmpiricalRisk:
     return gflow.EmpiricalRisk(table[:, :-1], table[:, -1], **options)
 
 
+def sine(num_rows: int) -> gflow.EmpiricalRisk:
+    """Rows of sin 3x, evenly spaced on [-1, 1]."""
+    x = np.linspace(-1, 1, num_rows)
+    return gflow.EmpiricalRisk(x[:, None], np.sin(3 * x))
+
+
 def small_problem():
-    """Twelve points of a sine and eight units: by t = 12 the flow met crossings and a slide."""
-    x = np.linspace(-1, 1, 12)
-    risk = gflow.EmpiricalRisk(x[:, None], np.sin(3 * x))
-    return risk, gflow.ShallowNet(1, 8, key=jax.random.key(4))
+    """Until t = 12 the flow meets crossings and a slide."""
+    return sine(12), gflow.ShallowNet(1, 8, key=jax.random.key(4))
 
 
 # What a located flow must know of: activations, outputs, losses, what is trained.

@@ -24,10 +24,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from gflow.activations import PiecewiseLinear
-from gflow.arguments import is_concrete
+from gflow.arguments import PyTree, is_concrete
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.pattern import Pair
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, KinkResolution, Transition
