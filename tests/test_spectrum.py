@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 import gflow
 from gflow.hessian import lanczos
-from gflow.hessian.lanczos import Symmetric, extremes
+from gflow.hessian.lanczos import SymmetricOperator, extremes
 from tests.helpers.derivatives import hessian
 
 
@@ -227,26 +227,26 @@ def test_the_density_is_that_of_the_eigenvalues():
     assert np.abs(some - exact).max() < 0.1 * exact.max()
 
 
-class Counted(Symmetric):
-    """A diagonal map that tells of each product."""
+class CountedProducts(SymmetricOperator):
+    """A diagonal map that counts its products."""
 
     d: jax.Array
-    told: list = eqx.field(static=True)
+    counted: list = eqx.field(static=True)
 
     def prepared(self):
         def product(v):
-            jax.debug.callback(lambda _: self.told.append(1), v[0])
+            jax.debug.callback(lambda _: self.counted.append(1), v[0])
             return self.d * v
 
         return product
 
 
 def test_products_are_counted():
-    operator = Counted(jnp.linspace(-1.0, 2.0, SIZE), [])
+    operator = CountedProducts(jnp.linspace(-1.0, 2.0, SIZE), [])
     options = {"tol": 1e-3, "copies": True, "max_products": 1000, "key": jax.random.key(0)}
     found = extremes(operator, jnp.ones(SIZE), 3, 2, **options)
     jax.effects_barrier()
-    assert found.checked and found.num_products == len(operator.told)
+    assert found.checked and found.num_products == len(operator.counted)
 
 
 def test_products_are_limited():
@@ -261,7 +261,7 @@ def test_products_are_limited():
 
 
 def test_new_data_of_the_same_shape_take_the_same_programs():
-    programs: Any = (lanczos._run, lanczos._rayleigh)
+    programs: Any = (lanczos.lanczos_run, lanczos.rayleigh_quotients)
     compiled = lambda: [program._cached._cache_size() for program in programs]
     risk, net = quadratic(np.linspace(-1.0, 2.0, SIZE))
     large(risk, net)

@@ -1,9 +1,11 @@
 r"""Extreme eigenvalues and spectral measures of symmetric maps, from their products with vectors.
 
-The Lanczos iteration is that of matfree, with full reorthogonalisation. It goes on where the Krylov
-space is exhausted and divides by a length that is a rounding error, so that eigenvalues come out
-that are none: ±52 for a Hessian of rank two with eigenvalues 3 and −5. Its vectors are therefore
-taken only as far as they are orthonormal, and no further than an invariant subspace.
+The Lanczos iteration is matfree's, with full reorthogonalisation. The thick restarts are own code:
+matfree has none, and ARPACK calls the host for each product and finds no repeated eigenvalues.
+
+Where the Krylov space is exhausted, matfree's iteration goes on and divides by a length that is a
+rounding error, which creates false eigenvalues: ±52 for a Hessian of rank two with eigenvalues 3
+and −5. So only vectors that are orthonormal are used, up to the first invariant subspace.
 """
 
 import abc
@@ -18,22 +20,22 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from matfree.decomp import hessenberg
 from matfree.stochtrace import sampler_sphere
 
-# Lanczos steps from one look at the eigenvalues to the next.
+# Lanczos steps between two computations of the eigenvalues.
 STEPS = 20
 # Off-diagonal entries count as 0 below this multiple of the rounding unit times the largest entry.
 _ROUNDINGS = 100.0
 
 
-class Symmetric(eqx.Module):
-    """A symmetric linear map that is known by its products."""
+class SymmetricOperator(eqx.Module):
+    """A symmetric linear map A, given by its products."""
 
     @abc.abstractmethod
     def prepared(self) -> Callable[[Array], Array]:
-        """v ↦ Av, with what all products have in common computed once."""
+        """v ↦ Av, after everything that all products share is computed once."""
 
 
 class Extremes(NamedTuple):
-    """The outermost eigenpairs, ascending; `checked`: a look for further copies found none."""
+    """The outermost eigenpairs, ascending; `checked`: a search for further copies found none."""
 
     values: Float[np.ndarray, " wanted"]
     vectors: Float[Array, "wanted size"]
@@ -42,7 +44,15 @@ class Extremes(NamedTuple):
     checked: bool
 
 
-class _Run(NamedTuple):
+class LanczosRun(NamedTuple):
+    """Lanczos vectors and the tridiagonal matrix of A in their span.
+
+    - `rows`: the vectors; `diagonal`, `off`: the entries of the matrix. The last entry of `off`
+      belongs to the next vector, which is `rest` before normalisation.
+    - `overlaps`: of each vector with those before it and with the basis, and the error of its
+      length.
+    """
+
     rows: Float[Array, "steps size"]
     diagonal: Float[Array, " steps"]
     off: Float[Array, " steps"]
@@ -51,12 +61,10 @@ class _Run(NamedTuple):
 
 
 @eqx.filter_jit
-def _run(operator: Symmetric, basis: Float[Array, "kept size"], start: Array, num: int) -> _Run:
-    """Lanczos steps in the orthogonal complement of the rows of `basis`, of which some may be 0.
-
-    `overlaps`: of each vector with those before it and with the basis, and how far its length is
-    from 1. `off`: the off-diagonal entries, the last of which leads to `rest`.
-    """
+def lanczos_run(
+    operator: SymmetricOperator, basis: Float[Array, "kept size"], start: Array, num: int
+) -> LanczosRun:
+    """Lanczos steps in the orthogonal complement of the rows of `basis`, some of which may be 0."""
     product = operator.prepared()
     outside = lambda v: v - (basis @ v) @ basis
     for _ in range(2):
@@ -67,13 +75,13 @@ def _run(operator: Symmetric, basis: Float[Array, "kept size"], start: Array, nu
     rows, h = found.Q_tall, found.J_small
     within = jnp.tril(jnp.abs(rows @ rows.T - jnp.eye(num, dtype=rows.dtype)))
     overlaps = jnp.concatenate([within, jnp.abs(rows @ basis.T)], axis=1).max(axis=1)
-    # The upper triangle belongs to vectors that may be unsound.
+    # The upper triangle may belong to vectors that are not orthonormal.
     off = jnp.append(jnp.diagonal(h, -1), jnp.linalg.norm(found.residual))
-    return _Run(rows, jnp.diagonal(h), off, overlaps, found.residual)
+    return LanczosRun(rows, jnp.diagonal(h), off, overlaps, found.residual)
 
 
-def _sound(run: _Run, scale: float) -> tuple[int, bool]:
-    """How many vectors can be used, and whether they, with the basis, span an invariant space.
+def _usable(run: LanczosRun, scale: float) -> tuple[int, bool]:
+    """The number of vectors to use, and whether they and the basis span an invariant subspace.
 
     `scale` is a lower bound of the largest absolute eigenvalue.
     """
@@ -95,8 +103,8 @@ def _rotated(basis: Array, rows: Array, used: Array, rotation: Array) -> Array:
 
 
 @eqx.filter_jit
-def _rayleigh(operator: Symmetric, vectors: Float[Array, "wanted size"]):
-    """Rayleigh quotients and the lengths of Av − ρv, of vectors made unit ones."""
+def rayleigh_quotients(operator: SymmetricOperator, vectors: Float[Array, "wanted size"]):
+    """Rayleigh quotients ρ, the normalised vectors v, and ‖Av − ρv‖."""
     vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
     images = jax.lax.map(operator.prepared(), vectors)
     values = jnp.sum(vectors * images, axis=1)
@@ -104,7 +112,7 @@ def _rayleigh(operator: Symmetric, vectors: Float[Array, "wanted size"]):
 
 
 def extremes(
-    operator: Symmetric,
+    operator: SymmetricOperator,
     like: Float[Array, " size"],
     largest: int,
     smallest: int,
@@ -118,18 +126,19 @@ def extremes(
 
     Lanczos iteration with thick restarts (Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000) until
     the residuals are at most `tol` times the largest absolute eigenvalue. One start finds one copy
-    of each eigenvalue; if `copies` are wanted, runs from new random vectors, orthogonal to what was
-    found, follow until one finds nothing new. The residuals returned are computed from products of
-    their own.
+    of each eigenvalue. With `copies`, runs from new random vectors, orthogonal to those found,
+    follow until one finds nothing new. The returned residuals are computed from further products.
+
+    **Raises:** `FloatingPointError` if the first product is NaN or infinite.
     """
-    search = _Search(operator, like, largest, smallest, tol, key)
-    most = max_products - search.wanted
-    while search.goes_on(copies) and search.num_products + search.steps <= most:
+    search = _RestartedLanczos(operator, like, largest, smallest, tol, key)
+    budget = max_products - search.wanted
+    while not search.finished(copies) and search.num_products + search.steps <= budget:
         search.advance()
     while len(search.values) < search.wanted:
         search.advance()
     vectors = search.basis[search.chosen(len(search.values))]
-    values, vectors, residuals = _rayleigh(operator, vectors)
+    values, vectors, residuals = rayleigh_quotients(operator, vectors)
     order = np.argsort(np.asarray(values), kind="stable")
     return Extremes(
         np.asarray(values)[order],
@@ -140,9 +149,13 @@ def extremes(
     )
 
 
-class _Search:
-    """The state of the restarts: Ritz vectors `basis` (padded by 0), their `values`, ascending, and
-    `couplings`, their products with A times the next start. `fresh`: the next start is random."""
+class _RestartedLanczos:
+    """Lanczos iteration with thick restarts.
+
+    - `basis`: the Ritz vectors that were kept, padded with 0; `values`: the Ritz values, ascending.
+    - `couplings`: the products ⟨u, A start⟩ of the Ritz vectors u with the next start.
+    - `fresh`: whether the next start is random; otherwise it continues the last run.
+    """
 
     def __init__(self, operator, like: Array, largest: int, smallest: int, tol: float, key):
         self.operator, self.like, self.key, self.tol = operator, like, key, tol
@@ -153,11 +166,15 @@ class _Search:
         self.start, self.fresh, self.before = like, True, None
         self.num_products, self.checked = 0, False
 
-    def goes_on(self, copies: bool) -> bool:
-        return not (self.checked if copies else self.checked or self.before is not None)
+    def finished(self, copies: bool) -> bool:
+        return self.checked if copies else self.checked or self.before is not None
 
     def chosen(self, count: int, number: int | None = None) -> np.ndarray:
-        """The indices of the outermost of `count` ascending values, in proportion if more."""
+        """The indices of the outermost `number` of `count` ascending values.
+
+        By default these are the wanted ones. A larger number is split between the ends in the same
+        proportion.
+        """
         number = self.wanted if number is None else min(number, count)
         if number >= count:
             return np.arange(count)
@@ -165,20 +182,21 @@ class _Search:
         return np.r_[:low, count - number + low : count]
 
     def advance(self) -> None:
+        """One Lanczos run and the restart after it."""
         fresh = self.fresh
         start = self._random(1)[0] if fresh else self.start
-        run = _run(self.operator, self.basis, start, self.steps)
+        run = lanczos_run(self.operator, self.basis, start, self.steps)
         self.num_products += self.steps
         if self.num_products == self.steps and not np.isfinite(run.diagonal[0]):
             raise FloatingPointError("a product is NaN or infinite")
-        used, closed = _sound(run, float(np.abs(self.values).max(initial=0.0)))
+        used, closed = _usable(run, float(np.abs(self.values).max(initial=0.0)))
         values, turn = self._ritz(run, used)
         ahead = 0.0 if closed else float(run.off[used - 1])
         bounds = ahead * np.abs(turn[-1]) if used else np.zeros(len(values))
         limit = self.tol * np.abs(values).max(initial=0.0)
         outer = self.chosen(len(values))
         found = len(values) >= self.wanted and bool(np.all(bounds[outer] <= limit))
-        # A random start that is an eigenvector: all that is left has that eigenvalue.
+        # A random start that is an eigenvector: A is a multiple of 1 on the complement.
         alike = fresh and closed and used == 1
         whole = used == 0 or len(values) == self.like.size
         keep = self.chosen(len(values), self.capacity - (self.wanted if alike else 0))
@@ -200,8 +218,8 @@ class _Search:
         self.key, key = jax.random.split(self.key)
         return sampler_sphere(self.like, num=number)(key)
 
-    def _ritz(self, run: _Run, used: int) -> tuple[np.ndarray, np.ndarray]:
-        """Values and vectors of A in the span of the basis and the vectors of the run."""
+    def _ritz(self, run: LanczosRun, used: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ritz values and vectors of A in the span of the basis and the vectors of the run."""
         kept = len(self.values)
         matrix = np.diag(np.append(self.values, np.asarray(run.diagonal)[:used]))
         rows = kept + np.arange(used - 1) if used else np.arange(0)
@@ -211,7 +229,7 @@ class _Search:
         values, turn = np.linalg.eigh(matrix, UPLO="L")
         return values, turn
 
-    def _rotate(self, run: _Run, used: int, values: np.ndarray, turn: np.ndarray) -> None:
+    def _rotate(self, run: LanczosRun, used: int, values: np.ndarray, turn: np.ndarray) -> None:
         kept = len(self.values)
         rotation = np.zeros((self.capacity, self.capacity + self.steps), self.like.dtype)
         rotation[: len(values), :kept] = turn[:kept].T
@@ -220,7 +238,7 @@ class _Search:
         self.values = values
 
     def _fill(self, value: float) -> None:
-        """Joins as many copies of an eigenvalue as may be wanted."""
+        """Adds as many copies of an eigenvalue as may be wanted."""
         kept = len(self.values)
         copies = min(self.wanted, self.like.size - kept)
         rows = self._random(copies) if copies else self.basis[:0]
@@ -235,7 +253,7 @@ class _Search:
 
 
 def measures(
-    operator: Symmetric,
+    operator: SymmetricOperator,
     like: Float[Array, " size"],
     probes: int,
     depth: int,
@@ -245,16 +263,16 @@ def measures(
     """Nodes and weights, each (probes, depth), of Gauss quadratures of the spectral measures
     Σ ⟨u_i, v⟩² δ(λ_i) of random unit vectors v, whose mean is the spectral density.
 
-    Exact for polynomials of degree below 2 · `depth`, by Lanczos iteration (Golub and Welsch;
-    Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017). Weights are 0 beyond a Krylov space
-    that is exhausted.
+    They are exact for polynomials of degree below 2 · `depth`, by Lanczos iteration (Golub and
+    Welsch; Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017). Weights are 0 where the
+    Krylov space is exhausted.
     """
     depth = min(depth, like.size)
-    runs = _probed(operator, sampler_sphere(like, num=probes)(key), depth)
+    runs = _probe_runs(operator, sampler_sphere(like, num=probes)(key), depth)
     nodes, weights = np.zeros((2, probes, depth), like.dtype)
     for k in range(probes):
-        run = _Run(*(a[k] for a in runs))
-        used, _ = _sound(run, 0.0)
+        run = LanczosRun(*(a[k] for a in runs))
+        used, _ = _usable(run, 0.0)
         diagonal, off = np.asarray(run.diagonal)[:used], np.asarray(run.off)[: used - 1]
         nodes[k, :used], turn = np.linalg.eigh(np.diag(diagonal) + np.diag(off, -1), UPLO="L")
         weights[k, :used] = turn[0] ** 2
@@ -262,8 +280,10 @@ def measures(
 
 
 @eqx.filter_jit
-def _probed(operator: Symmetric, starts: Float[Array, "probes size"], depth: int) -> _Run:
-    """Runs without their vectors, one after the other."""
+def _probe_runs(
+    operator: SymmetricOperator, starts: Float[Array, "probes size"], depth: int
+) -> LanczosRun:
+    """Lanczos runs, one after the other, without their vectors."""
     none = starts[:0]
     drop = lambda run: run._replace(rows=run.rows[:0], rest=run.rest[:0])
-    return jax.lax.map(lambda start: drop(_run(operator, none, start, depth)), starts)
+    return jax.lax.map(lambda start: drop(lanczos_run(operator, none, start, depth)), starts)

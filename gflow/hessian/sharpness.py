@@ -23,13 +23,13 @@ def sharpness(
 ) -> float:
     """λ_max(∇²L(θ)), the largest eigenvalue of the Hessian in the trained parameters.
 
-    Gradient descent of step size h is linearly stable while h < 2/sharpness. The Hessian of a
-    ReLU network is that of the fixed activation pattern, which is the Hessian away from kinks.
+    Gradient descent with step size h is linearly stable for h < 2/sharpness. The Hessian of a ReLU
+    network is that of the fixed activation pattern, which is the Hessian away from kinks.
 
-    By implicitly restarted Lanczos iteration (ARPACK) on Hessian-vector products, from a fixed
-    start, to the relative accuracy `tol`; the Hessian is never formed beyond 64 parameters. Runs on
-    the host, so not under `jax.jit`. `hessian_spectrum` needs as many products, which are cheaper
-    for large networks, but takes longer to compile.
+    It is computed by implicitly restarted Lanczos iteration (ARPACK) on Hessian-vector products,
+    from a fixed start, to the relative accuracy `tol`. Beyond 64 parameters the Hessian is never
+    formed. `hessian_spectrum` needs as many products, which are cheaper for large networks, but it
+    takes longer to compile. Runs on the host, so not under `jax.jit`.
     """
     from scipy.sparse.linalg import LinearOperator, eigsh
 
@@ -43,7 +43,7 @@ def sharpness(
     start = np.random.default_rng(0).normal(size=size).astype(theta.dtype)
     if not product(start).any():
         return 0.0
-    # SciPy's annotations know neither the constructor nor a fractional tolerance.
+    # SciPy's annotations lack the constructor and fractional tolerances.
     operator = LinearOperator((size, size), matvec=product, dtype=np.dtype(theta.dtype))  # pyright: ignore
     values = eigsh(operator, k=1, which="LA", v0=start, tol=tol, return_eigenvectors=False)  # pyright: ignore
     return float(values[0])

@@ -20,10 +20,10 @@ from gflow.arguments import (
     positive,
     positive_int,
 )
-from gflow.hessian.lanczos import STEPS, Symmetric, extremes, measures
+from gflow.hessian.lanczos import STEPS, SymmetricOperator, extremes, measures
 from gflow.parameters import split_trainable
 
-# Products at a time where the Hessian is formed.
+# Products that are computed together to form the Hessian.
 _BATCH = 16
 
 
@@ -31,19 +31,19 @@ _BATCH = 16
 class Spectrum:
     r"""Eigenvalues of a Hessian, $\lambda_1 \le \dots \le \lambda_{size}$, all or the extreme ones.
 
-    - `size`: the number of trained parameters. `complete`: whether all eigenvalues are there.
+    - `size`: the number of trained parameters; `complete`: whether all eigenvalues are known.
     - `eigenvalues`, ascending: all, or the `num_smallest` smallest and then the largest.
     - `eigenvectors`, (count, size): of length 1, in the order of
       `jax.flatten_util.ravel_pytree` of the trained parameters; (0, size) if there are none.
-    - `residuals`: ‖Hv − λv‖. An eigenvalue lies within this of λ; the one meant is nearer, within
-      residual²/gap, where the gap to the others is larger than the residual.
-    - `converged`: for each, whether the residual is as small as was asked for.
-    - `checked`: whether a further run from a random vector, orthogonal to those found, showed no
-      copies that were missed (True where all are there).
-    - `num_products`: Hessian products taken, each the work of about two gradients.
+    - `residuals`: ‖Hv − λv‖. An eigenvalue lies within this distance of λ, and even within
+      residual²/gap if its gap to the other eigenvalues exceeds the residual.
+    - `converged`: for each eigenvalue, whether the residual is as small as requested.
+    - `checked`: whether a further run from a random vector, orthogonal to those found, showed that
+      no copies were missed (True if `complete`).
+    - `num_products`: the number of Hessian products, each about the work of two gradients.
     - `zero_below`: eigenvalues count as 0 up to this absolute value.
-    - `nodes`, `weights`, (probes, depth): quadratures whose mean is the spectral density; None
-      where neither all eigenvalues nor probes are there.
+    - `nodes`, `weights`, (probes, depth): quadratures whose mean is the spectral density. None
+      without probes, unless the spectrum is complete.
     """
 
     size: int
@@ -61,8 +61,10 @@ class Spectrum:
 
     @classmethod
     def complete_of(cls, eigenvalues: Any) -> "Spectrum":
-        """The spectrum of these eigenvalues, all there are, without eigenvectors; they count as 0
-        up to 100 · size · ε of the largest."""
+        """The complete spectrum with these eigenvalues, without eigenvectors.
+
+        They count as 0 up to 100 · size · ε times the largest absolute value.
+        """
         values = np.sort(np.asarray(eigenvalues, float))
         size = len(values)
         rounding = float(np.finfo(float).eps * np.abs(values).max(initial=0.0))
@@ -81,7 +83,7 @@ class Spectrum:
 
     @property
     def sharpness(self) -> float:
-        """The largest eigenvalue; NaN if only the smallest were asked for."""
+        """The largest eigenvalue; NaN if only the smallest ones were requested."""
         return float(self.eigenvalues[-1]) if len(self.largest) else float("nan")
 
     @property
@@ -100,30 +102,39 @@ class Spectrum:
 
     @property
     def num_negative(self) -> int:
-        """Negative eigenvalues, of those that are there."""
+        """The number of negative eigenvalues among the known ones."""
         return int(np.sum(self.eigenvalues < -self.zero_below))
 
     @property
     def num_zero(self) -> int:
-        """Eigenvalues that are 0 but for rounding, of those that are there."""
+        """The number of eigenvalues among the known ones that are 0 up to rounding."""
         return int(np.sum(np.abs(self.eigenvalues) <= self.zero_below))
 
     @property
     def num_positive(self) -> int:
-        """Positive eigenvalues, of those that are there."""
+        """The number of positive eigenvalues among the known ones."""
         return int(np.sum(self.eigenvalues > self.zero_below))
 
     def density(self, x: Any, width: RealScalar) -> np.ndarray:
-        """The spectral density, of integral 1, at x: each eigenvalue as a normal law whose standard
-        deviation is `width`."""
+        """The spectral density, of integral 1, at x.
+
+        Each eigenvalue is a normal density with standard deviation `width`.
+
+        **Raises:** `ArgumentError` for an incomplete spectrum without probes.
+        """
         nodes, weights = self._quadrature()
         width, x = positive("width", width), np.asarray(x, float)
         at = (x[..., None] - nodes.ravel()) / width
         return np.exp(-(at**2) / 2) @ weights.ravel() / (len(nodes) * width * (2 * np.pi) ** 0.5)
 
     def moment(self, order: int) -> tuple[float, float]:
-        """The mean of λ^order over all eigenvalues, and the standard error of it: 0 if all are
-        there, else from the spread of the probes (NaN for a single one)."""
+        """The mean of λ^order over all eigenvalues, and its standard error.
+
+        The error is 0 for a complete spectrum. Otherwise it is estimated from the spread of the
+        probes, and NaN for a single one.
+
+        **Raises:** `ArgumentError` for an incomplete spectrum without probes.
+        """
         nodes, weights = self._quadrature()
         each = np.sum(weights * nodes ** positive_int("order", order, minimum=0), axis=1)
         if self.complete:
@@ -134,7 +145,7 @@ class Spectrum:
     def _quadrature(self) -> tuple[np.ndarray, np.ndarray]:
         if self.nodes is None or self.weights is None:
             got = Described(f"none, for {self.size:,} parameters")
-            raise ArgumentError("probes", got, "at least one for the density of a large Hessian")
+            raise ArgumentError("probes", got, "at least one, for the density of a large Hessian")
         return self.nodes, self.weights
 
     def __repr__(self) -> str:
@@ -159,7 +170,7 @@ class Spectrum:
         )
 
 
-class Hessian(Symmetric):
+class Hessian(SymmetricOperator):
     """∇²L at a network, in the trained parameters as one vector."""
 
     risk: Any
@@ -194,8 +205,9 @@ def hessian_spectrum(
 ) -> Spectrum:
     r"""The eigenvalues of the Hessian $\nabla^2 L(\theta)$ in the trained parameters.
 
-    All of them up to `dense_up_to` parameters. Beyond, the Hessian is never formed: the extreme
-    eigenvalues come from Lanczos iteration on Hessian-vector products, and the density
+    All of them are computed up to `dense_up_to` parameters. Beyond, the Hessian is never formed.
+    Then the extreme eigenvalues come from Lanczos iteration on Hessian-vector products, and the
+    density
 
     $$\frac{1}{size} \sum_i \delta(\lambda_i) \approx
       \frac{1}{probes} \sum_p \sum_j \omega_{pj} \, \delta(\vartheta_{pj})$$
@@ -206,28 +218,28 @@ def hessian_spectrum(
 
     **Arguments:**
 
-    - `largest`, `smallest`: how many eigenvalues at either end are wanted of a large Hessian.
-    - `probes`: random vectors for the density of a large Hessian, 0 for none; each costs `depth`
-      Hessian products.
+    - `largest`, `smallest`: the numbers of eigenvalues at either end of a large Hessian.
+    - `probes`: the number of random vectors for the density of a large Hessian, 0 for none. Each
+      costs `depth` Hessian products.
     - `trainable`: as in `solve_flow`.
-    - `tol`: the residuals wanted, relative to the largest absolute eigenvalue; by default 1e-6 for
-      float64 parameters, 1e-4 for float32. Errors of the eigenvalues are mostly of the order of the
-      squares of these, and never above them.
+    - `tol`: the requested residuals, relative to the largest absolute eigenvalue; by default 1e-6
+      for float64 parameters, 1e-4 for float32. Errors of the eigenvalues are mostly of the order of
+      the squares of the residuals, and never above these.
     - `zero_below`: eigenvalues count as 0 up to this absolute value; by default 10 · size ·
-      (rounding unit) · max|λ| if all are computed, else the largest residual where that is more.
-    - `max_products`: where it ends if the eigenvalues have not converged, which `converged` shows;
-      the density is not in it.
-    - `copies`: whether to look for further copies of what was found, by at least 20 products more:
-      without it, an eigenvalue of several dimensions can come once, and one too small follow.
-    - `key`: of the random starts; a fixed one if None.
+      (rounding unit) · max|λ|, or the largest residual of a large Hessian if that is more.
+    - `max_products`: the budget of products for the eigenvalues, without the density. If it runs
+      out, `converged` shows which eigenvalues have not converged.
+    - `copies`: whether to search for further copies of the eigenvalues found, by at least 20 more
+      products. Without it, a multiple eigenvalue may appear once, followed by a smaller one.
+    - `key`: the random key of the starts, by default a fixed one.
 
-    Eigenvalues inside the cluster near 0 that most Hessians have converge slowly: the smallest of a
-    Hessian without negative ones may take all `max_products`. The iterations are one compiled
-    program for all risks and networks of the same shapes; its restarts run on the host, so not
-    under `jax.jit`.
+    Eigenvalues in the cluster near 0 that most Hessians have converge slowly: the smallest of a
+    Hessian without negative eigenvalues may take all `max_products`. The iterations are one
+    compiled program for all risks and networks of the same shapes. Its restarts run on the host, so
+    not under `jax.jit`.
 
-    **Raises:** `ArgumentError` for arguments out of range, traced arrays, and a Hessian with
-    entries that are NaN or infinite.
+    **Raises:** `ArgumentError` for arguments out of range, traced arrays, and a Hessian whose
+    entries are NaN or infinite.
 
     ??? example
 
@@ -261,24 +273,26 @@ def hessian_spectrum(
         found = extremes(hessian, theta, largest, smallest, **search)
     except FloatingPointError:
         raise _not_finite() from None
-    quadratures, products = (None, None), found.num_products
+    nodes = weights = None
+    products = found.num_products
     if probes:
-        quadratures = measures(hessian, theta, probes, depth, key=to_density)
-        products += quadratures[0].size
+        nodes, weights = measures(hessian, theta, probes, depth, key=to_density)
+        products += nodes.size
     if zero_below is None:
         zero_below = max(_rounding(found.values, theta.size), float(found.residuals.max()))
     return Spectrum(
-        theta.size,
-        found.values,
-        found.vectors,
-        found.residuals,
-        smallest,
-        False,
-        found.checked,
-        tol,
-        products,
-        zero_below,
-        *quadratures,
+        size=theta.size,
+        eigenvalues=found.values,
+        eigenvectors=found.vectors,
+        residuals=found.residuals,
+        num_smallest=smallest,
+        complete=False,
+        checked=found.checked,
+        tol=tol,
+        num_products=products,
+        zero_below=zero_below,
+        nodes=nodes,
+        weights=weights,
     )
 
 
@@ -290,10 +304,10 @@ def _dense(hessian: Hessian, tol: float, zero_below: float | None) -> Spectrum:
     values, vectors = np.linalg.eigh(matrix)
     size = len(values)
     return Spectrum(
-        size,
-        values,
-        jnp.asarray(vectors.T),
-        np.linalg.norm(matrix @ vectors - values * vectors, axis=0),
+        size=size,
+        eigenvalues=values,
+        eigenvectors=jnp.asarray(vectors.T),
+        residuals=np.linalg.norm(matrix @ vectors - values * vectors, axis=0),
         num_smallest=size,
         complete=True,
         checked=True,
@@ -316,13 +330,13 @@ def _not_finite() -> ArgumentError:
 
 @eqx.filter_jit
 def hessian_product(hessian: Hessian, v: Float[Array, " size"]) -> Float[Array, " size"]:
-    """∇²L v."""
+    """The product ∇²L v."""
     return hessian.prepared()(v)
 
 
 @eqx.filter_jit
 def _columns(hessian: Hessian) -> Float[Array, "size size"]:
     theta = hessian.theta
-    # Rows of 0 fill the last batch, since another batch size would be compiled beside.
+    # Rows of 0 fill the last batch: a second batch size would be compiled separately.
     rows = jnp.eye(theta.size + -theta.size % _BATCH, theta.size, dtype=theta.dtype)
     return jax.lax.map(hessian.prepared(), rows, batch_size=_BATCH)[: theta.size]
