@@ -24,7 +24,6 @@ from gflow.hessian.lanczos import STEPS, SymmetricOperator, extremes, measures
 from gflow.parameters import split_trainable
 
 # Products that are computed together to form the Hessian.
-_DEFAULT_TOL = {"float64": 1e-6, "float32": 1e-4}
 _BATCH = 16
 
 
@@ -262,7 +261,7 @@ def hessian_spectrum(
         raise ArgumentError("net", Described("traced arrays"), "known ones: outside jax.jit")
     hessian = Hessian(risk, trained, frozen)
     theta = hessian.theta
-    tol = positive("tol", _DEFAULT_TOL[theta.dtype.name] if tol is None else tol)
+    tol = positive("tol", _default_tol(theta) if tol is None else tol)
     zero_below = None if zero_below is None else positive("zero_below", zero_below, or_zero=True)
     if theta.size <= max(dense_up_to, wanted):
         return _dense(hessian, tol, zero_below)
@@ -293,6 +292,10 @@ def hessian_spectrum(
         nodes=nodes,
         weights=weights,
     )
+
+
+def _default_tol(theta: Array) -> float:
+    return 1e-6 if theta.dtype == jnp.float64 else 1e-4
 
 
 def _dense(hessian: Hessian, tol: float, zero_below: float | None) -> Spectrum:
