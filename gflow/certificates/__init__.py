@@ -1,13 +1,9 @@
-"""Chatterjee's criterion for convergence to a global minimum, proved over a ball or refuted, and
+"""Chatterjee's criterion for convergence to a global minimum, proved or refuted over a ball, and
 tangent kernels."""
 
 from gflow.certificates.activation_bounds import SlopeBounds
 from gflow.certificates.bounds import SumOfSquares
-from gflow.certificates.chatterjee import (
-    Certificate,
-    Envelope,
-    chatterjee,
-)
+from gflow.certificates.chatterjee import Certificate, Envelope, chatterjee
 from gflow.certificates.tangent_kernel import (
     PLConstants,
     pl_constants,

@@ -1,7 +1,7 @@
 """The spectrum of the Hessian: all eigenvalues, or the extreme ones and the density."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import equinox as eqx
@@ -20,7 +20,7 @@ from gflow.arguments import (
     positive,
     positive_int,
 )
-from gflow.hessian.lanczos import STEPS, SymmetricOperator, extremes, measures
+from gflow.hessian.lanczos import STEPS, Extremes, SymmetricOperator, extremes, measures
 from gflow.parameters import split_trainable
 
 # Products that are computed together to form the Hessian.
@@ -271,15 +271,20 @@ def hessian_spectrum(
         found = extremes(hessian, theta, largest, smallest, **search)
     except FloatingPointError:
         raise _not_finite() from None
-    nodes = weights = None
-    products = found.num_products
-    if probes:
-        nodes, weights = measures(hessian, theta, probes, depth, key=to_density)
-        products += nodes.size
+    spectrum = _extreme(found, smallest, tol, zero_below)
+    if not probes:
+        return spectrum
+    nodes, weights = measures(hessian, theta, probes, depth, key=to_density)
+    products = spectrum.num_products + nodes.size
+    return replace(spectrum, num_products=products, nodes=nodes, weights=weights)
+
+
+def _extreme(found: Extremes, smallest: int, tol: float, zero_below: float | None) -> Spectrum:
+    size = found.vectors.shape[1]
     if zero_below is None:
-        zero_below = max(_rounding(found.values, theta.size), float(found.residuals.max()))
+        zero_below = max(_rounding(found.values, size), float(found.residuals.max()))
     return Spectrum(
-        size=theta.size,
+        size=size,
         eigenvalues=found.values,
         eigenvectors=found.vectors,
         residuals=found.residuals,
@@ -287,10 +292,8 @@ def hessian_spectrum(
         complete=False,
         checked=found.checked,
         tol=tol,
-        num_products=products,
+        num_products=found.num_products,
         zero_below=zero_below,
-        nodes=nodes,
-        weights=weights,
     )
 
 

@@ -6,10 +6,4 @@ from gflow.risks.empirical import EmpiricalRisk
 from gflow.risks.gaussian import GaussianRisk
 from gflow.risks.population import PopulationRisk
 
-__all__ = [
-    "BoxRisk",
-    "EmpiricalRisk",
-    "GaussianRisk",
-    "PopulationRisk",
-    "Risk",
-]
+__all__ = ["BoxRisk", "EmpiricalRisk", "GaussianRisk", "PopulationRisk", "Risk"]
