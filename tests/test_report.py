@@ -14,7 +14,7 @@ from gflow.app.end_points import EndPoint
 from gflow.app.provenance import provenance
 from gflow.app.report import render
 from gflow.app.run_directory import Descent, Run
-from gflow.app.tables import EndRow, end_rows, end_sentence, summary_rows
+from gflow.app.summary import EndRow, end_rows, end_sentence, summary_rows
 
 ROOT = Path(__file__).parent.parent
 

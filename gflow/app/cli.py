@@ -13,7 +13,7 @@ from gflow.arguments import ArgumentError
 
 if TYPE_CHECKING:
     from gflow.app.run_directory import Run
-    from gflow.app.tables import EndRow, SummaryRow
+    from gflow.app.summary import EndRow, SummaryRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _print_summary(run: "Run") -> None:
     from rich.console import Console
 
     from gflow.app.analysis import MAX_ORDER_FRACTION, analyse
-    from gflow.app.tables import end_rows, end_sentence, summary_rows
+    from gflow.app.summary import end_rows, end_sentence, summary_rows
 
     analysis = analyse(run)
     console = Console(highlight=False)

@@ -14,7 +14,7 @@ from gflow import piecewise, plots
 from gflow.activations import as_activation
 from gflow.app.analysis import Analysis, analyse, followed_flow
 from gflow.app.run_directory import Run, load_run
-from gflow.app.tables import EndRow, SummaryRow, end_rows, end_sentence, summary_rows
+from gflow.app.summary import EndRow, SummaryRow, end_rows, end_sentence, summary_rows
 from gflow.display import fact_table
 from gflow.hessian import Spectrum
 from gflow.rates import RateStatus

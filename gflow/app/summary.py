@@ -1,4 +1,4 @@
-"""The tables of a run: one row for each trajectory, and one for each end point."""
+"""The summary of a run: a row for each trajectory, and one for each end point."""
 
 from dataclasses import dataclass
 from typing import ClassVar
