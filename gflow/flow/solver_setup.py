@@ -1,4 +1,4 @@
-"""How a solver is prepared: its tolerances, its Jacobian, and where its dense output is accurate."""
+"""How a solver is prepared: tolerances, Jacobian, and where its dense output is accurate."""
 
 from collections.abc import Callable
 
