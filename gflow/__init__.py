@@ -33,7 +33,7 @@ from gflow.nonsmooth import (
     smoothed,
     smoothed_gradient,
 )
-from gflow.rates import Lojasiewicz, Rate, fit_rate, lojasiewicz
+from gflow.rates import Lojasiewicz, Rate, RateStatus, fit_rate, lojasiewicz
 from gflow.results import RESULTS
 from gflow.risks import BoxRisk, EmpiricalRisk, GaussianRisk, PopulationRisk, Risk
 from gflow.solvers import BDF5, RKC2, ROCK4, Rodas5P
@@ -68,6 +68,7 @@ __all__ = [
     "PLConstants",
     "PopulationRisk",
     "Rate",
+    "RateStatus",
     "Risk",
     "Rodas5P",
     "ShallowNet",

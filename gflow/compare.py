@@ -11,18 +11,21 @@ from gflow.arguments import ArgumentError, Described, positive
 from gflow.rates.estimates import student_t
 from gflow.trajectory import Trajectory
 
+__all__ = ["Comparison", "ConvergenceOrder", "compare", "observed_order"]
+
+# Saved times that an interpolating polynomial passes through.
 _NODES = 6
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Comparison:
-    """How far one trajectory is from another, at the saved times of the second.
+    """The difference of a second trajectory from a first, at matched times.
 
-    - `ts`, shape (times,): the times.
+    - `ts`, shape (times,): the times, saved in the second trajectory.
     - `distance`, shape (times,): ‖θ_second(t) − θ_first(t)‖ over all parameters.
     - `risk_gap`, shape (times,): L(θ_second(t)) − L(θ_first(t)).
-    - `interpolation_error`, shape (times,): an estimate of the error of `distance` where a time was
-      not saved in the first trajectory; exactly 0 where it was.
+    - `interpolation_error`, shape (times,): an estimate of the error of `distance` at times that
+      the first trajectory did not save; exactly 0 at those that it did.
     """
 
     ts: np.ndarray
@@ -50,13 +53,13 @@ class Comparison:
 def compare(flow: Trajectory, other: Trajectory) -> Comparison:
     """The distance of `other` (a descent, say) from `flow` at matched times.
 
-    The matched times are those saved in `other` that lie in the span of `flow`. Where `flow` was
-    saved at the same time (to rounding) the difference is exact; in between `flow` is interpolated
-    by polynomials of degree 5 through its saved times in the variable log(1 + t/τ), τ being its
-    first gap. The error is estimated by leaving saved times out in turn; kinks make it large. For
-    differences without it, solve the flow with `ts=other.ts`.
+    The matched times are those saved in `other` that lie in the span of `flow`. At times that
+    `flow` saved too (to rounding), the difference is exact. At others, `flow` is interpolated by
+    polynomials of degree 5 through its saved times, in the variable log(1 + t/τ), where τ is the
+    time between the first two. The error of interpolation is estimated by leaving out saved times
+    in turn; it is large near kinks. To avoid it, solve the flow with `ts=other.ts`.
 
-    Runs on the host, in NumPy, so not under `jax.jit`.
+    Runs on the host in NumPy, hence not under `jax.jit`.
 
     **Raises:** `ArgumentError` if the networks differ in shape or no time matches.
     """
@@ -90,7 +93,7 @@ def _flat(trajectory: Trajectory) -> np.ndarray:
 def _interpolate(
     nodes: np.ndarray, data: np.ndarray, ts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values at `ts` of data given at `nodes`, and an estimate of the norms of their errors."""
+    """Values at `ts` of data given at `nodes`, and estimates of the norms of their errors."""
     if len(nodes) == 1:
         return np.repeat(data, len(ts), axis=0), np.zeros(len(ts))
     tau = nodes[1] - nodes[0]
@@ -107,10 +110,10 @@ def _interpolate(
 
 
 def _left_out(s: np.ndarray, data: np.ndarray) -> np.ndarray:
-    """How far each node is from what its neighbours say, without it, about its place.
+    """The error at each node of the interpolation through its neighbours, without the node.
 
-    Larger than the error in between for smooth data, and also right where a kink hides between two
-    nodes, of which polynomials of different degree through the same nodes would know nothing.
+    For smooth data this exceeds the error between the nodes. It also shows a kink between two
+    nodes, which a comparison of polynomials of different degree through the same nodes would miss.
     """
     count = min(_NODES + 1, len(s))
     everyone = np.arange(len(s))
@@ -139,7 +142,7 @@ class ConvergenceOrder:
     """The observed order p of a distance in the step size, distance ≈ C h^p.
 
     - `value`: p; `interval`: its 95 % confidence interval from the scatter of the fit.
-    - `step_sizes`, `distances`: what was fitted.
+    - `step_sizes`, `distances`: the fitted data.
     """
 
     value: float
@@ -155,13 +158,16 @@ class ConvergenceOrder:
 def observed_order(step_sizes: Any, distances: Any) -> ConvergenceOrder:
     """The order in h by least squares of log distance = log C + p log h + a h.
 
-    The last term is the first correction to C h^p, and is fitted from four step sizes on; without
-    it the largest step sizes would bias the order. Gradient descent follows gradient flow with
-    order 1: the global error of Euler's method is at most h M (e^{ΛT} − 1)/(2Λ), with Λ the
-    Lipschitz constant of ∇L and M = max ‖∇²L ∇L‖.
+    The last term is the first correction to C h^p. It is fitted if there are four or more step
+    sizes; without it, the largest step sizes would bias the order. Gradient descent follows
+    gradient flow with order 1: the global error of Euler's method is at most
+    h M (e^{ΛT} − 1)/(2Λ), with the Lipschitz constant Λ of ∇L and M = max ‖∇²L ∇L‖.
 
     **Arguments:** `step_sizes`, `distances`: at least three of each, positive. Five or more give a
-    useful interval: with three or four, one degree of freedom is left to judge the scatter by.
+    useful interval: three or four leave one degree of freedom for the scatter.
+
+    **Raises:** `ArgumentError` for fewer than three, unequal numbers, or values that are not
+    positive.
     """
     if len(step_sizes) != len(distances) or len(step_sizes) < 3:
         got = Described(f"{len(step_sizes)} step sizes and {len(distances)} distances")

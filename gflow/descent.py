@@ -172,7 +172,7 @@ class DescentRows(NamedTuple):
 
 
 class RecordedDescent(NamedTuple):
-    """The recorded states, of which the first `num_filled` count, and how the descent ended."""
+    """The recorded states, the first `num_filled` of them valid, and how the descent ended."""
 
     rows: DescentRows
     num_filled: Any

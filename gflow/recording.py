@@ -62,7 +62,8 @@ def record(
 
 
 def with_retry(make: Callable[[], Trajectory]) -> Trajectory:
-    """What `make` records; if Ctrl-C falls into it, once more, so that the run is not lost."""
+    """What `make` records. If Ctrl-C interrupts the recording, it is made again, so that the run is
+    not lost."""
     try:
         return make()
     except KeyboardInterrupt:

@@ -32,13 +32,13 @@ class TrajectoryError(RuntimeError):
 
 
 class Diagnostics(eqx.Module):
-    """Identities that hold along an exact gradient flow, at the saved times; zero is right.
+    """Drifts of identities at the saved times; all are zero along an exact gradient flow.
 
     - `energy`, shape (times,): L(θ(0)) − L(θ(t)) − ∫₀ᵗ‖θ'‖² ds. Along a descent the integral is
-      that of its polygon, Σ‖Δθ‖²/h, and the value is the O(h) by which it departs from the flow.
-      Of a flow it is some rtol · L(θ(0)): mostly the error of the integral, not that of L(θ(t)).
-      Where kinks are ignored and units slide along them, the integral counts the chatter across the
-      kink, so that the drift stays at any tolerance: it then shows the sliding, not the accuracy.
+      that of its polygon, Σ‖Δθ‖²/h, and the drift is of order h. For a flow it is of order
+      rtol · L(θ(0)), mostly from the error of the integral, not from that of L(θ(t)). If kinks are
+      ignored and units slide along them, the integral counts the chatter across the kink: the drift
+      then shows the sliding, at any tolerance, and not the accuracy.
     - `balance`, shape (times, width): the drift of ‖w_i‖² + b_i² − ‖v_i‖² since the start, for each
       unit of a `ShallowNet` with homogeneous activation that is trained as a whole; None otherwise.
     """

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import xarray
 
+from gflow.rates import RateStatus
+
 QUICK = ("--data", "wave", "--num-points", "20", "--width", "6", "--activation", "tanh")
 
 
 def gflow(*arguments, cwd, **options):
-    # The type checker of these tests is not at work there: this is what users see.
+    # The run-time type checks of these tests do not reach the subprocess, as for users.
     command = [sys.executable, "-m", "gflow", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **options)
 
@@ -38,6 +40,7 @@ def test_the_main_job_on_a_smooth_network_measures_order_one(done):
     facts = json.loads((directory / "run.json").read_text())
     assert facts["status"] == "complete" and facts["seed"] == 0 and len(facts["descents"]) == 6
     assert {"jax", "diffrax", "commit", "device", "date"} <= set(facts["provenance"])
+    assert facts["analysis"]["rates"]["flow"]["status"] in set(RateStatus)
 
 
 def test_the_run_directory_opens_with_standard_tools(done):
@@ -105,7 +108,7 @@ def test_a_directory_that_cannot_be_written_is_found_out_first(tmp_path):
     assert ended.returncode == 2 and "a directory that can be written" in ended.stderr
 
 
-def test_a_config_file_and_options_that_count_more(tmp_path):
+def test_command_line_options_take_precedence_over_the_config_file(tmp_path):
     lines = 'data = "tent"\nwidth = 5\nactivation = "tanh"\nt1 = 2\nstep_fractions = [0.5]\n'
     (tmp_path / "c.toml").write_text(lines)
     ended = gflow("run", "--config", "c.toml", "--width", 4, "--out", "r", cwd=tmp_path)
@@ -118,10 +121,10 @@ def test_divergence_and_a_spent_budget_are_reported(tmp_path):
     options = ("--t1", 40, "--step-fractions", 8, 0.5, "--max-steps", 60, "--out", "r")
     ended = gflow("run", *QUICK, *options, cwd=tmp_path)
     assert ended.returncode == 1
-    assert "is beyond 2/sharpness" in ended.stderr and "diverges: from t = " in ended.stderr
+    assert "is above 2/sharpness" in ended.stderr and "diverges: from t = " in ended.stderr
     assert "diverged at t = " in ended.stdout
     assert "No order: fewer than three" in ended.stdout
-    assert "The flow got to t = " in ended.stderr and "step budget" in ended.stderr
+    assert "The flow stopped at t = " in ended.stderr and "step budget" in ended.stderr
     page = (tmp_path / "r" / "report.html").read_text()
     assert "diverges: from t = " in page
     assert (tmp_path / "r" / "descent_1.zarr").exists()
@@ -148,7 +151,7 @@ def test_an_interrupted_run_leaves_what_it_has(tmp_path):
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert "Interrupted: r holds what was computed" in errors
+    assert "Interrupted: r holds the results so far" in errors
     facts = json.loads((tmp_path / "r" / "run.json").read_text())
     assert facts["status"] == "interrupted" and (tmp_path / "r" / "report.html").exists()
     assert (tmp_path / "r" / "flow.zarr").exists()
@@ -189,7 +192,7 @@ BAD_INPUT = [
     ("--t1 -1", "`t1`: got -1.0, wanted a finite positive number"),
     ("--t1 nan", "`t1`: got nan"),
     ("--t1 1e300", "`t1`: got 1e+300, at a smallest step size of"),
-    ("--scale 1e200", "`scale`: got 1e+200, with which the risk at the start is"),
+    ("--scale 1e200", "`scale`: got 1e+200, for which the risk at the start is"),
     ("--seed 99999999999999999999", "`seed`: got 99999999999999999999"),
     ("--activation leaky_relu(nan)", "`activation`: got 'leaky_relu(nan)'"),
     ("--data stray.csv --target y", "`data`: got 'n/a?' in row 2 of column 'u' of stray.csv"),
@@ -266,7 +269,7 @@ def test_help_explains_every_field(tmp_path):
     assert "Number of hidden units" in text and "--config" in text
 
 
-def test_the_main_job_says_where_flow_and_descents_lead(tmp_path):
+def test_the_main_job_finds_the_critical_points_of_flow_and_descents(tmp_path):
     arguments = ["--data", "wave", "--num-points", "12", "--width", "4", "--t1", "20"]
     arguments += ["--step-fractions", "0.4", "0.2", "--follow", "1e6", "--out", "r"]
     ended = gflow("run", *arguments, cwd=tmp_path)
@@ -277,8 +280,13 @@ def test_the_main_job_says_where_flow_and_descents_lead(tmp_path):
     assert further["residual"] < 1e-12 and "At t = 1e+06" in ended.stdout
     assert flow["different"] is None and len(facts["ends"]) == 4
     page = (tmp_path / "r" / "report.html").read_text()
-    assert "Where they lead" in page and "Eigenvalues of the Hessian" in page
+    assert "<h2>Critical points</h2>" in page and "Eigenvalues of the Hessian" in page
     assert f"<td>{further['kind']}</td>" in page
+    # The summary is printed after float64 was left again; it has the numbers of the report.
+    verdict = facts["analysis"]["rates"]["flow, further"]["verdict"]
+    law = verdict.removeprefix("exponential ").split(" from ")[0]
+    assert verdict.startswith("exponential ") and f"<td>{law}</td>" in page
+    assert f" {law} |" in ended.stdout and "UserWarning" not in ended.stderr
     times = xarray.open_zarr(tmp_path / "r" / "further.zarr")["time"].to_numpy()
     assert times[0] == 20.0 and times[-1] == 1e6
     again = gflow("report", "r", cwd=tmp_path)

@@ -10,13 +10,13 @@ import gflow
 def test_matched_times_give_the_difference_itself(wave, smooth_net):
     gd = gflow.descend(wave, smooth_net, step_size=0.05, num_steps=100)
     flow = gflow.solve_flow(wave, smooth_net, t1=5.0, ts=np.minimum(gd.ts, 5.0))
-    gap = gflow.compare(flow, gd)
-    assert (gap.interpolation_error == 0).all()
+    comparison = gflow.compare(flow, gd)
+    assert (comparison.interpolation_error == 0).all()
     k = len(gd) // 2
     apart = [np.ravel(a - b) for a, b in zip(jax.tree.leaves(gd[k]), jax.tree.leaves(flow[k]))]
-    assert gap.distance[k] == pytest.approx(np.linalg.norm(np.concatenate(apart)), rel=1e-12)
-    np.testing.assert_allclose(gap.risk_gap, gd.risk - flow.risk, atol=1e-15)
-    assert f"({len(gd)} saved in both" in repr(gap)
+    assert comparison.distance[k] == pytest.approx(np.linalg.norm(np.concatenate(apart)), rel=1e-12)
+    np.testing.assert_allclose(comparison.risk_gap, gd.risk - flow.risk, atol=1e-15)
+    assert f"({len(gd)} saved in both" in repr(comparison)
 
 
 def test_interpolation_is_within_its_estimate(wave, smooth_net, smooth_flow):
@@ -24,11 +24,13 @@ def test_interpolation_is_within_its_estimate(wave, smooth_net, smooth_flow):
     exact = gflow.compare(
         gflow.solve_flow(wave, smooth_net, t1=10.0, ts=np.minimum(gd.ts, 10.0)), gd
     )
-    gap = gflow.compare(smooth_flow, gd)
+    comparison = gflow.compare(smooth_flow, gd)
     # The two flows differ by their tolerance, too.
-    assert (np.abs(gap.distance - exact.distance) <= gap.interpolation_error + 1e-6).all()
-    assert gap.interpolation_error.max() < 1e-4
-    assert gap.interpolation_error[0] == 0
+    assert (
+        np.abs(comparison.distance - exact.distance) <= comparison.interpolation_error + 1e-6
+    ).all()
+    assert comparison.interpolation_error.max() < 1e-4
+    assert comparison.interpolation_error[0] == 0
 
 
 def test_kinks_between_saved_times_show_in_the_estimate():
@@ -40,16 +42,16 @@ def test_kinks_between_saved_times_show_in_the_estimate():
         gflow.solve_flow(risk, net, t1=10.0, rtol=1e-5, ts=ts)
         for ts in (None, np.minimum(gd.ts, 10.0))
     )
-    gap, truth = gflow.compare(flow, gd), gflow.compare(exact, gd)
-    error = np.abs(gap.distance - truth.distance)
+    comparison, truth = gflow.compare(flow, gd), gflow.compare(exact, gd)
+    error = np.abs(comparison.distance - truth.distance)
     assert error.max() > 1e-5
-    assert (error <= gap.interpolation_error + 1e-4).all()
+    assert (error <= comparison.interpolation_error + 1e-4).all()
 
 
 def test_only_times_in_the_span_of_the_flow_are_compared(wave, smooth_net, smooth_flow):
     gd = gflow.descend(wave, smooth_net, step_size=0.1, num_steps=200, record=np.arange(201))
-    gap = gflow.compare(smooth_flow, gd)
-    assert len(gap.ts) == 101 and gap.ts[-1] == pytest.approx(10.0)
+    comparison = gflow.compare(smooth_flow, gd)
+    assert len(comparison.ts) == 101 and comparison.ts[-1] == pytest.approx(10.0)
 
 
 def test_networks_and_times_that_do_not_match_are_refused(wave, smooth_flow):

@@ -1,4 +1,4 @@
-"""Rates of flows whose law is known, and what the Łojasiewicz inequality says of them."""
+"""Rates of flows whose law is known, and their Łojasiewicz inequalities."""
 
 import equinox as eqx
 import jax
@@ -54,7 +54,7 @@ def test_lojasiewicz_exponents_of_chains(chain):
     constant = 2 ** (1 / (2 * depth) - 1) / np.sqrt(depth)
     assert found.constant == pytest.approx(constant, rel=1e-6)
     assert found.implied_law == "power" and found.agree and found.implied is not None
-    assert found.implied[0] == pytest.approx(depth / (depth - 1), rel=1e-8)
+    assert found.implied.value == pytest.approx(depth / (depth - 1), rel=1e-8)
     # sup (1+t) L from the closed form, on the saved times; ‖Θ‖ = √K w ~ t^{-1/(2K-2)}.
     m = 2 * depth - 2
     ts = np.asarray(flow.ts)
@@ -66,7 +66,7 @@ def test_lojasiewicz_exponents_of_chains(chain):
 
 
 def test_a_hyperbola_closes_at_the_rate_of_its_spectrum():
-    # O11: u² − v² = 1.12 stays, and near u v = 1 the gap has the rate 4 (u² + v²) there.
+    # O11: u² − v² = 1.12 is conserved, and near u v = 1 the gap has the rate 4 (u² + v²) there.
     flow = gflow.solve_flow(to_one, Product(jnp.array([1.6, 1.2])), t1=5.0)
     exact = 4 * np.sqrt(1.12**2 + 4)
     rate = gflow.fit_rate(flow.ts, flow.risk, predicted=exact)
@@ -76,7 +76,7 @@ def test_a_hyperbola_closes_at_the_rate_of_its_spectrum():
     found = gflow.lojasiewicz(flow, 0.0, flow.final)
     assert found.exponent == pytest.approx(0.5, abs=1e-3)
     assert found.implied_law == "exponential" and found.agree and found.implied is not None
-    assert found.implied[0] == pytest.approx(exact, rel=0.02)
+    assert found.implied.value == pytest.approx(exact, rel=0.02)
 
 
 def test_a_deep_linear_mode_closes_at_its_rate():
@@ -88,7 +88,7 @@ def test_a_deep_linear_mode_closes_at_its_rate():
 
 
 def test_one_neuron_and_its_gaussian_teacher():
-    # O13: L ~ e^-t for the risk with one half, so e^-2t for this one.
+    # O13: L ~ e^-t for the risk with a factor of one half, so e^-2t for this one.
     teacher = gflow.ShallowNet.from_arrays([[1.0, 0.0]], None, [1.0], None)
     student = gflow.ShallowNet.from_arrays([[0.3, 0.8]], None, [1.0], None)
     risk = gflow.GaussianRisk(teacher)
@@ -111,7 +111,7 @@ def test_an_exponential_rate_is_implied_by_the_constant_of_one_half():
     slow, fast = 0.01 * np.exp(-4 * 5.0), 1.3 * np.exp(-5.2 * 5.0)
     least = (4 * slow + 5.2 * fast) / (slow + fast)
     assert found.implied_law == "exponential"
-    assert found.implied[0] == pytest.approx(least, rel=1e-3)
+    assert found.implied.value == pytest.approx(least, rel=1e-3)
 
 
 def test_limits_of_other_shapes_are_named(chain):

@@ -46,10 +46,10 @@ def test_divergent_curves_do_not_flatten_the_others(smooth_flow, wave, smooth_ne
 
 
 def test_distance_and_order(smooth_flow, descents):
-    gaps = {name: gflow.compare(smooth_flow, gd) for name, gd in descents.items()}
-    ax = draw(gflow.plots.distance, gaps)
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), gaps["h = 0.1"].distance[1:])
-    order = gflow.observed_order([0.1, 0.05, 0.025], [g.largest for g in gaps.values()])
+    comparisons = {name: gflow.compare(smooth_flow, gd) for name, gd in descents.items()}
+    ax = draw(gflow.plots.distance, comparisons)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), comparisons["h = 0.1"].distance[1:])
+    order = gflow.observed_order([0.1, 0.05, 0.025], [c.largest for c in comparisons.values()])
     ax = draw(gflow.plots.order, order, ([0.5], [1.0]))
     assert "order" in ax.get_legend().get_texts()[1].get_text()
 

@@ -6,7 +6,6 @@ import pytest
 import xarray
 
 import gflow
-from gflow.app.run_directory import load_trajectory, save_trajectory
 
 
 def assert_same(one: gflow.Trajectory, two: gflow.Trajectory) -> None:
@@ -32,15 +31,15 @@ def test_round_trip_through_zarr(options, tmp_path):
     x = jax.random.normal(jax.random.key(1), (5, 2))
     risk = gflow.EmpiricalRisk(x, x if options.get("out_size") == 2 else x[:, 0])
     flow = gflow.solve_flow(risk, net, t1=1.0, rtol=1e-5)
-    save_trajectory(flow, tmp_path / "flow.zarr")
-    again = load_trajectory(tmp_path / "flow.zarr")
+    gflow.save_trajectory(flow, tmp_path / "flow.zarr")
+    again = gflow.load_trajectory(tmp_path / "flow.zarr")
     assert_same(flow, again)
     np.testing.assert_array_equal(again.final(x[0]), flow.final(x[0]))
 
 
 def test_the_store_opens_in_xarray_with_names_and_units(wave, smooth_net, tmp_path):
     gd = gflow.descend(wave, smooth_net, step_size=0.1, num_steps=30, record=[0, 10, 30])
-    save_trajectory(gd, tmp_path / "gd.zarr")
+    gflow.save_trajectory(gd, tmp_path / "gd.zarr")
     data = xarray.open_zarr(tmp_path / "gd.zarr")
     assert dict(data.sizes) == {"time": 3, "unit": 8, "feature": 1}
     assert data["w"].dims == ("time", "unit", "feature") and data["v"].dims == ("time", "unit")
@@ -49,17 +48,17 @@ def test_the_store_opens_in_xarray_with_names_and_units(wave, smooth_net, tmp_pa
     np.testing.assert_allclose(data["risk"].sel(time=3.0), gd.risk[-1])
     assert data.attrs["kind"] == "descent" and data.attrs["stats_step_size"] == 0.1
     with pytest.raises(FileExistsError):
-        save_trajectory(gd, tmp_path / "gd.zarr")
+        gflow.save_trajectory(gd, tmp_path / "gd.zarr")
 
 
 def test_other_networks_need_their_structure(wave, tmp_path):
     net = eqx.nn.MLP(1, "scalar", 3, 2, key=jax.random.key(0))
     flow = gflow.solve_flow(wave, net, t1=0.5, rtol=1e-4)
-    save_trajectory(flow, tmp_path / "mlp.zarr")
-    again = load_trajectory(tmp_path / "mlp.zarr", like=net)
+    gflow.save_trajectory(flow, tmp_path / "mlp.zarr")
+    again = gflow.load_trajectory(tmp_path / "mlp.zarr", like=net)
     np.testing.assert_array_equal(flow.final(jnp.ones(1)), again.final(jnp.ones(1)))
     with pytest.raises(ValueError, match="`like`"):
-        load_trajectory(tmp_path / "mlp.zarr")
+        gflow.load_trajectory(tmp_path / "mlp.zarr")
 
 
 def test_trajectories_read_well(smooth_flow, wave, smooth_net):

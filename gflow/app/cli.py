@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,20 +13,21 @@ from gflow.arguments import ArgumentError
 
 if TYPE_CHECKING:
     from gflow.app.run_directory import Run
+    from gflow.app.summary import EndRow, SummaryRow
 
 
 @dataclasses.dataclass(frozen=True)
 class RunCommand:
-    """Follow the gradient flow and gradient descent on a table, and write a report."""
+    """Follow gradient flow and gradient descent on a table, and write a report."""
 
     settings: Annotated[Config, tyro.conf.arg(name="")]
     config: Path | None = None
-    """A TOML file with the same fields; options on the command line count more."""
+    """A TOML file with the same fields; command-line options take precedence."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportCommand:
-    """Write report.html of a run directory again."""
+    """Write the report.html of a run directory again."""
 
     directory: tyro.conf.Positional[Path]
     """The run directory."""
@@ -33,7 +35,10 @@ class ReportCommand:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Exits with 0, 1 (the flow did not reach its end), 2 (bad input) or 130
-    (interrupted)."""
+    (interrupted).
+
+    `arguments`: those of the command line by default.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         sys.exit(_dispatch(arguments))
@@ -57,7 +62,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run_defaults(arguments: list[str]) -> RunCommand:
-    """The defaults of the options: those of the file after --config, if there is one."""
+    """The defaults of the options: those of the --config file if there is one."""
     for k, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name == "--config":
@@ -73,7 +78,7 @@ def _run(command: RunCommand) -> int:
     _print_summary(result)
     print(f"Report: {directory / 'report.html'}")
     if result.status == "interrupted":
-        print(f"Interrupted: {directory} holds what was computed until then.", file=sys.stderr)
+        print(f"Interrupted: {directory} holds the results so far.", file=sys.stderr)
         return 130
     return 0 if result.flow is not None and result.flow.succeeded else 1
 
@@ -89,38 +94,41 @@ def _report(command: ReportCommand) -> int:
 
 
 def _print_summary(run: "Run") -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
-    from gflow.app.tables import COLUMNS, END_COLUMNS, analyse, end_rows, end_sentence, rows
+    from gflow.app.analysis import MAX_ORDER_FRACTION, analyse
+    from gflow.app.summary import end_rows, end_sentence, summary_rows
 
     analysis = analyse(run)
-    terminal = sys.stdout.isatty()
     console = Console(highlight=False)
-    # Lines that a narrow terminal breaks are read more easily than cells it cuts.
-    console.width = max(console.width if terminal else 0, 165)
-
-    def show(columns, lines, left: tuple[int, ...]) -> None:
-        table = Table(box=box.SIMPLE_HEAD if terminal else box.ASCII2, title_justify="left")
-        for k, column in enumerate(columns):
-            table.add_column(column, justify="left" if k in left else "right", no_wrap=True)
-        for line in lines:
-            table.add_row(*line)
-        console.print(table)
-
-    show(COLUMNS, rows(run, analysis), left=(0, len(COLUMNS) - 1))
+    # Broken lines in a narrow terminal are easier to read than cells that are cut.
+    console.width = max(console.width if sys.stdout.isatty() else 0, 165)
+    _print_table(console, summary_rows(run, analysis))
     if run.flow is not None:
         facts = run.flow.summary()
         drifts = ", ".join(f"{name} {facts[name]}" for name in facts if name.endswith("drift"))
         console.print(f"Flow: {drifts} (zero along an exact flow)")
     if analysis.order is not None:
-        console.print(f"Descent follows the flow with {analysis.order!r}; theory: 1")
+        console.print(f"Descent follows the flow with {analysis.order!r}; theory predicts 1")
     elif run.descents:
         console.print(
-            "No order: fewer than three descents with h λ/2 of at most 0.25 got to the end"
+            f"No order: fewer than three descents with h λ/2 ≤ {MAX_ORDER_FRACTION} reached the end"
         )
     if run.ends:
-        if ends := end_rows(run, analysis):
-            show(END_COLUMNS, ends, left=(0, 1))
+        _print_table(console, end_rows(run, analysis))
         console.print(end_sentence(run), soft_wrap=True)
+
+
+def _print_table(console, rows: "Sequence[SummaryRow] | Sequence[EndRow]") -> None:
+    from rich import box
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else box.ASCII2, title_justify="left")
+    for column in rows[0].cells():
+        justify = "left" if column in rows[0].text_columns else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
+    for row in rows:
+        table.add_row(*row.cells().values())
+    console.print(table)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import diffrax
+
 from gflow import piecewise
 from gflow.activations import as_activation
 from gflow.arguments import (
@@ -17,42 +19,43 @@ from gflow.arguments import (
     positive_int,
 )
 from gflow.networks import InitName, named_initialisation
+from gflow.solvers import BDF5, RKC2, ROCK4, Rodas5P
 
-# Solvers by name: of gflow, of diffrax, or the choice of `solve_flow`.
-SOLVERS = {
+# "auto" leaves the choice to `solve_flow`.
+SOLVERS_BY_NAME: dict[str, type[diffrax.AbstractSolver] | None] = {
     "auto": None,
-    "bdf5": "BDF5",
-    "rodas5p": "Rodas5P",
-    "rock4": "ROCK4",
-    "rkc2": "RKC2",
-    "tsit5": "Tsit5",
-    "dopri5": "Dopri5",
-    "dopri8": "Dopri8",
-    "bosh3": "Bosh3",
-    "heun": "Heun",
-    "kvaerno3": "Kvaerno3",
-    "kvaerno5": "Kvaerno5",
+    "bdf5": BDF5,
+    "rodas5p": Rodas5P,
+    "rock4": ROCK4,
+    "rkc2": RKC2,
+    "tsit5": diffrax.Tsit5,
+    "dopri5": diffrax.Dopri5,
+    "dopri8": diffrax.Dopri8,
+    "bosh3": diffrax.Bosh3,
+    "heun": diffrax.Heun,
+    "kvaerno3": diffrax.Kvaerno3,
+    "kvaerno5": diffrax.Kvaerno5,
 }
 
 
 @dataclass(frozen=True)
 class Config:
-    """What the main job runs."""
+    """The configuration of the main job."""
 
     data: str = "diabetes"
-    """The data: "diabetes" (442 rows, 10 features); a .csv or .parquet file; or a target in one
-    dimension on [-1, 1]: tent, absolute_value, step, affine, parabola, zigzag, wave."""
+    """The data: "diabetes" (442 rows, 10 features); a .csv or .parquet file; or a one-dimensional
+    target on [-1, 1]: tent, absolute_value, step, affine, parabola, zigzag, wave."""
     target: str | None = None
-    """The column of the file to predict."""
+    """The column to predict, for a file."""
     risk: Literal["empirical", "population"] = "empirical"
-    """The risk: "empirical", the mean over the data, or "population", for a target in one dimension
-    the exact integral over the interval."""
+    """The risk: "empirical", the mean over the data, or "population", the exact integral over the
+    interval, for one-dimensional targets."""
     density: str = "uniform"
     """The density of the population risk: uniform, triangular, parabolic."""
     standardise: bool = True
     """Give features and target mean 0 and standard deviation 1."""
     num_points: int = 100
-    """Number of equally spaced points of a target in one dimension."""
+    """Number of equally spaced points of a one-dimensional target."""
     width: int = 32
     """Number of hidden units."""
     activation: str = "relu"
@@ -69,36 +72,36 @@ class Config:
     t1: float = 20.0
     """Final flow time; a gradient-descent step of size h is flow time h."""
     follow: float | None = None
-    """A later time, until which the flow alone is followed further, to find where it leads."""
+    """A later time, up to which only the flow is followed, to find its critical point."""
     num_times: int = 200
-    """Number of logarithmic times to save the flow at, besides those of the descents."""
+    """Number of logarithmically spaced times to save the flow at, besides those of the descents."""
     rtol: float | None = None
-    """Relative tolerance of the flow; by default 1e-8, or 1e-6 where ReLU kinks are ignored, and
-    1e-4 in float32."""
+    """Relative tolerance of the flow; by default 1e-8, but 1e-6 if ReLU kinks are ignored, and 1e-4
+    in float32."""
     atol: float | None = None
-    """Absolute tolerance of the flow; by default a hundredth of the relative one, less for small
+    """Absolute tolerance of the flow; by default a hundredth of the relative one, or less for small
     initial parameters."""
     solver: str = "auto"
-    """Solver of the flow: auto (Tsit5, and where the flow is stiff BDF5 or ROCK4), bdf5, rodas5p,
+    """Solver of the flow: auto (Tsit5, or BDF5 or ROCK4 if the flow is stiff), bdf5, rodas5p,
     rock4, rkc2, tsit5, dopri5, dopri8, bosh3, heun, kvaerno3, kvaerno5."""
     kinks: Literal["locate", "ignore"] = "locate"
     """How the flow treats ReLU kinks: "locate" finds each and crosses it or slides along it,
     "ignore" integrates across them."""
     max_kinks: int = 50_000
-    """Budget of kinks."""
+    """Maximal number of kinks."""
     max_steps: int = 1_000_000
-    """Budget of solver steps."""
+    """Maximal number of solver steps."""
     step_fractions: tuple[float, ...] = (0.8, 0.2, 0.1, 0.05, 0.025, 0.0125)
-    """Step sizes of gradient descent as fractions of 2/sharpness at the start."""
+    """Step sizes of gradient descent, as fractions of 2/sharpness at the start."""
     precision: Literal["float64", "float32"] = "float64"
-    """Floating-point type of everything."""
+    """Floating-point type of parameters and data."""
     out: str | None = None
-    """The run directory; by default a new one in runs/, named by date and time."""
+    """The run directory; by default a new one in runs/, named after date and time."""
     overwrite: bool = False
-    """Replace the run directory if there is one."""
+    """Replace an existing run directory."""
 
     def validated(self) -> "Config":
-        """This configuration, with plain numbers where they belong.
+        """A checked copy, with numbers as Python's own.
 
         **Raises:** `ArgumentError` for the first field that cannot be used.
         """
@@ -113,7 +116,7 @@ class Config:
                 raise ArgumentError(name, getattr(self, name), "true or false")
         as_activation(self.activation)
         named_initialisation(self.init, 1, 1)
-        one_of("solver", self.solver, SOLVERS)
+        one_of("solver", self.solver, SOLVERS_BY_NAME)
         one_of("kinks", self.kinks, ["locate", "ignore"])
         one_of("density", self.density, piecewise.DENSITIES)
         one_of("risk", self.risk, ["empirical", "population"])
@@ -155,10 +158,9 @@ class Config:
 
 
 def read_config(path: Path) -> Config:
-    """The configuration in a TOML file; fields that are not in it have their defaults.
+    """The configuration in a TOML file, with defaults for the fields that it lacks.
 
-    **Raises:** `ArgumentError` for a file that is not there or not TOML, or a key that is no field,
-    with the nearest one.
+    **Raises:** `ArgumentError` for a missing file, a file that is not TOML, or an unknown key.
     """
     if not path.is_file():
         raise ArgumentError("config", Described(f"{path}: no such file"), "a TOML file")
@@ -171,7 +173,8 @@ def read_config(path: Path) -> Config:
 
 
 def from_dict(values: dict[str, Any], where: str = "") -> Config:
-    """The configuration of these fields; the others have their defaults."""
+    """The configuration with these fields, and defaults for the others. `where` is added to the
+    message about an unknown key."""
     known = [field.name for field in dataclasses.fields(Config)]
     for key in values:
         if key not in known:
@@ -184,8 +187,10 @@ def from_dict(values: dict[str, Any], where: str = "") -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The fields that say what was run, as TOML can hold them: without those that are None, and
-    without where it was written, so that a saved configuration replaces nothing."""
-    where = ("out", "overwrite")
-    fields = {n: value for n, value in vars(config).items() if value is not None and n not in where}
+    """The fields as TOML can hold them, without those that are None.
+
+    Also without `out` and `overwrite`, so that a run from a saved configuration replaces nothing.
+    """
+    paths = ("out", "overwrite")
+    fields = {n: value for n, value in vars(config).items() if value is not None and n not in paths}
     return fields | {"step_fractions": [float(f) for f in config.step_fractions]}

@@ -10,16 +10,16 @@ import numpy as np
 from gflow import piecewise
 from gflow.arguments import ArgumentError, Described
 
-_MOST_CATEGORIES = 20
+_MAX_CATEGORIES = 20
 
 
 @dataclass(frozen=True)
 class Table:
     """Inputs and targets of a regression.
 
-    - `x`, shape (rows, features), and `y`, shape (rows,): as the network sees them.
+    - `x`, shape (rows, features), and `y`, shape (rows,): the network is trained on them.
     - `features`: a name for each column of x; `target`: the name of y.
-    - `name`: where the table is from; `notes`: what was done to it, in sentences.
+    - `name`: the source of the table; `notes`: how it was changed, in sentences.
     """
 
     x: np.ndarray
@@ -31,18 +31,22 @@ class Table:
 
 
 def load_table(data: str, target: str | None, *, standardise: bool, num_points: int) -> Table:
-    """The table "diabetes", a `.csv` or `.parquet` file with its target column, or equally spaced
-    points of a piecewise polynomial of `gflow.piecewise` by name.
+    """The data of a regression.
 
-    `standardise` gives features and target of a table mean 0 and standard deviation 1 (a named
-    piecewise polynomial stays as it is). Text columns become one 0/1 column for each value.
+    **Arguments:**
 
-    **Raises:** `ArgumentError` for whatever cannot be a regression: a missing file or column, fewer
-    than two rows, entries that are missing or infinite, text with too many values, or a constant
-    target.
+    - `data`: "diabetes", a `.csv` or `.parquet` file, or the name of a piecewise polynomial of
+      `gflow.piecewise`. Text columns become one 0/1 column for each value.
+    - `target`: the column of the file to predict.
+    - `standardise`: give features and target mean 0 and standard deviation 1. Does not apply to
+      piecewise polynomials.
+    - `num_points`: the number of equally spaced points of a piecewise polynomial.
+
+    **Raises:** `ArgumentError` for a missing file or column, fewer than two rows, missing or
+    infinite entries, text with too many values, or a constant target.
     """
     if data in ("diabetes", *piecewise.NAMED) and target is not None:
-        raise ArgumentError("target", target, "no target: it goes with a file in `data`")
+        raise ArgumentError("target", target, "no target, unless `data` is a file")
     if data in piecewise.NAMED:
         x = np.linspace(-1.0, 1.0, num_points)
         y = np.asarray(piecewise.named(data)(x))
@@ -153,15 +157,15 @@ def _refuse(bad: np.ndarray, values, column, file: str) -> None:
 
 
 def _encoded(column, file: str) -> tuple[np.ndarray, list[str], list[str]]:
-    """A feature column as numbers, the names of its columns, and what there is to say about it."""
+    """A feature column as columns of numbers, their names, and notes for the user."""
     if _is_number(column):
         return _numbers(column, file, "feature")[:, None], [str(column.name)], []
     _refuse(column.isna().to_numpy(), column.to_numpy(dtype=object), column.name, file)
     _refuse_stray_text(column, file)
     values = sorted({str(value) for value in column})
-    if len(values) > _MOST_CATEGORIES:
+    if len(values) > _MAX_CATEGORIES:
         got = Described(f"text column {column.name!r} of {file} with {len(values)} distinct values")
-        wanted = f"at most {_MOST_CATEGORIES}, to make a 0/1 column of each; leave the column out"
+        wanted = f"at most {_MAX_CATEGORIES}, for one 0/1 column each; leave the column out"
         raise ArgumentError("data", got, wanted)
     text = column.astype(str).to_numpy()
     block = np.stack([text == value for value in values], axis=1).astype(float)
@@ -170,7 +174,7 @@ def _encoded(column, file: str) -> tuple[np.ndarray, list[str], list[str]]:
 
 
 def _refuse_stray_text(column, file: str) -> None:
-    """A column of numbers with a stray word in it is not a column of categories."""
+    """Raises for a column of numbers with some text in it, which is not a column of categories."""
     import pandas as pd
 
     odd = np.isnan(np.asarray(pd.to_numeric(column, errors="coerce"), dtype=float))

@@ -1,4 +1,4 @@
-"""Where the trajectories of a run lead: their critical points, as plain facts."""
+"""The critical points that the trajectories of a run lead to, as plain numbers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -8,7 +8,7 @@ from gflow.arguments import ArgumentError
 from gflow.critical import CriticalKind, CriticalPoint, refine
 from gflow.trajectory import Trajectory
 
-# Risks of one critical point differ by less, as a share of the risk at the start.
+# Risks of the same critical point differ by less than this fraction of the risk at the start.
 _SAME_RISK = 1e-11
 
 
@@ -17,12 +17,13 @@ class EndPoint:
     """The critical point that a trajectory leads to.
 
     - `kind`, `message`, `risk`, `residual`, `distance`: as in `CriticalPoint`.
-    - `dead`, `degenerate`, `sliding`: numbers of units, and of kinks on which it is.
-    - `zeros`, `unexplained`: eigenvalues that are zero, and those that dead units and rescaling do
-      not explain. `spectrum`: all eigenvalues.
-    - `rate`: the exponential rate that the spectrum predicts, None for what is no minimum.
-    - `apart`: its distance from the flow's. `different`: whether it is another one than the
-      flow's, in risk or kind; None where one of the two was not found.
+    - `dead`, `degenerate`, `active_kinks`: numbers of dead units, of degenerate units, and of pairs
+      of a unit and a datum that are on their kink.
+    - `zeros`: number of zero eigenvalues; `unexplained`: number of those that dead units and
+      rescaling do not explain. `spectrum`: all eigenvalues.
+    - `rate`: the exponential rate that the spectrum predicts, None unless it is a minimum.
+    - `apart`: the distance from the flow's critical point; `different`: whether risk or kind differ
+      from those of the flow's. None if one of the two was not found.
     """
 
     kind: str
@@ -32,7 +33,7 @@ class EndPoint:
     distance: float
     dead: int
     degenerate: int
-    sliding: int
+    active_kinks: int
     zeros: int
     unexplained: int
     spectrum: tuple[float, ...]
@@ -57,24 +58,28 @@ class EndPoint:
 def end_points(
     risk: Callable, trajectories: Mapping[str, Trajectory], say: Callable[[str], None]
 ) -> dict[str, EndPoint]:
-    """The end point of each trajectory, those of descents compared with that of the flow, as far as
-    it was followed."""
+    """The end point of each trajectory, those of descents compared with that of the flow.
+
+    `say` is called with a message for each end point that cannot be computed.
+    """
     ends: dict[str, EndPoint] = {}
     flow: CriticalPoint | None = None
     for label, trajectory in trajectories.items():
         try:
             point = refine(risk, trajectory.final, throw=False)
-        except ArgumentError as error:  # too many parameters, or a run that ended in NaN
-            say(f"No end point of {label}: {error}.")
+        except ArgumentError as error:  # too many parameters, or a trajectory that ended in NaN
+            say(f"No critical point for {label}: {error}.")
             continue
         of_flow = trajectory.kind == "flow"
-        ends[label] = _facts(point, None if of_flow else flow, trajectory)
+        ends[label] = _end_point(point, None if of_flow else flow, trajectory)
         if of_flow and point.found:
             flow = point
     return ends
 
 
-def _facts(point: CriticalPoint, flow: CriticalPoint | None, trajectory: Trajectory) -> EndPoint:
+def _end_point(
+    point: CriticalPoint, flow: CriticalPoint | None, trajectory: Trajectory
+) -> EndPoint:
     units, apart, different = point.units, None, None
     if flow is not None and flow.found and point.found:
         apart = point.distance_to(flow)
@@ -88,7 +93,7 @@ def _facts(point: CriticalPoint, flow: CriticalPoint | None, trajectory: Traject
         distance=point.distance,
         dead=0 if units is None else len(units.dead),
         degenerate=0 if units is None else len(units.degenerate),
-        sliding=len(point.active_kinks),
+        active_kinks=len(point.active_kinks),
         zeros=point.zeros.total,
         unexplained=point.zeros.unexplained,
         spectrum=tuple(point.spectrum.eigenvalues.tolist()),

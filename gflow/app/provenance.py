@@ -1,4 +1,4 @@
-"""What a result came from: versions, commit, device, date."""
+"""The origin of a result: versions, commit, device, date."""
 
 import datetime
 import importlib.metadata
@@ -12,8 +12,8 @@ PACKAGES = ("gflow-jax", "jax", "jaxlib", "equinox", "diffrax", "optax", "numpy"
 
 
 def provenance(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Versions of Python and of the packages that are installed, the commit of gflow's source if
-    it is a git checkout ("+" if changed), the device, and the date in UTC."""
+    """Versions of Python and of the installed packages, the commit of gflow's source if it is a git
+    checkout ("+" if changed), the device, and the date in UTC."""
     now = datetime.datetime.now(datetime.UTC)
     facts = {"date": now.isoformat(timespec="seconds"), "python": platform.python_version()}
     for package in packages:
@@ -30,7 +30,7 @@ def provenance(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def _commit() -> str:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "none (installed package)"
     git = lambda *words: subprocess.run(

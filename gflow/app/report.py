@@ -3,27 +3,22 @@
 import html
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
-from gflow import piecewise
+from gflow import piecewise, plots
 from gflow.activations import as_activation
+from gflow.app.analysis import Analysis, analyse, followed_flow
 from gflow.app.run_directory import Run, load_run
-from gflow.app.tables import (
-    COLUMNS,
-    END_COLUMNS,
-    Analysis,
-    analyse,
-    end_rows,
-    end_sentence,
-    facts,
-    flow_end,
-    rows,
-)
+from gflow.app.summary import EndRow, SummaryRow, end_rows, end_sentence, summary_rows
 from gflow.display import fact_table
+from gflow.hessian import Spectrum
+from gflow.rates import RateStatus
+from gflow.trajectory import Trajectory
 
 _STYLE = """
 :root { --ink: #1d1d1f; --soft: #6e6e73; --line: #d9d9de; }
@@ -47,31 +42,32 @@ details { margin-top: 1rem; } pre { background: #f5f5f7; padding: .8rem; overflo
 """
 
 _LEGEND = (
-    "λ is the largest Hessian eigenvalue at the start; distances are Euclidean, over all "
-    "parameters, at matched times; seconds include compilation. The law is the best of an "
-    "exponential, a power law and a finite time for the tail of the decrease of the risk, with its "
-    "standard error. “?”: it could not be told from another one, or too little of it is seen. "
-    "“Still travelling”: its limit is below zero, which no mean of squares can have, so that t1 is "
-    "too early for a rate; “not closing”: the rate may be zero. The risk gap is that of the "
-    "descent over the flow at the end."
+    "λ is the largest Hessian eigenvalue at the start. Distances are Euclidean, over all "
+    "parameters, at matched times. The risk gap is the risk of the descent minus that of the flow "
+    "at the end. Seconds include compilation. The law is the best of an exponential, a power law "
+    "and a finite time for the tail of the risk, with its standard error. “?”: another law fits "
+    "about equally well, or the tail shows too little of the law. “Not yet converged”: the fitted "
+    "limit is below zero, which is impossible for a mean of squares, so t1 is too early for a "
+    "rate. “Not decreasing”: the rate may be zero or negative."
 )
 
 
 _END_LEGEND = (
-    "The critical point nearby, found by Newton's method across activation patterns; the residual "
-    "is the norm of the minimal-norm subgradient there, “moved” the distance from the end of the "
-    "trajectory. Zero eigenvalues λ are those of directions in which nothing changes to second "
-    "order. The fitted rate is that of the risk to its value at the critical point; the predicted "
-    "one is twice the least positive eigenvalue of the modes that carry the gap. “Apart” is the "
-    "distance from the flow's critical point."
+    "The critical point near the end of each trajectory, found by Newton's method across "
+    "activation patterns. The residual is the norm of the minimal-norm subgradient at that point. "
+    "“Moved” is its distance from the end of the trajectory, “apart” its distance from the flow's "
+    "critical point, “kinks” the number of active kinks. In the directions of zero eigenvalues λ "
+    "the risk is constant to second order. The rate is fitted to the risk above its value at the "
+    "critical point; the predicted rate is twice the smallest positive eigenvalue among the modes "
+    "that carry the gap."
 )
 
 
 def write_report(directory: Path) -> Path:
-    """Writes `report.html` and `overview.png`, all its figures, from the run directory's files, and
-    the numbers of the analysis into its `run.json`.
+    """Writes the report of a run directory: `report.html`, all figures as `overview.png`, and the
+    numbers of the analysis in `run.json`.
 
-    **Returns:** the path of the page.
+    **Returns:** the path of `report.html`.
     """
     run = load_run(directory)
     analysis = analyse(run)
@@ -80,25 +76,25 @@ def write_report(directory: Path) -> Path:
     page.write_text(render(run, analysis, config), encoding="utf-8")
     _write_overview(run, analysis, directory / "overview.png")
     path = directory / "run.json"
-    stored = json.loads(path.read_text()) | {"analysis": facts(analysis)}
+    stored = json.loads(path.read_text()) | {"analysis": analysis.facts()}
     path.write_text(json.dumps(stored, indent=2) + "\n")
     return page
 
 
 def render(run: Run, analysis: Analysis, config: str) -> str:
-    """The page for a run: a summary, the table, the figures and the provenance."""
+    """The page of a run: tables, figures and provenance."""
     parts = [
         f"<h1>{html.escape(_title(run))}</h1>",
         f'<p class="lead">{html.escape(_lead(run))}</p>',
         _notes(run),
         f"<p>{html.escape(_verdict(run, analysis))}</p>",
-        '<div class="wide">' + _table(COLUMNS, rows(run, analysis)) + "</div>",
+        _table(summary_rows(run, analysis)),
         f"<p>{_LEGEND}</p>",
         _ends(run, analysis),
         '<h2>Figures</h2><div class="figures">',
-        *(_figure(_svg(draw), caption) for draw, caption in _figures(run, analysis)),
+        *(_figure(panel) for panel in _panels(run, analysis)),
         "</div>",
-        "<h2>How far to trust the flow</h2>" + _flow_facts(run),
+        "<h2>Accuracy of the flow</h2>" + _flow_facts(run),
         "<h2>Provenance</h2>",
         fact_table({**run.provenance, "seed": str(run.config.seed)}, css_class="facts"),
         f"<details><summary>Configuration</summary><pre>{html.escape(config)}</pre></details>",
@@ -135,41 +131,46 @@ def _lead(run: Run) -> str:
 def _notes(run: Run) -> str:
     notes = list(run.notes)
     if run.status != "complete":
-        notes.insert(0, f"This run was {run.status}: it holds what was computed until then.")
+        verb = "was" if run.status == "interrupted" else "has"
+        notes.insert(0, f"The run {verb} {run.status}; the results so far are kept.")
     items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
     return f'<ul class="notes">{items}</ul>' if items else ""
 
 
 def _verdict(run: Run, analysis: Analysis) -> str:
     if run.flow is None:
-        return "The run ended before the flow had its first saved time."
-    text = f"The flow took the risk from {run.flow.risk[0]:.4g} to {run.flow.risk[-1]:.4g}."
+        return "The run ended before the first saved time of the flow."
+    text = (
+        f"The risk of the flow is {run.flow.risk[0]:.4g} at the start and "
+        f"{run.flow.risk[-1]:.4g} at the end."
+    )
     if analysis.order is not None:
         text += (
-            f" Descent follows it with {analysis.order!r} in the step size, by the largest distance"
-            " over the span; theory says 1."
+            f" Descent follows the flow with {analysis.order!r} in the step size, measured by the "
+            "largest distance; theory predicts 1."
         )
     elif run.descents:
-        text += " Fewer than three descents have small enough steps for an order in the step size."
+        text += " The order in the step size needs three descents with small steps."
     return text
 
 
 def _ends(run: Run, analysis: Analysis) -> str:
     if not run.ends:
         return ""
-    text = f"<h2>Where they lead</h2><p>{html.escape(end_sentence(run))}</p>"
-    if lines := end_rows(run, analysis):
-        text += f'<div class="wide">{_table(END_COLUMNS, lines)}</div><p>{_END_LEGEND}</p>'
+    text = f"<h2>Critical points</h2><p>{html.escape(end_sentence(run))}</p>"
+    if rows := end_rows(run, analysis):
+        text += f"{_table(rows)}<p>{_END_LEGEND}</p>"
     return text
 
 
-def _table(columns, lines) -> str:
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
-        for line in lines
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _table(rows: Sequence[SummaryRow] | Sequence[EndRow]) -> str:
+    """One column for each cell of the rows; "" if there are no rows."""
+    if not rows:
+        return ""
+    line = lambda tag, texts: "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
+    body = "".join(f"<tr>{line('td', row.cells().values())}</tr>" for row in rows)
+    head = f"<thead><tr>{line('th', rows[0].cells())}</tr></thead>"
+    return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
 def _flow_facts(run: Run) -> str:
@@ -177,104 +178,111 @@ def _flow_facts(run: Run) -> str:
         return "<p>There is no flow.</p>"
     return (
         fact_table(run.flow.summary(), css_class="facts")
-        + "<p>The energy drift is L(θ(0)) − L(θ(t)) − ∫‖θ'‖², the balance drift that of "
-        "‖w‖² + b² − v² of each unit; along an exact flow both are zero.</p>"
+        + "<p>The energy drift is L(θ(0)) − L(θ(t)) − ∫‖θ'‖². The balance drift is the change of "
+        "‖w‖² + b² − v² of each unit. Both are zero along an exact flow.</p>"
     )
 
 
-def _figure(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+class _Panel(NamedTuple):
+    """A figure: its caption, and the function that draws it into axes."""
+
+    caption: str
+    draw: Callable[[Any], Any]
 
 
-def _figures(run: Run, analysis: Analysis) -> list[tuple[Callable[[Any], Any], str]]:
-    """A function that draws each figure into given axes, and its caption."""
+def _figure(panel: _Panel) -> str:
+    caption = html.escape(panel.caption)
+    return f"<figure>{_svg(panel.draw)}<figcaption>{caption}</figcaption></figure>"
+
+
+def _panels(run: Run, analysis: Analysis) -> list[_Panel]:
+    """The figures of a run, none without a flow."""
     if run.flow is None:
         return []
-    from gflow import plots
-
-    trajectories = {d.label: d.trajectory for d in run.descents} | {"flow": run.flow}
-    drawn: list[tuple[Callable[[Any], Any], str]] = [
-        (lambda ax: plots.risk(trajectories, ax=ax), "Risk of the flow and of the descents.")
-    ]
-    if analysis.gaps:
+    flow, comparisons = run.flow, analysis.comparisons
+    trajectories = {d.label: d.trajectory for d in run.descents} | {"flow": flow}
+    risk = lambda ax: plots.risk(trajectories, ax=ax)
+    panels = [_Panel("Risk of the flow and of the descents.", risk)]
+    if comparisons:
         caption = "Distance of each descent to the flow at the same time."
-        drawn.append((lambda ax: plots.distance(analysis.gaps, ax=ax), caption))
-    observed = analysis.order
-    if observed is not None:
-        out = [d for d in run.descents if d.step_size not in observed.step_sizes]
-        others = (
-            [d.step_size for d in out],
-            [analysis.gaps[d.label].largest for d in out if d.trajectory.succeeded],
-        )
+        panels.append(_Panel(caption, lambda ax: plots.distance(comparisons, ax=ax)))
+    if (order := analysis.order) is not None:
+        left_out = [d for d in run.descents if d.step_size not in order.step_sizes]
+        ended = [d for d in left_out if d.trajectory.succeeded]
+        others = [d.step_size for d in ended], [comparisons[d.label].largest for d in ended]
         caption = "Largest distance against the step size: the order of descent as an integrator."
-        drawn.append((lambda ax: plots.order(observed, others, ax=ax), caption))
-    flow, x = run.flow, run.table.x
+        panels.append(_Panel(caption, lambda ax: plots.order(order, others, ax=ax)))
+    panels += _function_panels(run, flow)
+    panels += _rate_panels(run, analysis)
+    if flow.kinks is not None and len(flow.kinks):
+        caption = "Kinks along the flow. Red lines mark slides."
+        panels.append(_Panel(caption, lambda ax: plots.kinks(flow, ax=ax)))
+        if run.table.x.shape[1] == 1 and run.config.bias:
+            x, caption = run.table.x, "Places of the kinks; the data are lines."
+            panels.append(_Panel(caption, lambda ax: plots.breakpoints(flow, x, ax=ax)))
+    return panels
+
+
+def _function_panels(run: Run, flow: Trajectory) -> list[_Panel]:
+    """The function of the network along the flow, or its units if it has several inputs."""
+    x, y = run.table.x, run.table.y
     if run.config.risk == "population":
         target = piecewise.named(run.config.data)
         density = piecewise.named_density(run.config.density, *target.interval)
-        caption = "The function along the flow, the target, and the density at the foot."
+        caption = "The function along the flow, the target, and below them the density."
         learned = lambda ax: plots.learned_function(flow, target=target, density=density, ax=ax)
-        drawn.append((learned, caption))
+        panels = [_Panel(caption, learned)]
         if run.config.bias and as_activation(run.config.activation).kinked:
-            caption = "The places of the kinks; lines where a piece of the target ends."
-            drawn.append((lambda ax: plots.breakpoints(flow, target.breakpoints, ax=ax), caption))
-    elif x.shape[1] == 1:
-        y = run.table.y
-        caption = "The function along the flow."
-        drawn.append((lambda ax: plots.learned_function(flow, x, y, ax=ax), caption))
-    else:
-        names = run.table.features
-        caption = "The hidden units |v| w along the flow, from small to their place at the end."
-        drawn.append((lambda ax: plots.unit_directions(flow, names, ax=ax), caption))
-    drawn += _rate_figures(run, analysis)
-    if run.flow.kinks is not None and len(run.flow.kinks):
-        caption = "The kinks met: a red line while a unit slides along one."
-        drawn.append((lambda ax: plots.kinks(flow, ax=ax), caption))
-        if run.table.x.shape[1] == 1 and run.config.bias:
-            caption = "The places of the kinks among the data; slides lie on the lines."
-            drawn.append((lambda ax: plots.breakpoints(flow, x, ax=ax), caption))
-    return drawn
+            caption = "Places of the kinks; the breakpoints of the target are lines."
+            ends = target.breakpoints
+            panels.append(_Panel(caption, lambda ax: plots.breakpoints(flow, ends, ax=ax)))
+        return panels
+    if x.shape[1] == 1:
+        learned = lambda ax: plots.learned_function(flow, x, y, ax=ax)
+        return [_Panel("The function along the flow.", learned)]
+    names = run.table.features
+    caption = "Paths of the hidden units |v| w along the flow. Dots mark their ends."
+    return [_Panel(caption, lambda ax: plots.unit_directions(flow, names, ax=ax))]
 
 
-def _rate_figures(run: Run, analysis: Analysis) -> list[tuple[Callable[[Any], Any], str]]:
-    from gflow import plots
-    from gflow.hessian.spectrum import Spectrum
-
-    drawn: list[tuple[Callable[[Any], Any], str]] = []
-    label, flow, end = flow_end(run)
-    rate = analysis.rates.get(label)
-    if flow is not None and rate is not None and (end is not None or rate.law != "undecided"):
+def _rate_panels(run: Run, analysis: Analysis) -> list[_Panel]:
+    panels: list[_Panel] = []
+    followed = followed_flow(run)
+    if followed is None:
+        return panels
+    flow, end = followed.trajectory, followed.end
+    rate = analysis.rates.get(followed.label)
+    if rate is not None and (end is not None or rate.status is RateStatus.CALLED):
         gap = flow.risk if end is None or rate.limit else flow.risk - end.risk
-        for x, axis in (("log", "log-time"), ("linear", "time")):
-            draw = lambda ax, x=x: plots.gap(flow.ts, gap, rate, x=x, ax=ax)
-            drawn.append((draw, f"Risk above its limit, over {axis}, and the law."))
-        caption = "Local slopes of that gap, with the plateau found."
-        drawn.append((lambda ax: plots.local_slopes(rate, ax=ax), caption))
+        log_log = lambda ax: plots.gap(flow.ts, gap, rate, x="log", ax=ax)
+        log_linear = lambda ax: plots.gap(flow.ts, gap, rate, x="linear", ax=ax)
+        slopes = lambda ax: plots.local_slopes(rate, ax=ax)
+        panels += [
+            _Panel("Risk above its limit against log time, and the fitted law.", log_log),
+            _Panel("Risk above its limit against time, and the fitted law.", log_linear),
+            _Panel("Local slopes of that gap, and their plateau.", slopes),
+        ]
     if end is not None and end.spectrum:
         spectrum = Spectrum.complete_of(end.spectrum)
         caption = "Eigenvalues of the Hessian at the flow's critical point."
-        drawn.append((lambda ax: plots.spectrum(spectrum, ax=ax), caption))
-    return drawn
+        panels.append(_Panel(caption, lambda ax: plots.spectrum(spectrum, ax=ax)))
+    return panels
 
 
 def _write_overview(run: Run, analysis: Analysis, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figures = _figures(run, analysis)
-    if not figures:
+    panels = _panels(run, analysis)
+    if not panels:
         return
-    lines = -(-len(figures) // 2)
-    figure = Figure(figsize=(11, 4.2 * lines), layout="constrained")
-    for k, (draw, _) in enumerate(figures):
-        draw(figure.add_subplot(lines, 2, k + 1))
+    num_rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(11, 4.2 * num_rows), layout="constrained")
+    for k, panel in enumerate(panels):
+        panel.draw(figure.add_subplot(num_rows, 2, k + 1))
     figure.savefig(path, dpi=110)
 
 
-def _svg(draw) -> str:
-    from matplotlib.figure import Figure
-
-    # Fixed ids keep a report made again identical.
-    with matplotlib.rc_context({"svg.hashsalt": "gflow", "font.size": 10}):
+def _svg(draw: Callable[[Any], Any]) -> str:
+    # With fixed ids the same run has the same report.
+    with rc_context({"svg.hashsalt": "gflow", "font.size": 10}):
         figure = Figure(figsize=(6, 4.2), layout="constrained")
         draw(figure.add_subplot())
         text = io.StringIO()

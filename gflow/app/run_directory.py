@@ -1,4 +1,4 @@
-"""What the main job computed, and the directory that it is kept in."""
+"""The results of the main job, and the directory that holds them."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gflow.app.config import Config, read_config, to_dict
 from gflow.app.data import Table
@@ -20,9 +20,15 @@ from gflow.trajectory import Trajectory
 FURTHER = "flow, further"
 
 
-@dataclass
+def descent_label(step_size: float) -> str:
+    """The label of the descent with that step size."""
+    return f"h = {step_size:.3g}"
+
+
+@dataclass(frozen=True)
 class Descent:
-    """A descent of the main job: its step size h, also as the fraction h λ/2 of 2/sharpness."""
+    """A descent of the main job: the step size h, its fraction h λ/2 of 2/sharpness, and the
+    trajectory."""
 
     fraction: float
     step_size: float
@@ -30,18 +36,19 @@ class Descent:
 
     @property
     def label(self) -> str:
-        return f"h = {self.step_size:.3g}"
+        return descent_label(self.step_size)
 
 
 @dataclass
 class Run:
-    """All that the main job computed, as far as it got.
+    """The results of the main job, as far as it got.
 
-    - `config`, `table`: what it ran on. `sharpness`: of the risk at the start.
+    - `config`, `table`: the configuration and the data. `sharpness`: that of the risk at the start.
     - `flow`, `descents`: the trajectories. `further`: the flow after t1, if it was followed.
-    - `ends`: the critical points that they lead to, by label ("flow" for the flow).
-    - `status`: "complete", "interrupted" or "failed"; `notes`: what the user should know.
-    - `seconds`: wall time of each piece, compilation included; `provenance`: versions and so on.
+    - `ends`: the critical points that the trajectories lead to, by label ("flow" for the flow).
+    - `status`: whether the job was completed; `notes`: warnings for the user, in sentences.
+    - `seconds`: wall time of each part, compilation included, by label.
+    - `provenance`: versions, commit, device and date.
     """
 
     config: Config
@@ -52,19 +59,19 @@ class Run:
     descents: list[Descent] = field(default_factory=list)
     further: Trajectory | None = None
     ends: dict[str, EndPoint] = field(default_factory=dict)
-    status: str = "complete"
+    status: Literal["complete", "interrupted", "failed"] = "complete"
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def trajectories(self) -> dict[str, Trajectory]:
-        """All of them, by label."""
+        """All trajectories by label."""
         flows = {"flow": self.flow, FURTHER: self.further}
         found = {label: t for label, t in flows.items() if t is not None}
         return found | {d.label: d.trajectory for d in self.descents}
 
 
 def check_vacant(directory: Path, overwrite: bool) -> None:
-    """Raises unless a run may be written there: nothing is, or a run that may be replaced."""
+    """Raises `ArgumentError` unless the directory is free, or a run that may be replaced."""
     if not (directory.exists() or directory.is_symlink()):
         return
     got = Described(f"{directory}, which exists")
@@ -77,10 +84,11 @@ def check_vacant(directory: Path, overwrite: bool) -> None:
 
 @contextmanager
 def new_directory(directory: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory to fill, which takes its place under the name asked for when there is a run.json
-    in it at the end; otherwise it goes.
+    """A temporary directory to fill.
 
-    **Raises:** `ArgumentError` if nothing can be written there.
+    At the end it is renamed to `directory` if it holds a run.json, and deleted otherwise.
+
+    **Raises:** `ArgumentError` if `directory` cannot be written.
     """
     check_vacant(directory, overwrite)
     directory = directory.parent.resolve() / directory.resolve().name
@@ -109,7 +117,7 @@ def new_directory(directory: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def save_run(run: Run, directory: Path) -> None:
-    """Writes everything of a run into a directory that exists and is empty."""
+    """Writes a run into an empty directory."""
     import tomli_w
     import xarray
 
@@ -145,7 +153,7 @@ def save_run(run: Run, directory: Path) -> None:
 def load_run(directory: Path) -> Run:
     """The run in a directory written by `save_run`.
 
-    **Raises:** `ArgumentError` if there is none, or it is damaged.
+    **Raises:** `ArgumentError` if there is no run in it, or an incomplete one.
     """
     if not (directory / "run.json").is_file():
         raise ArgumentError("directory", str(directory), "a run directory (one with a run.json)")
@@ -153,7 +161,7 @@ def load_run(directory: Path) -> Run:
         return _load(directory)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
-        got = Described(f"{directory}, of which something is missing or damaged ({reason})")
+        got = Described(f"{directory}, which is incomplete or damaged ({reason})")
         raise ArgumentError("directory", got, "a run directory as it was written") from None
 
 

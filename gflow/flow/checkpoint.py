@@ -1,4 +1,4 @@
-"""Checkpoints: where a solve has got to, in a file from which it goes on after any kind of end."""
+"""Checkpoints: the state of a solve in a file, from which it continues after any interruption."""
 
 import contextlib
 import hashlib
@@ -17,8 +17,8 @@ import numpy as np
 from gflow.arguments import ArgumentError, Described
 
 _NAME = "flow.checkpoint"
-# Of the run time at most this share goes into writing.
-_SHARE = 0.05
+# The largest fraction of the run time that writing may take.
+_MAX_FRACTION = 0.05
 
 
 class Checkpoint:
@@ -37,7 +37,7 @@ class Checkpoint:
         self._cost, self._written = 0.0, -np.inf
 
     def load(self, like: Callable[[dict[str, Any]], Any]) -> tuple[dict[str, Any], Any] | None:
-        """The facts and the state that were saved, None if nothing was.
+        """The facts and the state that were saved; None if there are none.
 
         `like` makes a state of the right structure from the facts.
         """
@@ -59,10 +59,10 @@ class Checkpoint:
             raise ArgumentError("checkpoint", got, wanted) from None
 
     def save(self, facts: dict[str, Any], state: Any, *, last: bool = False) -> None:
-        """Saves facts, of JSON, and a state; unless it is the `last`, only if the share of time
-        spent on writing allows it."""
+        """Saves facts, as JSON, and a state. Unless it is the `last` one, nothing is written if
+        writing has taken too much of the time."""
         now = time.perf_counter()
-        if not last and now - self._written < self._cost / _SHARE:
+        if not last and now - self._written < self._cost / _MAX_FRACTION:
             return
         partial = self._file.with_name(f".{_NAME}.{os.getpid()}")
         try:
@@ -81,7 +81,7 @@ class Checkpoint:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Of arrays by their bytes, and of all else by its name, without addresses in memory."""
+    """A hash of arrays by their bytes and of everything else by its name, without addresses."""
     digest = hashlib.sha256()
     leaves, structure = jax.tree.flatten(parts)
     for leaf in leaves:

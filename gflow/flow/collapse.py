@@ -3,8 +3,8 @@ r"""Units that reach w = b = 0 in finite time on exact risks, and stay there.
 With $u_i = (w_i, b_i)$, gradient flow keeps $\|u_i\|^2 - \|v_i\|^2$. So a unit with
 $\|v_i\| > \|u_i\|$ may shrink to $u_i = 0$ along a fixed direction, at a speed that does not
 vanish; the others cannot. In the class where Eberle, Jentzen, Riekert and Weiss (arXiv 2108.08106)
-prove uniqueness it is degenerate from then on. A solver alone steps over that point to the other
-side, from where the unit may grow again, or is driven back and forth at steps of the tolerance.
+prove uniqueness, the unit is degenerate from then on. A solver alone would step over that point.
+The unit could then grow again on the other side, or be driven back and forth by tiny steps.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from gflow.networks import ShallowNet
 from gflow.parameters import ParameterLayout, unflat
 from gflow.risks import BoxRisk, GaussianRisk, PopulationRisk
 
-# ‖v‖² − ‖u‖² over ‖v‖² at the start, in units of rtol, from which on it is no error of the solver.
+# (‖v‖² − ‖u‖²)/‖v‖² at the start, in units of rtol, that is not an error of the solver.
 _CLEAR = 1e3
 
 
@@ -57,7 +57,8 @@ class WithCollapse(
 ):
     """A solver that sets units to w = b = 0 where a step takes them through zero.
 
-    What is cut off counts as error of the step, so that the step ends where the unit collapses.
+    The size of such a unit counts as an error of the step, so that the step ends where the unit
+    collapses.
     """
 
     solver: diffrax.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -96,26 +97,26 @@ class WithCollapse(
         return y1, error, dense, (state, jnp.any(gone)), result
 
     def _nearly_zero(self, theta0: Array, theta1: Array) -> tuple[Array, Array]:
-        """The units that a step leads to within the tolerance of zero, headed such that one more
-        would reach it; and those that come closer by more than half of the way.
+        """The units that a step takes to zero within the tolerance, on a path that one more step
+        would take through zero; and those that come closer to it by more than half.
 
-        A step with one of the latter is too long to tell where it would have led, and fails."""
+        A step with a unit of the second kind is rejected: it is too long to tell where it leads."""
         nets = (unflat(self.problem.trained, theta) for theta in (theta0, theta1))
         u0, u1 = (net.incoming() for net in nets)
         way, size = u1 - u0, _norm(u0)
         length = _norm(way)
-        share = -jnp.sum(u0 * way, axis=1) / jnp.where(length > 0, length, 1.0) ** 2
-        nearest = _norm(u0 + share[:, None] * way)
-        # What one unit may be wrong by where the root mean square of all errors is in tolerance.
+        fraction = -jnp.sum(u0 * way, axis=1) / jnp.where(length > 0, length, 1.0) ** 2
+        nearest = _norm(u0 + fraction[:, None] * way)
+        # The error of one unit that a root mean square within the tolerance allows.
         tolerance = jnp.sqrt(theta0.size + 1) * (self.method.atol + self.method.rtol * size)
-        closer = (share > 0) & self._able()
-        headed = (share <= 2) & (nearest <= 0.5 * size)
+        closer = (fraction > 0) & self._able()
+        headed = (fraction <= 2) & (nearest <= 0.5 * size)
         return closer & headed & (_norm(u1) <= tolerance), closer & (length > 0.5 * size)
 
     def _able(self) -> Bool[Array, " width"]:
         """The units that can reach zero, by their balance at the start.
 
-        Those that lie as a whole below the tolerance are not resolved, and left alone."""
+        Units that are smaller than the tolerance are not resolved, and left as they are."""
         net = eqx.combine(self.problem.trained, self.problem.frozen)
         size = _norm(net.v.reshape(net.width, -1))
         if self.problem.trained.v is None:

@@ -1,7 +1,7 @@
 """The first event within one step of a solver, found on its dense output.
 
-An event is a margin that falls to −1.5 eps: that of a pair of unit and row at its kink, or the
-least one of the slides, for which here stands −1.
+At an event a margin falls to −1.5 eps: the margin of a pair of unit and row at its kink, or the
+smallest margin of the slides. Events are numbered by pairs; −1 stands for the slides.
 """
 
 from collections.abc import Callable
@@ -30,9 +30,9 @@ class Aim(NamedTuple):
 
 
 class FirstEvent(NamedTuple):
-    """The first event of a step: at which fraction of it (inf if none), which it is, and whether
-    the flow `arrives` there or a shorter step is to be aimed at it; the state where it arrives,
-    otherwise that at the step's end."""
+    """The first event of a step: the fraction of the step at which it happens (inf if none), and
+    which event it is. If the flow `arrives` there, y is the state at the event. Otherwise a shorter
+    step has to be aimed at the event, and y is the state at the end of the step."""
 
     fraction: Float[Array, ""]
     which: Int[Array, ""]
@@ -41,8 +41,8 @@ class FirstEvent(NamedTuple):
 
 
 class EventAccuracy(eqx.Module):
-    """How finely events are located: to margins of `eps`. Dense output is as accurate as the step
-    within the fraction `near` of the step from its ends."""
+    """Events are located to margins of `eps`. Dense output is as accurate as the step itself within
+    the fraction `near` of the step from either end."""
 
     eps: float = eqx.field(static=True)
     near: float = eqx.field(static=True)
@@ -72,8 +72,7 @@ class Step(eqx.Module):
         return slide_margin(self.risk, y, self.pattern)
 
     def without_slack(self, wanted: Bool[Array, ""]) -> AbstractPattern:
-        """The pattern, if `wanted` without the slack of pairs that the step leaves on their side by
-        as much."""
+        """The pattern; if `wanted`, without the slack of pairs that are well off their kinks."""
         slack = self.pattern.slack
         far = wanted & (self.kink_margins(self.y_end) > 2 * slack)
         return eqx.tree_at(lambda p: p.slack, self.pattern, jnp.where(far, 0.0, slack))
@@ -96,7 +95,7 @@ class Step(eqx.Module):
         eps = self.accuracy.eps
         start, end = self.kink_margins(self.y_start), self.kink_margins(self.y_end)
         half = self.kink_margins(self.at(jnp.asarray(0.5, end.dtype)))
-        # The parabola through the three shows most pairs that cross and come back within the step.
+        # The parabola through the three shows most pairs that cross twice within the step.
         curve = 2 * (start - 2 * half + end)
         slope = end - start - curve
         dips = (curve > 0) & (slope < 0) & (slope > -2 * curve)
@@ -111,7 +110,7 @@ class Step(eqx.Module):
             fraction = 2 * start / jnp.where(root > 0, root, jnp.inf)
             fraction = jnp.where(root > 0, jnp.clip(fraction, 0.0, 1.0), 1.0)
             queue = jnp.where(kinks, fraction, jnp.inf)
-            # What was aimed at may lie just past the end.
+            # The event aimed at may lie just past the end.
             late = self.aimed & (self.aim.which != SLIDES)
             queue = queue.at[self._pair(self.aim.which)].min(jnp.where(late, 1.0, jnp.inf))
 
@@ -132,8 +131,8 @@ class Step(eqx.Module):
         return FirstEvent(inf, self.aim.which, no, self.y_end)
 
     def _earliest(self, wanted, queue, slides_due, bracket) -> FirstEvent:
-        """The first event among those in the queue, which has the fractions expected of the kinks
-        that are due, and the slides if they are due, with the ends of their brackets."""
+        """The first of the events that are due: kinks, with the fractions expected of them in the
+        `queue`, and slides. `bracket` gives the end of the interval to search for an event."""
 
         def following(queue, slides_due):
             some = jnp.min(queue) < jnp.inf
@@ -158,7 +157,7 @@ class Step(eqx.Module):
             aside = lambda: (self.y_end, jnp.asarray(False), which)
             y, earlier, worst = jax.lax.cond(arrives, check, aside)
             found = FirstEvent(fraction, which, arrives, y)
-            # A dip that proves to stay above 0 is no event, and the next in the queue is tried.
+            # A dip that stays above 0 is no event, and the next in the queue is tried.
             none = fraction == jnp.inf
             pair = self._pair(which)
             queue = queue.at[pair].set(jnp.where(which == SLIDES, queue[pair], jnp.inf))
@@ -179,7 +178,7 @@ class Step(eqx.Module):
 
     def _amid(self, fraction) -> Bool[Array, ""]:
         """Whether a place is so far from both ends of the step that dense output is not accurate
-        enough there, and its event only aimed at."""
+        enough there: an event is then aimed at by a shorter step."""
         near = self.accuracy.near
         return (fraction > near) & (fraction < 1 - near)
 
@@ -190,7 +189,7 @@ def _index_of_min(margins: Float[Array, "units rows"]) -> Int[Array, ""]:
 
 
 def slide_margin(risk: AbstractPatternRisk, y, pattern: AbstractPattern) -> Float[Array, ""]:
-    """The least margin of the slides, on the scale of the kinks' margins."""
+    """The smallest margin of the slides, on the scale of the kinks' margins."""
 
     def smallest(y):
         evaluation = risk.evaluate(y[:-1], pattern)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gflow.flow.controller import step_size_controller
 from gflow.flow.events import SLIDE_SCALE, Aim, EventAccuracy, Step
 from gflow.flow.output import SavedStates, StepCounts
 from gflow.flow.problem import Method, Span, first_step
-from gflow.flow.solver_setup import controller
 from gflow.flow.stopping import FlowPoint
 from gflow.nonsmooth.pattern import AbstractPattern, Event
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, KinkResolution
@@ -115,7 +115,7 @@ class Loop(eqx.Module):
 
     @property
     def controller(self) -> diffrax.AbstractStepSizeController:
-        return controller(self.method, damped=True, padding=self.risk.padding)
+        return step_size_controller(self.method, damped=True, padding=self.risk.padding)
 
     def controller_start(self, y: Float[Array, " size"]) -> Any:
         """The state of the controller before the first step, whose size is known."""
@@ -242,7 +242,7 @@ class Loop(eqx.Module):
     # ---- saved times and events -------------------------------------------------------------
 
     def _save_and_resolve(self, s: LocatedState, t, y, dense, scales, arrives):
-        """What was saved up to t, and what follows where the flow `arrives` at an event."""
+        """Saves the states up to t, and deals with the event if the flow `arrives` at one."""
 
         def both(c):
             saved, after, _ = c
@@ -367,7 +367,7 @@ def handed_over(loop: Loop, state: LocatedState) -> LocatedState:
 
 @eqx.filter_custom_jvp
 def advance(loop: Loop, state: LocatedState, max_steps) -> LocatedState:
-    """The state at t1, or where a budget or trouble ended it; `max_steps` counts from the start."""
+    """The state at t1, or where a budget or a failure ended the flow; see `AbstractRun.advance`."""
 
     def unfinished(s: LocatedState):
         return (

@@ -10,8 +10,7 @@ from jaxtyping import Array, Float
 from gflow.flow.output import FlowOutput
 from gflow.flow.problem import FlowProblem, Method, Span
 
-# At most so many steps between pauses: for the progress bar and Ctrl-C, checkpoints, and the choice
-# of the solver.
+# The most steps between pauses: for the progress bar, Ctrl-C, checkpoints and the choice of solver.
 MAX_PIECE_STEPS = 512
 
 State = TypeVar("State")
@@ -48,8 +47,8 @@ class AbstractRun(eqx.Module, Generic[State]):
 
     @abstractmethod
     def advance(self, state: State, max_steps: int) -> State:
-        """The state at t1, or where a budget, a criterion or trouble ended the flow; `max_steps`
-        counts from t0."""
+        """The state at t1, or where a budget, a criterion or a failure ended the flow;
+        `max_steps` counts from t0."""
 
     @abstractmethod
     def output(self, state: State) -> FlowOutput:

@@ -9,10 +9,10 @@ from jaxtyping import Array, Float
 
 from gflow.arguments import is_concrete
 from gflow.flow import collapse
+from gflow.flow.controller import step_size_controller
 from gflow.flow.output import FlowOutput, SavedStates, StepCounts
 from gflow.flow.problem import FlowProblem, Method, Span, first_step
 from gflow.flow.run import MAX_PIECE_STEPS, AbstractRun, Snapshot
-from gflow.flow.solver_setup import controller
 from gflow.flow.stopping import FlowPoint, first_result
 from gflow.results import RESULTS
 from gflow.solvers.stabilised import radius_at
@@ -134,7 +134,7 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
             subs=[diffrax.SubSaveAt(ts=jnp.maximum(ts, s.t)), diffrax.SubSaveAt(t1=True)],
             solver_state=True,
         ),
-        stepsize_controller=controller(method, damped=False, min_step=min_step),
+        stepsize_controller=step_size_controller(method, damped=False, min_step=min_step),
         event=diffrax.Event(events) if events else None,
         max_steps=max_steps,
         throw=False,

@@ -33,7 +33,7 @@ from gflow.flow.run import AbstractRun
 from gflow.flow.smooth import SmoothRun
 from gflow.flow.solver_setup import as_solver, with_tolerances
 from gflow.flow.stopping import Stop, as_stop
-from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
+from gflow.nonsmooth.recognition import pattern_risk_of
 from gflow.parameters import Net, flat, split_trainable, unflat
 from gflow.recording import States, finish, record, truncated, with_retry
 from gflow.results import RESULTS
@@ -92,8 +92,8 @@ def solve_flow(
     - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
       equinox filter specification.
     - `progress`: shows a progress bar. Ctrl-C then ends the flow with the result "interrupted".
-    - `checkpoint`: a directory where the state is kept from time to time. A flow that was ended
-      goes on from there when it is solved again with the same arguments, and comes to the same
+    - `checkpoint`: a directory where the state is kept from time to time. An interrupted flow
+      continues from there when it is solved again with the same arguments, and comes to the same
       result; `max_steps`, `progress` and `throw` may differ.
     - `throw`: raise a `TrajectoryError`, which holds the trajectory, if the flow does not reach its
       end; if False, return the trajectory, with a `result` that says what happened.
@@ -122,7 +122,7 @@ def solve_flow(
     tolerances = _tolerances(rtol, atol, theta0)
     method = Method(with_tolerances(as_solver(solver), *tolerances), *tolerances, step_size, stop)
     problem = FlowProblem(risk, trained, frozen)
-    pattern_risk = ShallowPatternRisk.of(risk, trained, frozen)
+    pattern_risk = pattern_risk_of(risk, trained, frozen)
     if pattern_risk is None or kinks == "ignore":
         run = SmoothRun(problem, method, span, theta0)
     else:

@@ -1,18 +1,18 @@
-r"""Which solver follows a flow where none is asked for.
+r"""Which solver follows a flow if the user names none.
 
-Gradient flow starts as a field that explicit methods follow best, and becomes stiff: their step h
-is bounded by the largest curvature ρ, $h\rho \lesssim 3.3$, while the solution changes over times
-of the order of t. From time to time the work still ahead is estimated, in steps of Tsit5, for the
-rest of the way by
+Gradient flow starts as a field that explicit methods follow best, and becomes stiff. The step h of
+explicit methods is then bounded by the largest curvature ρ, $h\rho \lesssim 3.3$, while the
+solution changes over times of order t. At each pause the work left is estimated in steps of Tsit5:
 
 - Tsit5: (t1 − t)/h steps;
-- BDF5: some hundred steps for each decade of time, each as costly as κ(P) of Tsit5, P parameters;
-- ROCK4: steps of a share of t, with a number of stages that grows like √(hρ), up to its most;
+- BDF5: some hundred steps for each decade of time, each at the price of κ(P) steps of Tsit5 for P
+  parameters;
+- ROCK4: steps of a fraction of t, with a number of stages that grows like √(hρ) up to a maximum;
 
-and some steps for every kink. Where h is bounded by ρ, Tsit5 would take many more steps, and
-another solver promises half the work or less, it takes over. BDF5 keeps the flow to the end; ROCK4
-hands it over to BDF5 if that promises half of what ROCK4 has just been measured to take, as it may
-where kinks become few.
+and some steps for each kink. Another solver takes over if h is bounded by ρ, Tsit5 would take many
+more steps, and the other solver promises half the work or less. BDF5 keeps the flow to the end.
+ROCK4 hands it over to BDF5 if BDF5 promises half the work that ROCK4 was measured to do, which
+happens where kinks become rare.
 """
 
 from collections.abc import Callable
@@ -24,21 +24,20 @@ import numpy as np
 from gflow.solvers.bdf5 import BDF5
 from gflow.solvers.rock4 import ROCK4
 
-# Real stability interval of Tsit5, and from which share of it on steps count as bounded by it.
+# Real stability interval of Tsit5, and the fraction of it from which steps count as bounded.
 _TSIT5_BOUND, _BOUNDED = 3.3, 0.6
-# Fewer steps of Tsit5, of few parameters, are not worth the compilation of another solver.
+# For fewer steps of Tsit5, with few parameters, another solver is not worth its compilation.
 _WORTH_A_CHANGE = 10_000
 # BDF5, measured at rtol 1e-8 on flows to t = 1e8: steps in a decade, and for each kink.
 _STEPS_OF_A_DECADE, _STEPS_OF_A_KINK, _STEPS_OF_A_START = 120.0, 4.0, 50.0
-# ROCK4, measured likewise: the share of t that a step takes. Its stability interval is 0.35 s² for
+# ROCK4, measured likewise: the fraction of t in a step. Its stability interval is 0.35 s² for
 # s ≤ 152 stages.
-_SHARE_OF_TIME, _ROCK4_GROWTH, _ROCK4_MOST = 7e-4, 0.35, 152
+_FRACTION_OF_TIME, _ROCK4_GROWTH, _ROCK4_MAX_STAGES = 7e-4, 0.35, 152
 _STAGES_OF_TSIT5 = 6
-# At looser tolerances what its long steps leave of the stiff modes ends slides too early, again and
-# again.
+# At looser tolerances its long steps leave errors in the stiff modes, which end slides too early.
 _ROCK4_ON_KINKS = 1e-6
 # The Jacobian and its factors are some dense matrices.
-_MOST_PARAMETERS = 4000
+_MAX_PARAMETERS = 4000
 
 # Those that may take over, by name.
 SUCCESSORS = {"BDF5": BDF5, "ROCK4": ROCK4}
@@ -73,7 +72,7 @@ def better_solver(now: RunProgress, after: str | None = None) -> diffrax.Abstrac
 
 
 def _instead_of_rock4(now: RunProgress) -> diffrax.AbstractSolver | None:
-    if now.num_params > _MOST_PARAMETERS or not now.t > now.before > 0:
+    if now.num_params > _MAX_PARAMETERS or not now.t > now.before > 0:
         return None
     ahead = np.log10(now.t1 / now.t) / np.log10(now.t / now.before)
     stay = now.num_evaluations / _STAGES_OF_TSIT5 * ahead
@@ -104,7 +103,7 @@ def _instead_of_tsit5(now: RunProgress) -> diffrax.AbstractSolver | None:
 
 
 def _with_bdf5(now: RunProgress, steps_of_kinks: float) -> float:
-    if now.num_params > _MOST_PARAMETERS:
+    if now.num_params > _MAX_PARAMETERS:
         return np.inf
     decades = np.log10(now.t1 / now.t) if now.t > 0 else 10.0
     steps = _STEPS_OF_A_DECADE * (1e-8 / now.rtol) ** (1 / 6) * decades
@@ -120,7 +119,7 @@ def cost_of_implicit_step(num_params: int) -> float:
 
 def _with_rock4(now: RunProgress, radius: float) -> float:
     times = np.geomspace(max(now.t, now.step_size), now.t1, 200)
-    share = _SHARE_OF_TIME * (now.rtol / 1e-8) ** (1 / 3)
-    sizes = np.minimum(share * times, _ROCK4_GROWTH * _ROCK4_MOST**2 / radius)
+    fraction = _FRACTION_OF_TIME * (now.rtol / 1e-8) ** (1 / 3)
+    sizes = np.minimum(fraction * times, _ROCK4_GROWTH * _ROCK4_MAX_STAGES**2 / radius)
     stages = np.maximum(np.sqrt(sizes * radius / _ROCK4_GROWTH), 5)
     return float(np.trapezoid(stages / sizes, times)) / _STAGES_OF_TSIT5

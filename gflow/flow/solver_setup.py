@@ -1,21 +1,16 @@
-"""The choice of solver and step-size controller."""
+"""How a solver is prepared: tolerances, Jacobian, and where its dense output is accurate."""
 
 from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from gflow.arguments import ArgumentError
-from gflow.flow.problem import Method
-from gflow.solvers.bdf5 import BDF5
-from gflow.solvers.rodas5p import Rodas5P
+from gflow.flow.controller import finite_rms
 
 # What stands for the tolerances of a root finder that has none of its own.
 _AS_THE_STEP = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol
-
-_DAMPED = {"pcoeff": 0.4, "icoeff": 0.3}
 
 
 def as_solver(solver: diffrax.AbstractSolver | None) -> diffrax.AbstractSolver:
@@ -39,7 +34,7 @@ def with_tolerances(
     if not isinstance(solver, diffrax.AbstractImplicitSolver):
         return solver
     finder = solver.root_finder
-    given = {"rtol": rtol, "atol": atol, "norm": _finite_rms}
+    given = {"rtol": rtol, "atol": atol, "norm": finite_rms}
     left = [name for name in given if getattr(finder, name, None) is _AS_THE_STEP]
     if not left:
         return solver
@@ -48,53 +43,10 @@ def with_tolerances(
 
 
 def with_jacobian(solver: diffrax.AbstractSolver, jacobian: Callable) -> diffrax.AbstractSolver:
-    """The solver with this Jacobian, if it takes one and has none."""
-    if not isinstance(solver, (BDF5, Rodas5P)) or solver.jacobian is not None:
+    """The solver with this Jacobian, if it has a field `jacobian` that is None."""
+    if getattr(solver, "jacobian", jacobian) is not None:
         return solver
-    return type(solver)(jacobian)
-
-
-def controller(
-    method: Method,
-    *,
-    damped: bool,
-    min_step: Float[Array, ""] | None = None,
-    padding: Bool[Array, " size"] | None = None,
-) -> diffrax.AbstractStepSizeController:
-    """The step-size controller of diffrax: fixed steps if asked for, or adaptive ones.
-
-    A `damped` controller is proportional and integral (Gustafsson, ACM Trans. Math. Softw. 17,
-    1991). Between kinks, where steps are often at the bound of stability, it saves rejections. On a
-    smooth flow, whose steps grow with time, it lags behind, and takes up to a third more steps.
-
-    A step whose error is not finite is rejected and the next is smaller; below `min_step` the solve
-    ends rather than shrink for ever. Entries of θ that are `padding` count in no norm.
-    """
-    if method.step_size is not None:
-        return diffrax.ConstantStepSize()
-    return diffrax.PIDController(
-        method.rtol,
-        method.atol,
-        **(_DAMPED if damped else {}),
-        norm=_finite_rms if padding is None else eqx.Partial(_rms_of_others, padding),
-        dtmin=min_step,
-        force_dtmin=False,
-    )
-
-
-def _finite_rms(error: Float[Array, " size"]) -> Float[Array, ""]:
-    # A NaN would pass through the controller into the step size, and time would never end.
-    rms = jnp.sqrt(jnp.mean(error**2))
-    return jnp.where(jnp.isfinite(rms), rms, jnp.inf)
-
-
-def _rms_of_others(
-    padding: Bool[Array, " size"], error: Float[Array, " size_and_one"]
-) -> Float[Array, ""]:
-    """The root mean square over the entries that are not padding, the dissipation in."""
-    squares = jnp.where(jnp.append(padding, False), 0.0, error**2)
-    rms = jnp.sqrt(jnp.sum(squares) / (len(error) - jnp.sum(padding)))
-    return jnp.where(jnp.isfinite(rms), rms, jnp.inf)
+    return eqx.tree_at(lambda s: s.jacobian, solver, jacobian, is_leaf=lambda a: a is None)
 
 
 def accurate_fraction(solver: diffrax.AbstractSolver) -> float:

@@ -261,9 +261,7 @@ def hessian_spectrum(
         raise ArgumentError("net", Described("traced arrays"), "known ones: outside jax.jit")
     hessian = Hessian(risk, trained, frozen)
     theta = hessian.theta
-    if tol is None:
-        tol = 1e-6 if theta.dtype == jnp.float64 else 1e-4
-    tol = positive("tol", tol)
+    tol = positive("tol", _default_tol(theta) if tol is None else tol)
     zero_below = None if zero_below is None else positive("zero_below", zero_below, or_zero=True)
     if theta.size <= max(dense_up_to, wanted):
         return _dense(hessian, tol, zero_below)
@@ -297,6 +295,10 @@ def _extreme(found: Extremes, smallest: int, tol: float, zero_below: float | Non
         num_products=found.num_products,
         zero_below=zero_below,
     )
+
+
+def _default_tol(theta: Array) -> float:
+    return 1e-6 if theta.dtype == jnp.float64 else 1e-4
 
 
 def _dense(hessian: Hessian, tol: float, zero_below: float | None) -> Spectrum:

@@ -56,6 +56,6 @@ class Event(NamedTuple):
 
 
 def pair_of_min(margins: Float[Array, "units rows"]) -> Pair:
-    """The pair of least margin: by units first, much faster than a flat `argmin` in XLA."""
+    """The pair with the smallest margin: by units first, which XLA does much faster."""
     unit = jnp.argmin(jnp.min(margins, axis=1))
     return Pair(unit, jnp.argmin(margins[unit]))

@@ -21,7 +21,7 @@ class KinkResolution(NamedTuple):
 
     `scales` are what preactivations are measured by, `distance` the margin at which a kink counts
     as reached, and `slack` the tolerance of a pair whose slide has ended. `circling` says that
-    events at this time have led to one another for so long that the flow has to rest.
+    events at this time lead to one another without end, so that the flow has to rest.
     """
 
     scales: Any
@@ -77,13 +77,13 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
 
     @abstractmethod
     def scales(self, theta: Float[Array, " size"]) -> Any:
-        """What preactivations are measured by, from the state at the start of a step."""
+        """The scales by which preactivations are measured during a step that starts at θ."""
 
     @abstractmethod
     def kink_margins(
         self, theta: Float[Array, " size"], pattern: Pattern, scales: Any
     ) -> Float[Array, "units rows"]:
-        """What is positive until each pair reaches its kink."""
+        """A margin for each pair that is positive until the pair reaches its kink."""
 
     @abstractmethod
     def kink_margin(
@@ -93,11 +93,12 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
 
     @abstractmethod
     def slide_margins(self, evaluation: Any, pattern: Pattern) -> Float[Array, "..."]:
-        """What is positive until each slide ends, infinite where nothing slides."""
+        """A margin for each slide that is positive until the slide ends; infinite where nothing
+        slides."""
 
     @abstractmethod
     def jump_sizes(self, evaluation: Any) -> Float[Array, "units rows"]:
-        """By how much the gradient in θ jumps across the kink of each pair, in norm."""
+        """The norm of the jump of the gradient in θ across the kink of each pair."""
 
     @abstractmethod
     def transition(
@@ -107,8 +108,8 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         evaluation: Any,
         resolution: KinkResolution,
     ) -> Transition:
-        """What follows the kink, or the end of a slide, that is farthest past: a crossing, a slide,
-        or the end of one, with θ put back on the kinks of a unit whose slides have changed."""
+        """θ and the pattern after the event that is most overdue: a crossing, the beginning of a
+        slide, or the end of one. θ is put back on the kinks of a unit whose slides change."""
 
     @abstractmethod
     def put_on_kinks(

@@ -1,6 +1,6 @@
 """Figures of rates."""
 
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,11 +12,20 @@ from gflow.rates import Rate
 from gflow.rates.local_slopes import Plateau
 
 
-def gap(ts: Any, gap: Any, rate: Rate, *, x: str = "log", ax: Axes | None = None) -> Axes:
+def gap(
+    ts: Any,
+    gap: Any,
+    rate: Rate,
+    *,
+    x: Literal["log", "linear"] = "log",
+    ax: Axes | None = None,
+) -> Axes:
     """A gap and its fitted law over the tail, on a logarithmic axis of gaps.
 
-    `x` is the axis of times: "log", where a power law is a straight line, or "linear", where an
-    exponential is one. Of a rate with unknown limit, `gap` is the risk, and the limit is taken off.
+    **Arguments:**
+
+    - `ts`, `gap`, shape (times,): as for `fit_rate`; `rate.limit` is subtracted from `gap`.
+    - `x`: the axis of times. A power law is a straight line on "log", an exponential on "linear".
     """
     one_of("x", x, ("log", "linear"))
     ax = new_axes(ax)
@@ -34,11 +43,13 @@ def gap(ts: Any, gap: Any, rate: Rate, *, x: str = "log", ax: Axes | None = None
     return ax
 
 
-def local_slopes(rate: Rate, *, kind: str | None = None, ax: Axes | None = None) -> Axes:
-    """The local slopes of a gap with the plateau marked.
+def local_slopes(
+    rate: Rate, *, kind: Literal["exponential", "power"] | None = None, ax: Axes | None = None
+) -> Axes:
+    """The local slopes of a gap, with their plateau.
 
-    `kind`: "power", −d log gap / d log t, or "exponential", −d log gap / dt; by default the one of
-    the better law (of finite times the second).
+    `kind`: "power" for −d log gap / d log t, "exponential" for −d log gap / dt; by default that of
+    the better law, and "exponential" for a finite time.
     """
     if kind is None:
         kind = "power" if rate.better == "power" else "exponential"
@@ -50,7 +61,7 @@ def local_slopes(rate: Rate, *, kind: str | None = None, ax: Axes | None = None)
     )
     ax.plot(slopes.ts, values, ".-", color=FLOW, ms=3, lw=0.8)
     if plateau is not None:
-        _mark(ax, plateau, power)
+        _mark_plateau(ax, plateau, power)
     if rate.better == kind:
         low, high = rate.interval
         ax.axhspan(low, high, color=ACTIVE, alpha=0.25, lw=0, zorder=0)
@@ -65,7 +76,7 @@ def local_slopes(rate: Rate, *, kind: str | None = None, ax: Axes | None = None)
     return ax
 
 
-def _mark(ax: Axes, plateau: Plateau, power: bool) -> None:
+def _mark_plateau(ax: Axes, plateau: Plateau, power: bool) -> None:
     length = f"{plateau.length:.2g} " + ("decades" if power else "/ r")
     ax.plot(
         [plateau.start, plateau.end],
@@ -79,7 +90,7 @@ def _mark(ax: Axes, plateau: Plateau, power: bool) -> None:
 
 
 def rate_figure(ts: Any, risk_gap: Any, rate: Rate) -> Any:
-    """Four panels: the gap on log-log and log-linear axes, and both local slopes below them."""
+    """Four panels: the gap against log t and against t, and below them its local slopes."""
     fig, axes = plt.subplots(2, 2, figsize=(9.5, 6.5), layout="constrained")
     gap(ts, risk_gap, rate, x="log", ax=axes[0, 0])
     gap(ts, risk_gap, rate, x="linear", ax=axes[0, 1])

@@ -12,9 +12,11 @@ from gflow.plots.style import ACTIVE, NEGATIVE, new_axes
 def spectrum(
     spectrum: Spectrum | CriticalPoint, *, linear_below: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """The eigenvalues of a Hessian, or of the one at a critical point, on a symmetric-logarithmic
-    axis, linear in ±`linear_below`: in descending order, or with their density, as eigenvalues per
-    decade, where it was estimated."""
+    """The eigenvalues of a Hessian, or of the Hessian at a critical point.
+
+    All eigenvalues are drawn by rank. If their density was estimated, it is drawn as eigenvalues
+    per decade. The axis is logarithmic on both sides and linear in ±`linear_below`.
+    """
     ax = new_axes(ax)
     if isinstance(spectrum, CriticalPoint):
         spectrum = spectrum.spectrum
@@ -41,15 +43,19 @@ def spectrum(
 
 
 def _by_sign(spectrum: Spectrum) -> list[tuple[str, str, np.ndarray]]:
+    """A label, a colour and a mask for the eigenvalues of each sign."""
     values, zero = spectrum.eigenvalues, spectrum.zero_below
     signs = np.where(np.abs(values) <= zero, 0, np.sign(values))
     kinds = ((1, "positive", ACTIVE), (0, "zero", "0.55"), (-1, "negative", NEGATIVE))
-    named = [(f"{np.sum(signs == s):,} {name}", c, signs == s) for s, name, c in kinds]
-    return [kind for kind in named if kind[2].any()]
+    return [
+        (f"{np.sum(signs == sign):,} {name}", colour, signs == sign)
+        for sign, name, colour in kinds
+        if (signs == sign).any()
+    ]
 
 
 def _ranks(spectrum: Spectrum, ax: Axes) -> None:
-    """Eigenvalues by their ranks; a gap stands for those that are not known."""
+    """Eigenvalues by rank; a gap stands for those that are not known."""
     size, count = spectrum.size, len(spectrum.eigenvalues)
     gap = 0 if spectrum.complete else max(2, count // 5)
     place = np.arange(count, 0, -1)
@@ -66,7 +72,7 @@ def _ranks(spectrum: Spectrum, ax: Axes) -> None:
 
 
 def _per_decade(spectrum: Spectrum, linear_below: float, ax: Axes) -> None:
-    """The density along the axis, smoothed over a tenth of a decade, and marks for the ends."""
+    """The density, smoothed over a tenth of a decade, and marks for the extreme eigenvalues."""
     assert spectrum.nodes is not None and spectrum.weights is not None
     to_axis, width = ax.xaxis.get_transform(), 0.1
     along = lambda x: to_axis.transform(np.asarray(x, float)) / linear_below

@@ -8,5 +8,5 @@ ACTIVE, NEGATIVE = "#c44536", "#2a6f97"
 
 
 def new_axes(ax: Axes | None) -> Axes:
-    """The axes given, or those of a new figure."""
+    """The given axes, or those of a new figure."""
     return plt.subplots(layout="constrained")[1] if ax is None else ax

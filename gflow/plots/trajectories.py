@@ -1,8 +1,8 @@
-"""Figures of trajectories and of their comparison."""
+"""Figures of trajectories and of their comparisons."""
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
@@ -16,37 +16,44 @@ from matplotlib.ticker import NullLocator
 from gflow.arguments import ArgumentError, Described
 from gflow.compare import Comparison, ConvergenceOrder
 from gflow.networks import ShallowNet
+from gflow.nonsmooth import KinkKind
 from gflow.piecewise import PiecewisePolynomial
 from gflow.plots.style import ACTIVE, FLOW, NEGATIVE, new_axes
 from gflow.trajectory import Trajectory
 
 
-def _named(items: Any, name: str) -> dict[str, Any]:
-    return dict(items) if isinstance(items, Mapping) else {name: items}
+class _Curve(NamedTuple):
+    ts: Any
+    values: Any
+    kind: str
+
+
+def _labelled(items: Any, label: str) -> dict[str, Any]:
+    return dict(items) if isinstance(items, Mapping) else {label: items}
 
 
 def _colours(count: int) -> np.ndarray:
-    """A sequence of colours from light (first) to dark (last)."""
+    """Colours from light (first) to dark (last)."""
     return plt.get_cmap("viridis_r")(np.linspace(0.15, 0.95, max(count, 1)))
 
 
-def _along_time(curves: dict[str, tuple], ax: Axes, ylabel: str, *, coincide: bool = True) -> Axes:
+def _along_time(curves: dict[str, _Curve], ax: Axes, ylabel: str, *, coincide: bool = True) -> Axes:
     """Curves of positive values against flow time on logarithmic axes.
 
-    Where they may `coincide`, later curves are narrower and in front, and the flow in front of all,
-    so that each is seen.
+    Curves that may `coincide` remain visible: later ones are narrower and in front, and the flow is
+    in front of all.
     """
-    descents = [name for name, (_, _, kind) in curves.items() if kind != "flow"]
+    descents = [name for name, curve in curves.items() if curve.kind != "flow"]
     colours = dict(zip(descents, _colours(len(descents))))
     widths = dict(
         zip(descents, np.linspace(1.4 + 0.5 * coincide * len(descents), 1.4, len(descents)))
     )
-    for name, (ts, values, kind) in curves.items():
-        ts, values = np.asarray(ts), np.asarray(values)
+    for name, curve in curves.items():
+        ts, values = np.asarray(curve.ts), np.asarray(curve.values)
         # Divergence to 1e300 would flatten everything else.
         shown = (ts > 0) & np.isfinite(values) & (values > 0)
         style = {"color": colours.get(name), "label": name, "lw": widths.get(name)}
-        if kind == "flow":
+        if curve.kind == "flow":
             style |= {"color": FLOW, "lw": 1.1, "ls": (0, (6, 3)), "zorder": 3}
         ax.plot(ts[shown], values[shown], **style)
     ax.set(xlabel="flow time t", ylabel=ylabel)
@@ -66,13 +73,13 @@ def risk(
     limit: float = 0.0,
     ax: Axes | None = None,
 ) -> Axes:
-    """L(θ(t)) − `limit` against t, for one trajectory or several by label."""
+    """L(θ(t)) − `limit` against t, for one trajectory, or for several by label."""
     curves = {
-        name: (t.ts, np.asarray(t.risk) - limit, t.kind)
-        for name, t in _named(trajectories, "flow").items()
+        name: _Curve(t.ts, np.asarray(t.risk) - limit, t.kind)
+        for name, t in _labelled(trajectories, "flow").items()
     }
     ax = _along_time(curves, new_axes(ax), "risk L" if limit == 0 else f"L − {limit:.4g}")
-    top = max((float(v[0]) for _, v, _ in curves.values()), default=1.0)
+    top = max((float(curve.values[0]) for curve in curves.values()), default=1.0)
     if ax.get_ylim()[1] > 1e3 * top > 0:
         ax.set_ylim(top=10 * top)
     return ax
@@ -81,15 +88,16 @@ def risk(
 def grad_norm(
     trajectories: Trajectory | Mapping[str, Trajectory], *, ax: Axes | None = None
 ) -> Axes:
-    """‖G(θ(t))‖ against t, for one trajectory or several by label."""
-    named = _named(trajectories, "flow")
-    curves = {name: (t.ts, t.grad_norm, t.kind) for name, t in named.items()}
+    """‖G(θ(t))‖ against t, for one trajectory, or for several by label."""
+    labelled = _labelled(trajectories, "flow")
+    curves = {name: _Curve(t.ts, t.grad_norm, t.kind) for name, t in labelled.items()}
     return _along_time(curves, new_axes(ax), "gradient norm ‖G‖")
 
 
-def distance(gaps: Comparison | Mapping[str, Comparison], *, ax: Axes | None = None) -> Axes:
-    """‖θ_descent(t) − θ_flow(t)‖ against t, for one gap or several by label."""
-    curves = {name: (g.ts, g.distance, "descent") for name, g in _named(gaps, "gap").items()}
+def distance(comparisons: Comparison | Mapping[str, Comparison], *, ax: Axes | None = None) -> Axes:
+    """‖θ_descent(t) − θ_flow(t)‖ against t, for one comparison, or for several by label."""
+    labelled = _labelled(comparisons, "descent")
+    curves = {name: _Curve(c.ts, c.distance, "descent") for name, c in labelled.items()}
     return _along_time(curves, new_axes(ax), "distance to the flow", coincide=False)
 
 
@@ -102,15 +110,16 @@ def order(
     """
     ax = new_axes(ax)
     h, d = np.array(observed.step_sizes), np.array(observed.distances)
-    every = np.concatenate([h, np.asarray(others[0], dtype=float)])
+    other_sizes, other_distances = others
+    every = np.concatenate([h, np.asarray(other_sizes, dtype=float)])
     reach = np.array([every.min(), every.max()])
     k = np.argmin(h)
     ax.plot(reach, d[k] * reach / h[k], color="0.6", lw=1, label="slope 1", zorder=1)
     low, high = observed.interval
     label = f"order {observed.value:.3f} ({low:.3f} to {high:.3f})"
     ax.plot(h, d, "o", color=FLOW, label=label)
-    if len(others[0]):
-        ax.plot(*others, "o", color=FLOW, mfc="white", label="not in the fit")
+    if len(other_sizes):
+        ax.plot(other_sizes, other_distances, "o", color=FLOW, mfc="white", label="not in the fit")
     ax.set(xscale="log", yscale="log", xlabel="step size h", ylabel="largest distance to the flow")
     ax.set_xticks(every, [f"{size:.2g}" for size in every])
     ax.xaxis.set_minor_locator(NullLocator())
@@ -119,18 +128,19 @@ def order(
     return ax
 
 
-KIND_STYLES = {
-    "cross to active": ("|", "#9aa5b1"),
-    "cross to inactive": ("|", "#5c6975"),
-    "slide begins": ("o", "#c44536"),
-    "slide ends to active": ("^", "#2a6f97"),
-    "slide ends to inactive": ("v", "#2a6f97"),
-    "unit degenerates": ("X", "black"),
+# Marker and colour.
+_KINK_STYLES = {
+    KinkKind.CROSS_TO_ACTIVE: ("|", "#9aa5b1"),
+    KinkKind.CROSS_TO_INACTIVE: ("|", "#5c6975"),
+    KinkKind.SLIDE_BEGINS: ("o", ACTIVE),
+    KinkKind.SLIDE_ENDS_TO_ACTIVE: ("^", NEGATIVE),
+    KinkKind.SLIDE_ENDS_TO_INACTIVE: ("v", NEGATIVE),
+    KinkKind.UNIT_DEGENERATES: ("X", "black"),
 }
 
 
 def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
-    """The kinks met: units against log t, by kind; a red line while a unit slides."""
+    """The kinks along a flow: units against log t, by kind. A red line marks a slide."""
     ax = new_axes(ax)
     log = trajectory.kinks
     if log is None:
@@ -140,19 +150,19 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
     time, saved = np.asarray(log.time), np.asarray(trajectory.ts)
     later = np.append(saved[saved > 0], time[time > 0])
     time = np.maximum(time, later.min(initial=np.inf)) if len(later) else time
-    unit, names = np.asarray(log.unit), np.array(log.names)
+    unit, kinds = np.asarray(log.unit), np.asarray(log.kind)
     end, open_slides = float(trajectory.ts[-1]), {}
-    for t, i, datum, name in zip(time, unit, np.asarray(log.datum), names):
-        if name in ("slide begins", "unit degenerates"):
+    for t, i, datum, kind in zip(time, unit, np.asarray(log.datum), kinds):
+        if KinkKind(kind).begins_slide:
             open_slides[i, datum] = t
-        elif name.startswith("slide ends"):
+        elif kind in (KinkKind.SLIDE_ENDS_TO_ACTIVE, KinkKind.SLIDE_ENDS_TO_INACTIVE):
             ax.plot([open_slides.pop((i, datum)), t], [i, i], color=ACTIVE, lw=1.2, alpha=0.6)
     for (i, _), t in open_slides.items():
         ax.plot([t, end], [i, i], color=ACTIVE, lw=1.2, alpha=0.6)
-    for name, (marker, colour) in KIND_STYLES.items():
-        those = names == name
+    for kind, (marker, colour) in _KINK_STYLES.items():
+        those = kinds == kind
         if those.any():
-            ax.plot(time[those], unit[those], marker, color=colour, ms=5, ls="", label=name)
+            ax.plot(time[those], unit[those], marker, color=colour, ms=5, ls="", label=kind.label)
     ax.set(xlabel="flow time t", ylabel="unit")
     if len(time):
         ax.set_xscale("log")
@@ -163,10 +173,10 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
 
 
 def breakpoints(trajectory: Trajectory, x: Any, *, ax: Axes | None = None) -> Axes:
-    """The paths of the kinks −b_i/w_i in input space, for a network with one input, with the data
-    `x` as horizontal lines: a slide is a stretch of path that lies on one.
+    """The paths of the kinks −b_i/w_i in input space, for a network with one input.
 
-    Paths are coloured by the sign of v_i at the end.
+    The data `x` are horizontal lines; during a slide a path lies on one of them. Paths are coloured
+    by the sign of v_i at the end.
     """
     ax = new_axes(ax)
     net = trajectory.params
@@ -203,7 +213,7 @@ def learned_function(
     **Arguments:**
 
     - `x`, shape (n,) or (n, 1), and `y`, shape (n,): the data, drawn as dots.
-    - `target`: drawn as a line; `density`: drawn at the foot.
+    - `target`: drawn as a line. `density`: drawn below the curves.
     """
     ax = new_axes(ax)
     x = None if x is None else np.ravel(np.asarray(x))
@@ -213,7 +223,7 @@ def learned_function(
     grid = np.linspace(low - margin, high + margin, 601).astype(np.asarray(trajectory.risk).dtype)
     ts = np.asarray(trajectory.ts)
     if not (ts > 0).any():
-        ts = np.array([1.0])  # only the start is there
+        ts = np.array([1.0])  # only the start was saved
     first = max(ts[-1] * 1e-4, ts[ts > 0][0])
     wanted = np.geomspace(first, ts[-1], num_curves)
     shown = np.unique(np.append(0, np.abs(ts[:, None] - wanted).argmin(axis=0)))
@@ -242,7 +252,7 @@ def learned_function(
 def _draw_target(target: PiecewisePolynomial, ax: Axes) -> None:
     ends = np.asarray(target.breakpoints)
     for k, (left, right) in enumerate(itertools.pairwise(ends)):
-        # A piece ends short of its right end, where a jump shows the next one.
+        # At its right end a piece would have the value of the next one.
         piece = np.linspace(left, np.nextafter(right, left), 101)
         label = "target" if k == 0 else None
         ax.plot(piece, np.asarray(target(piece)), color="0.1", lw=1.6, ls=(0, (4, 2)), label=label)
@@ -259,11 +269,10 @@ def _draw_density(density: PiecewisePolynomial, ax: Axes) -> None:
 
 
 def unit_directions(trajectory: Trajectory, features: Any = (), *, ax: Axes | None = None) -> Axes:
-    """The paths of the hidden units |v_i| w_i in the plane of their two leading principal
-    directions at the end; a dot where each ends, coloured by the sign of its v_i.
+    """The paths of the hidden units |v_i| w_i, projected on their two leading principal directions
+    at the end. A dot marks the end of each path, coloured by the sign of v_i.
 
-    `features` are the names of the inputs: their directions are drawn along the rim, the longest
-    six of them.
+    `features`: names of the inputs. The six inputs with the longest projections are drawn as lines.
     """
     ax = new_axes(ax)
     net = trajectory.params
@@ -273,7 +282,7 @@ def unit_directions(trajectory: Trajectory, features: Any = (), *, ax: Axes | No
     w, v = np.asarray(net.w), np.asarray(net.v)
     units = np.abs(v)[..., None] * w
     _, singular, axes = np.linalg.svd(units[-1], full_matrices=False)
-    share = singular**2 / np.sum(singular**2)
+    fractions = singular**2 / np.sum(singular**2)
     paths = units @ axes[:2].T
     reach = 1.08 * np.abs(paths).max()
     colours = [to_rgba(ACTIVE if sign > 0 else NEGATIVE) for sign in v[-1]]
@@ -288,8 +297,8 @@ def unit_directions(trajectory: Trajectory, features: Any = (), *, ax: Axes | No
         ax.plot(*np.stack([0 * tip, tip], axis=1), color="0.8", lw=0.9, zorder=0)
         ax.annotate(str(features[k]), tip, color="0.45", fontsize="small", ha="center", va="center")
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-    ax.set_xlabel(f"first principal direction ({share[0]:.0%})")
-    ax.set_ylabel(f"second principal direction ({share[1]:.0%})")
+    ax.set_xlabel(f"first principal direction ({fractions[0]:.0%})")
+    ax.set_ylabel(f"second principal direction ({fractions[1]:.0%})")
     ax.legend(frameon=False, fontsize="small")
     ax.grid(alpha=0.25, lw=0.6)
     return ax

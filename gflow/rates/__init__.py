@@ -1,4 +1,7 @@
 """How fast a gap closes: the law, its rate with an interval, and Lojasiewicz exponents."""
 
-from gflow.rates.fit import Fit as Fit, Rate as Rate, fit_rate as fit_rate
-from gflow.rates.lojasiewicz import Lojasiewicz as Lojasiewicz, lojasiewicz as lojasiewicz
+from gflow.rates.fit import fit_rate
+from gflow.rates.lojasiewicz import Lojasiewicz, lojasiewicz
+from gflow.rates.rate import Fit, Rate, RateStatus
+
+__all__ = ["Fit", "Lojasiewicz", "Rate", "RateStatus", "fit_rate", "lojasiewicz"]

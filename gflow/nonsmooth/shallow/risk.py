@@ -83,7 +83,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
             return None
         if trained.w is None and trained.b is None:
             return None
-        # In the precision of the parameters, which is that of the flow.
+        # The precision of the flow is that of the parameters.
         dtype = net.w.dtype
         rows, first, group = distinct_rows(risk.x.astype(dtype))
         # By NumPy if possible: eager operations of JAX would take as long as a short flow.
@@ -205,7 +205,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         return jnp.where(free, jnp.minimum(weight, 1 - weight), jnp.inf)
 
     def jump_sizes(self, evaluation: Evaluation) -> Float[Array, "units rows"]:
-        """(1 − α) |∂L/∂a| ‖m‖ of each pair, of rows that share a kink each on its own."""
+        """(1 − α) |∂L/∂a| ‖m‖ of each pair. Rows that share a kink are counted one by one."""
         lengths = jnp.sqrt(jnp.sum(self.normals**2, axis=1))
         return abs(1 - self.slope) * jnp.abs(evaluation.q) * lengths[None, :]
 

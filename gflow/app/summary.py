@@ -1,0 +1,141 @@
+"""The summary of a run: a row for each trajectory, and one for each end point."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from gflow.app.analysis import Analysis, divergence_time, followed_flow
+from gflow.app.end_points import EndPoint
+from gflow.app.run_directory import FURTHER, Descent, Run
+from gflow.compare import Comparison
+from gflow.critical import CriticalKind
+from gflow.rates import Rate, RateStatus
+from gflow.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """The flow or a descent: what it is, its cost, its distance to the flow and its rate.
+
+    `descent` and `comparison` are None for the flow, `rate` is None if there is none.
+    """
+
+    method: str
+    trajectory: Trajectory
+    seconds: float
+    rate: Rate | None
+    descent: Descent | None = None
+    comparison: Comparison | None = None
+
+    text_columns: ClassVar[tuple[str, ...]] = ("method", "risk - limit ~")
+
+    def cells(self) -> dict[str, str]:
+        """The printed cells by column."""
+        descent, comparison = self.descent, self.comparison
+        risk = np.asarray(self.trajectory.risk)
+        risk = risk[np.isfinite(risk)]
+        return {
+            "method": self.method,
+            "h": f"{descent.step_size:.4g}" if descent else "",
+            "h λ/2": f"{descent.fraction:.3g}" if descent else "",
+            "steps": f"{int(self.trajectory.stats['num_steps']):,}",
+            "seconds": f"{self.seconds:.2f}",
+            "final risk": f"{float(risk[-1]):.6g}" if len(risk) else "-",
+            "risk gap": f"{comparison.risk_gap[-1]:.3g}" if comparison else "",
+            "max distance": f"{comparison.largest:.3g}" if comparison else "",
+            "end distance": f"{comparison.distance[-1]:.3g}" if comparison else "",
+            "risk - limit ~": self._outcome(),
+        }
+
+    def _outcome(self) -> str:
+        """The law of decay, or what ended the trajectory early."""
+        if (since := divergence_time(self.trajectory)) is not None:
+            return f"diverged at t = {since:.4g}"
+        if not self.trajectory.succeeded:
+            end = float(np.asarray(self.trajectory.ts)[-1])
+            return f"{self.trajectory.result_name.replace('_', ' ')} at t = {end:.4g}"
+        return _law(self.rate)
+
+
+@dataclass(frozen=True)
+class EndRow:
+    """The end point of a trajectory, and the trajectory's rate, None if there is none."""
+
+    label: str
+    end: EndPoint
+    rate: Rate | None
+
+    text_columns: ClassVar[tuple[str, ...]] = ("end of", "kind")
+
+    def cells(self) -> dict[str, str]:
+        """The printed cells by column; only label, kind and rate if no critical point was found."""
+        end, found = self.end, self.end.found
+        predicted = "" if end.rate is None else f"exp(-{end.rate:.4g} t)"
+        apart = "" if end.apart is None else f"{end.apart:.3g}"
+        return {
+            "end of": self.label,
+            "kind": end.kind,
+            "risk": f"{end.risk:.6g}" if found else "",
+            "residual": f"{end.residual:.1e}" if found else "",
+            "moved": f"{end.distance:.2g}" if found else "",
+            "dead": str(end.dead) if found else "",
+            "kinks": str(end.active_kinks) if found else "",
+            "zero λ": f"{end.zeros} of {len(end.spectrum)}" if found else "",
+            "rate": _law(self.rate),
+            "predicted": predicted if found else "",
+            "apart": apart + (", different" if end.different else "") if found else "",
+        }
+
+
+def _law(rate: Rate | None) -> str:
+    if rate is None:
+        return ""
+    if rate.status in (RateStatus.NOT_YET_CONVERGED, RateStatus.NOT_DECREASING):
+        return rate.status.value
+    return rate.formula() + ("" if rate.status is RateStatus.CALLED else " ?")
+
+
+def summary_rows(run: Run, analysis: Analysis) -> list[SummaryRow]:
+    """A row for the flow, for the flow after t1, and for each descent."""
+    seconds = lambda label: run.seconds.get(label, float("nan"))
+    flows = (("flow", "gradient flow", run.flow), (FURTHER, "the flow, further", run.further))
+    rows = [
+        SummaryRow(method, flow, seconds(label), analysis.rates.get(label))
+        for label, method, flow in flows
+        if flow is not None
+    ]
+    for d in run.descents:
+        rate, comparison = analysis.rates.get(d.label), analysis.comparisons.get(d.label)
+        rows.append(SummaryRow("descent", d.trajectory, seconds(d.label), rate, d, comparison))
+    return rows
+
+
+def end_rows(run: Run, analysis: Analysis) -> list[EndRow]:
+    """A row for each trajectory; none if no critical point was found."""
+    if not any(end.found for end in run.ends.values()):
+        return []
+    return [EndRow(label, end, analysis.rates.get(label)) for label, end in run.ends.items()]
+
+
+def end_sentence(run: Run) -> str:
+    """Where the flow leads, and whether the descents lead to the same critical point."""
+    end, followed = run.ends.get(FURTHER, run.ends.get("flow")), followed_flow(run)
+    if end is None:
+        return ""
+    at = "At the end"
+    if followed is not None:
+        at = f"At t = {float(np.asarray(followed.trajectory.ts)[-1]):.4g}"
+    if not end.found:
+        further = "" if run.further is not None else " `--follow TIME` continues the flow."
+        return f"{at} the flow is not near a critical point. {end.message}{further}"
+    degenerate = end.kind == CriticalKind.DEGENERATE.value
+    kind = "degenerate critical point" if degenerate else end.kind
+    text = f"{at} the flow approaches a {kind}. {end.message}"
+    compared = {label: end for label, end in run.ends.items() if end.different is not None}
+    different = [label for label, end in compared.items() if end.different]
+    if different:
+        text += f" The descents with {', '.join(different)} lead to other critical points."
+    elif compared:
+        text += " The critical points found for the descents have the same risk and kind."
+    return text

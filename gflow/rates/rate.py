@@ -1,0 +1,212 @@
+"""How fast a gap closes: one fitted law, and the law that is called."""
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from gflow.rates.estimates import Estimate
+from gflow.rates.laws import LawName
+from gflow.rates.local_slopes import LocalSlopes
+
+NOUNS: dict[LawName, str] = {
+    "exponential": "an exponential",
+    "power": "a power law",
+    "finite time": "a finite time",
+}
+
+
+class RateStatus(enum.StrEnum):
+    """Whether a law of decay is called, and why not. `fit_rate` returns all but the last."""
+
+    CALLED = "called"
+    UNDECIDED = "undecided"
+    """Laws fit about equally well, or the tail shows too little of the better one."""
+    NOT_YET_CONVERGED = "not yet converged"
+    """The fitted limit of the risk is below zero: the times are too early for a rate."""
+    NOT_DECREASING = "not decreasing"
+    """The rate may be zero or negative."""
+    NO_LAW_FITS = "no law fits"
+    """The deviations from every law are systematic. Reserved for a test of fit."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One law on its tail.
+
+    - `law`: "exponential", C e^{−rt} (1 + c e^{−st}); "power", C z^{−p} (1 + c z^{−s}) with
+      z = t + t0; or "finite time", C (T − t)^q (1 + c (T − t)). Forms with and without c and t0 are
+      weighted by their information criteria.
+    - `value`: r, p or T; `interval`: its 95 % interval.
+    - `window`: the first and last time of the tail; `num_points`: the number of points in it;
+      `num_effective`: the number of independent deviations that they amount to.
+    - `rms`: root mean square deviation in log gap. `seen`: how much of the law the tail shows:
+      r times its length, or the range of log(t + t0) or log(T − t).
+    """
+
+    law: LawName
+    value: float
+    interval: tuple[float, float]
+    window: tuple[float, float]
+    num_points: int
+    seen: float
+    estimate: Estimate
+
+    @property
+    def rms(self) -> float:
+        return self.estimate.rms
+
+    @property
+    def num_effective(self) -> float:
+        return self.estimate.num_effective
+
+    @property
+    def std_error(self) -> float:
+        """Half of the interval over 1.96."""
+        return (self.interval[1] - self.interval[0]) / 3.92
+
+    @property
+    def exponent(self) -> float | None:
+        """p of a power law, q of a finite time; None for an exponential."""
+        if self.law == "finite time":
+            return self.estimate.parameters.slope
+        return self.value if self.law == "power" else None
+
+    @property
+    def constant(self) -> float:
+        """C."""
+        return self.estimate.law.constant(self.estimate.params, self.window[1])
+
+    def __call__(self, t: Any) -> np.ndarray:
+        """The fitted gap at times t."""
+        t = np.asarray(t, dtype=float)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            logs = self.estimate.law.curve(self.estimate.params, t / self.window[1])[0]
+        return np.asarray(np.exp(logs))
+
+    def formula(self) -> str:
+        """The law, with its value rounded to its standard error."""
+        number = _rounded(self.value, self.std_error)
+        if self.law == "finite time":
+            return f"(T - t)^{self.exponent:.3g} with T = {number}"
+        return f"exp(-({number}) t)" if self.law == "exponential" else f"t^-({number})"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast a gap closes.
+
+    - `law`: "exponential", "power", "finite time" or "undecided". `status`: a `RateStatus`;
+      `reason`: why no law is called, "" if one is. `better`: the law of the three that fits best,
+      also if none is called.
+    - `value`, `interval`, `std_error`, `constant`: those of the better law: r of C e^{−rt}, p of
+      C (t + t0)^{−p}, or the time T of C (T − t)^q, whose q is `exponent`; the 95 % interval.
+    - `window`: the times of the fitted tail; `num_points`: the number of points in it.
+    - `limit`: the limit of the gap: 0, or its estimate with `known_limit=False`.
+    - `fits`: the `Fit` of each law. `criterion`: the information criterion of each, less the
+      smallest, on the tail of the law whose value is known best.
+    - `slopes`: local slopes of the gap and their plateaus, a `LocalSlopes`.
+    - `predicted`: the exponential rate that was passed in to compare with.
+    """
+
+    better: LawName
+    status: RateStatus
+    reason: str
+    limit: float
+    fits: dict[LawName, Fit]
+    criterion: dict[LawName, float]
+    slopes: LocalSlopes
+    predicted: float | None = None
+
+    @property
+    def law(self) -> LawName | Literal["undecided"]:
+        return self.better if self.status is RateStatus.CALLED else "undecided"
+
+    @property
+    def best(self) -> Fit:
+        """The fit of the better law."""
+        return self.fits[self.better]
+
+    @property
+    def value(self) -> float:
+        return self.best.value
+
+    @property
+    def std_error(self) -> float:
+        return self.best.std_error
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.best.interval
+
+    @property
+    def window(self) -> tuple[float, float]:
+        return self.best.window
+
+    @property
+    def num_points(self) -> int:
+        return self.best.num_points
+
+    @property
+    def constant(self) -> float:
+        return self.best.constant
+
+    @property
+    def exponent(self) -> float | None:
+        return self.best.exponent
+
+    def __call__(self, t: Any) -> np.ndarray:
+        """The gap of the better law at times t."""
+        return self.best(t)
+
+    def formula(self) -> str:
+        """The better law, with its value rounded to its standard error."""
+        return self.best.formula()
+
+    @property
+    def verdict(self) -> str:
+        """What was found, as a sentence."""
+        start, end = self.window
+        where = f"from t = {start:.4g} to {end:.4g}"
+        if self.status is not RateStatus.CALLED:
+            return f"{self.status}: {self.reason}; best {self.formula()}, {where}"
+        name = "power law" if self.better == "power" else self.better
+        return f"{name} {self.formula()} {where}{self._others()}{self._prediction()}"
+
+    def _others(self) -> str:
+        rest: dict[LawName, float] = {
+            law: c for law, c in self.criterion.items() if law != self.better
+        }
+        if not rest:
+            return ""
+        law = min(rest, key=lambda other: rest[other])
+        if not np.isfinite(rest[law]):
+            return f"; {NOUNS[law]} does not fit"
+        # Deviations of equal likelihood, with the price of the parameters left out.
+        return f"; {NOUNS[law]} is e^{rest[law] / 2:.0f} times less likely"
+
+    def _prediction(self) -> str:
+        if self.predicted is None or self.better != "exponential":
+            return ""
+        text = f"; the spectrum predicts {self.predicted:.6g}, "
+        low, high = self.interval
+        if low <= self.predicted <= high:
+            return text + "inside the interval"
+        percent = 100 * (self.predicted / self.value - 1)
+        side = "above" if percent > 0 else "below"
+        size = f"{abs(percent):.2g}" if abs(percent) < 99.5 else f"{abs(percent):.0f}"
+        return text + f"{size} % {side} the fitted rate"
+
+    def __repr__(self) -> str:
+        return f"Rate: {self.verdict}"
+
+
+def _rounded(value: float, error: float) -> str:
+    """The value to the first digit of its error; very small and large ones by powers of ten."""
+    if not 1e-4 <= abs(value) < 1e6 and value != 0:
+        power = int(np.floor(np.log10(abs(value))))
+        return f"({_rounded(value / 10.0**power, error / 10.0**power)})e{power}"
+    digits = 9 if error <= 0 else -int(np.floor(np.log10(error)))
+    digits = min(max(digits, 0), 12)
+    return f"{value:.{digits}f} ± {error:.1g}"

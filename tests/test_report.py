@@ -1,0 +1,121 @@
+"""What the main job makes of a run: tables, report, provenance."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gflow
+from gflow.app.analysis import analyse
+from gflow.app.config import Config
+from gflow.app.data import Table
+from gflow.app.end_points import EndPoint
+from gflow.app.provenance import provenance
+from gflow.app.report import render
+from gflow.app.run_directory import Descent, Run
+from gflow.app.summary import EndRow, end_rows, end_sentence, summary_rows
+
+ROOT = Path(__file__).parent.parent
+
+
+def end_point(**fields) -> EndPoint:
+    found = {
+        "kind": "saddle",
+        "message": "One eigenvalue is negative.",
+        "risk": 0.25,
+        "residual": 1e-15,
+        "distance": 0.1,
+        "dead": 1,
+        "degenerate": 0,
+        "active_kinks": 2,
+        "zeros": 3,
+        "unexplained": 0,
+        "spectrum": (0.0, 0.0, 0.0, -1.0),
+        "rate": None,
+        "apart": None,
+        "different": None,
+    }
+    return EndPoint(**found | fields)
+
+
+@pytest.fixture(scope="module")
+def run(wave, smooth_net, smooth_flow) -> Run:
+    """A flow with three descents that follow it, and one that ends in NaN."""
+    sharpness = gflow.sharpness(wave, smooth_net)
+    table = Table(np.asarray(wave.x), np.asarray(wave.y), ("x",), "y", "wave")
+    descents = [
+        Descent(
+            h * sharpness / 2,
+            h,
+            gflow.descend(wave, smooth_net, step_size=h, num_steps=round(10 / h), throw=False),
+        )
+        for h in (0.1, 0.05, 0.025)
+    ]
+    wild = gflow.descend(wave, smooth_net, step_size=5.0, num_steps=2000, throw=False)
+    assert not wild.succeeded
+    descents.append(Descent(5.0 * sharpness / 2, 5.0, wild))
+    return Run(Config(activation="tanh"), table, {}, sharpness, smooth_flow, descents)
+
+
+def test_the_summary_has_a_row_for_each_trajectory(run):
+    analysis = analyse(run)
+    flow, *descents = [row.cells() for row in summary_rows(run, analysis)]
+    assert flow["method"] == "gradient flow" and flow["h"] == flow["risk gap"] == ""
+    assert [cells["h"] for cells in descents] == ["0.1", "0.05", "0.025", "5"]
+    largest = analysis.comparisons["h = 0.1"].largest
+    assert descents[0]["max distance"] == f"{largest:.3g}"
+    assert descents[-1]["risk - limit ~"].startswith("diverged at t = ")
+    assert len({tuple(cells) for cells in (flow, *descents)}) == 1
+
+
+def test_a_row_names_the_status_of_a_rate_that_is_not_called():
+    t = np.linspace(1, 50, 100)
+    early = gflow.fit_rate(t, 1.0 - 0.2 * np.log(t), known_limit=False)
+    level = gflow.fit_rate(t, np.ones(100))
+    called = gflow.fit_rate(t, np.exp(-t / 5))
+    short = gflow.fit_rate(t := np.geomspace(10, 20, 50), t**-1.5)  # a third of a decade
+    shown = [EndRow("flow", end_point(), r).cells()["rate"] for r in (early, level, called, short)]
+    assert shown[:2] == ["not yet converged", "not decreasing"]
+    assert shown[2] == called.formula() and shown[3] == short.formula() + " ?"
+    assert EndRow("flow", end_point(), None).cells()["rate"] == ""
+
+
+def test_end_points_that_were_not_found_have_no_numbers(run):
+    missing = end_point(kind="not found", message="None is near.", different=None)
+    run = Run(run.config, run.table, {}, flow=run.flow, ends={"flow": missing})
+    assert end_rows(run, analyse(run)) == []
+    assert end_sentence(run).startswith("At t = 10 the flow is not near a critical point. None is")
+    run.ends["h = 0.1"] = end_point()
+    cells = [row.cells() for row in end_rows(run, analyse(run))]
+    assert cells[0]["kind"] == "not found" and cells[0]["risk"] == cells[0]["zero λ"] == ""
+    assert (cells[1]["risk"], cells[1]["kinks"], cells[1]["zero λ"]) == ("0.25", "2", "3 of 4")
+
+
+def test_descents_to_other_critical_points_are_named(run):
+    ends = {
+        "flow": end_point(kind="degenerate"),
+        "h = 0.1": end_point(apart=0.0, different=False),
+        "h = 0.05": end_point(apart=2.0, different=True),
+    }
+    run = Run(run.config, run.table, {}, flow=run.flow, ends=ends)
+    text = end_sentence(run)
+    assert text.startswith("At t = 10 the flow approaches a degenerate critical point. One")
+    assert text.endswith(" The descents with h = 0.05 lead to other critical points.")
+    assert end_rows(run, analyse(run))[2].cells()["apart"] == "2, different"
+
+
+def test_the_report_shows_a_descent_that_failed(run):
+    analysis = analyse(run)
+    assert analysis.order is not None
+    page = render(run, analysis, "")
+    assert page.count("<svg") >= 4 and "diverged at t = " in page and "<td>5</td>" in page
+
+
+def test_provenance_has_the_commit_of_a_checkout():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    head = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
+    )
+    assert head.stdout.startswith(provenance()["commit"].rstrip("+"))
