@@ -277,12 +277,9 @@ def test_the_jacobian_on_slides():
     risk = data((1, 0, -1), (-1, 0, -1), (1, 1, 3), (0, 1, 7))
     known = ShallowPatternRisk.of(risk, *split_trainable(single_unit(0.0, 2.5)))
     state, pattern = jnp.array([0.0, 2.5, 1.0, 0.0]), known.start(jnp.array([0.0, 2.5, 1.0]))
-    pattern = eqx.tree_at(
-        lambda p: (p.sliding, p.used, p.slots),
-        pattern,
-        (pattern.sliding.at[0, 0].set(True), pattern.used.at[0, 0].set(True), pattern.slots),
-    )
-    pattern = known._with_slots(pattern, 0)
+    only_first = jnp.arange(4) == 0
+    pattern = pattern.with_slide(0, 0, only_first, jnp.asarray(True))
+    pattern = pattern.projected(0, known.normals, known.whole)
     got, exact = jacobians(known, state, pattern)
     free = jnp.diag(jnp.array([0.0, 1.0, 1.0, 1.0]))
     np.testing.assert_allclose(got, exact @ free, atol=1e-13)
