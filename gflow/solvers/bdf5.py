@@ -81,7 +81,7 @@ class BDF5(diffrax.AbstractAdaptiveSolver):
 
     It is stable on the whole negative real axis, where the stiff eigenvalues of gradient flow are,
     with damping at infinity. A step costs one Jacobian, its factorisation and two or more
-    evaluations of the field; a few of each if the valley is curved.
+    evaluations of the field, or a few of each if the valley is curved.
 
     For `solve_flow(solver=...)`, and any `diffrax.diffeqsolve` with an `ODETerm`.
 

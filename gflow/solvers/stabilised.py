@@ -99,7 +99,7 @@ def _normalised(v: Array) -> Array:
 
 
 class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
-    """A stabilised method, of which subclasses define the stages.
+    """A stabilised method; final classes define its stages.
 
     It keeps the field from step to step, estimates the spectral radius, and chooses the number of
     stages.
