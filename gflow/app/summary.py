@@ -127,7 +127,7 @@ def end_sentence(run: Run) -> str:
     if followed is not None:
         at = f"At t = {float(np.asarray(followed.trajectory.ts)[-1]):.4g}"
     if not end.found:
-        further = "" if run.further is not None else " `--follow TIME` continues the flow."
+        further = "" if run.further is not None else " Use `--follow TIME`."
         return f"{at} the flow is not near a critical point. {end.message}{further}"
     degenerate = end.kind == CriticalKind.DEGENERATE.value
     kind = "degenerate critical point" if degenerate else end.kind
