@@ -25,9 +25,9 @@ from gflow.solvers.rodas5p import (
     STAGES,
     TIMES,
     WEIGHTS,
-    RodasInterpolation,
+    Rodas5PInterpolation,
 )
-from gflow.solvers.work import Counted, nothing_done
+from gflow.solvers.work import WorkState, nothing_done
 from tests.helpers.kink_problems import KINDS, data, drawn, kinks, single_unit
 from tests.helpers.networks_as_vectors import distance, flat, norm
 
@@ -69,9 +69,9 @@ def elementary(tree) -> Any:
     return np.prod([ALPHAS @ elementary(t) for t in tree] or [ONE], axis=0)
 
 
-def defect(weights: np.ndarray, size: int, share: float = 1.0) -> float:
+def defect(weights: np.ndarray, size: int, fraction: float = 1.0) -> float:
     """The largest violation of the order conditions of trees of that many nodes."""
-    return max(abs(weights @ elementary(t) - share**size / density(t)) for t in trees(size))
+    return max(abs(weights @ elementary(t) - fraction**size / density(t)) for t in trees(size))
 
 
 def test_there_are_as_many_trees_as_known():
@@ -85,12 +85,12 @@ def test_order_conditions(weights, order):
     assert defect(weights, order + 1) > 1e-2
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_order_conditions_of_dense_output(share):
-    bends = DENSE[0] + share * (DENSE[1] + share * DENSE[2])
-    weights = share * (WEIGHTS + (1 - share) * bends) @ GAMMAS
-    assert max(defect(weights, size, share) for size in range(1, 5)) < 1e-13
-    assert defect(weights, 5, share) > 1e-4
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9])
+def test_order_conditions_of_dense_output(fraction):
+    bends = DENSE[0] + fraction * (DENSE[1] + fraction * DENSE[2])
+    weights = fraction * (WEIGHTS + (1 - fraction) * bends) @ GAMMAS
+    assert max(defect(weights, size, fraction) for size in range(1, 5)) < 1e-13
+    assert defect(weights, 5, fraction) > 1e-4
 
 
 def test_nodes_and_stiff_accuracy():
@@ -135,7 +135,7 @@ def pendulum(t, y, args):
 
 
 START = {"angle": jnp.asarray(1.0), "speed": jnp.asarray(0.5)}
-START_STATE = Counted(nothing_done())
+START_STATE = WorkState(nothing_done())
 
 
 @eqx.filter_jit
@@ -174,7 +174,7 @@ def test_order_of_the_dense_output_of_one_step(exact_pendulum):
         solver = gflow.Rodas5P()
         y1, _, dense, *_ = solver.step(term, zero, jnp.asarray(h), START, None, START_STATE, False)
         inside = solver.interpolation_cls(t0=zero, t1=jnp.asarray(h), **dense)
-        assert isinstance(inside, RodasInterpolation)
+        assert isinstance(inside, Rodas5PInterpolation)
         y = inside.evaluate(0.4 * h)
         errors.append(np.hypot(*(y[name] - exact_pendulum[name][k] for name in START)))
         assert inside.evaluate(zero) == START and inside.evaluate(jnp.asarray(h)) == y1
