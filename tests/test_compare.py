@@ -7,6 +7,7 @@ import pytest
 import gflow
 
 
+@pytest.mark.slow
 def test_matched_times_give_the_difference_itself(wave, smooth_net):
     gd = gflow.descend(wave, smooth_net, step_size=0.05, num_steps=100)
     flow = gflow.solve_flow(wave, smooth_net, t1=5.0, ts=np.minimum(gd.ts, 5.0))
@@ -19,6 +20,7 @@ def test_matched_times_give_the_difference_itself(wave, smooth_net):
     assert f"({len(gd)} saved in both" in repr(comparison)
 
 
+@pytest.mark.slow
 def test_interpolation_is_within_its_estimate(wave, smooth_net, smooth_flow):
     gd = gflow.descend(wave, smooth_net, step_size=0.05, num_steps=200)
     exact = gflow.compare(
@@ -33,6 +35,7 @@ def test_interpolation_is_within_its_estimate(wave, smooth_net, smooth_flow):
     assert comparison.interpolation_error[0] == 0
 
 
+@pytest.mark.slow
 def test_kinks_between_saved_times_show_in_the_estimate():
     x = np.linspace(-1, 1, 30)
     risk = gflow.EmpiricalRisk(x[:, None], gflow.piecewise.zigzag()(jnp.asarray(x)))
