@@ -42,7 +42,7 @@ class SummaryRow:
             "steps": f"{int(self.trajectory.stats['num_steps']):,}",
             "seconds": f"{self.seconds:.2f}",
             "final risk": f"{float(risk[-1]):.6g}" if len(risk) else "-",
-            "risk gap": f"{comparison.risk_gap[-1]:.3g}" if comparison else "",
+            "risk gap": f"{comparison.risk_difference[-1]:.3g}" if comparison else "",
             "max distance": f"{comparison.largest:.3g}" if comparison else "",
             "end distance": f"{comparison.distance[-1]:.3g}" if comparison else "",
             "risk - limit ~": self._outcome(),
