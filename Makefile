@@ -1,8 +1,8 @@
-# make run: install and run the main job. make test: install and run the tests.
+# make run: install and run the main job. make test: all tests. make check: the quick ones.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint bench clean
+.PHONY: run test check lint bench clean
 .DELETE_ON_ERROR:
 
 run: .venv/app.stamp
@@ -10,6 +10,9 @@ run: .venv/app.stamp
 
 test: .venv/dev.stamp
 	$(BIN)/pytest -n 2 --dist loadfile
+
+check: .venv/dev.stamp
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -71,6 +71,7 @@ def test_order_and_estimate_of_one_step_from_exact_points(growth):
 # ---- flows ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_smooth_flow_to_time_1e8(wave):
     net = gflow.ShallowNet(1, 16, key=jax.random.key(0), activation="tanh")
     times = np.geomspace(1e-4, 1.0, 20)
@@ -87,6 +88,7 @@ def test_a_smooth_flow_to_time_1e8(wave):
     np.testing.assert_allclose(late.risk, early.risk, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_error_is_honest(wave, smooth_net):
     run = lambda **options: gflow.solve_flow(wave, smooth_net, t1=300.0, ts=[300.0], **options)
     exact = run(solver=gflow.Rodas5P(), rtol=1e-12).final

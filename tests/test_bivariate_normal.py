@@ -45,6 +45,7 @@ def test_random_correlations():
     close(got, [(h, k, 1 - mp.mpf(r), 1 + mp.mpf(r)) for h, k, r in cases], 4e-16)
 
 
+@pytest.mark.slow
 def test_nearly_aligned_and_opposite():
     rng = np.random.default_rng(1)
     cases = []
@@ -57,6 +58,7 @@ def test_nearly_aligned_and_opposite():
     close(ORTHANT(*map(jnp.asarray, zip(*cases))), cases, 4e-16)
 
 
+@pytest.mark.slow
 def test_special_places():
     values = (-10.0, -1e-200, 0.0, 0.3, 10.0)
     cases = [

@@ -144,6 +144,7 @@ WHOLE = st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0])
 ANY = st.floats(-3, 3) | WHOLE | st.sampled_from([1e-8, -1e-8, 1e-150, -1e-17])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     w=arrays(float, (4, 2), elements=WHOLE) | arrays(float, (4, 2), elements=ANY),
@@ -192,6 +193,7 @@ def hessian_error(risk, net, step, seed=0):
     return max(float(jnp.abs(p - n).max()) for p, n in pairs) / size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d", "activation"), [(2, "relu"), (2, "leaky_relu(0.2)"), (3, "relu")])
 def test_hessian_is_the_derivative_of_the_gradient(d, activation):
     net = random_net(d, 9 if d == 2 else 3, 3, activation=activation)
@@ -265,6 +267,7 @@ def test_close_to_a_perfect_fit():
     assert abs(risk_and_gradient(risk, folded)[0]) <= 1e-14
 
 
+@pytest.mark.slow
 def test_flow_checks_itself():
     net = random_net(2, 9, 5)
     net = eqx.tree_at(lambda n: (n.w, n.b), net, (net.w.at[0].set(0.0), net.b.at[0].set(0.0)))

@@ -146,6 +146,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_bounds_hold_at_points_of_the_ball(name):
     risk, net, trainable = CASES[name]()
@@ -231,6 +232,7 @@ def deep_certificate(last, out_size="scalar"):
     return gflow.chatterjee(risk, net, slopes=SLOPES, starts=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("out_size", "last"), [("scalar", 1e2), (2, 1e5)])
 def test_deep_networks_are_certified_at_large_last_layers(out_size, last):
     assert deep_certificate(0.03, out_size).verdict != "certified"
@@ -286,6 +288,7 @@ def test_relu_networks_with_dead_units_are_never_certified(seed):
     assert certificate.verdict != "certified"
 
 
+@pytest.mark.slow
 def test_the_constant_network_refutes():
     """All radii fail: near it by search, beyond it because it is critical."""
     rng = np.random.default_rng(0)

@@ -5,10 +5,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import gflow
 from tests.helpers.networks_as_vectors import stacked
 from tests.helpers.slope_bounds import SLOPES, identity_and_tanh
+
+pytestmark = pytest.mark.slow
 
 LENGTH = 12.0
 

@@ -17,6 +17,8 @@ from gflow.flow import located, smooth
 from gflow.flow.checkpoint import Checkpoint, fingerprint
 from tests.helpers.kink_problems import small_problem
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch):

@@ -356,6 +356,7 @@ def test_what_cannot_be_used():
 # ---- the field that the flow follows --------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 3, 4])
 def test_the_sliding_flow_follows_it(seed):
     rng = np.random.default_rng(seed)

@@ -31,6 +31,7 @@ def done(tmp_path_factory):
     return folder / "r", ended
 
 
+@pytest.mark.slow
 def test_the_main_job_on_a_smooth_network_measures_order_one(done):
     directory, ended = done
     assert "gradient flow" in ended.stdout and "Report: r/report.html" in ended.stdout
@@ -43,6 +44,7 @@ def test_the_main_job_on_a_smooth_network_measures_order_one(done):
     assert facts["analysis"]["rates"]["flow"]["status"] in set(RateStatus)
 
 
+@pytest.mark.slow
 def test_the_run_directory_opens_with_standard_tools(done):
     directory, _ = done
     config = tomllib.loads((directory / "config.toml").read_text())
@@ -56,6 +58,7 @@ def test_the_run_directory_opens_with_standard_tools(done):
     assert abs(float(nearest[-1] - descent["risk"][-1])) < 1e-3
 
 
+@pytest.mark.slow
 def test_the_report_is_one_file_without_links(done):
     page = (done[0] / "report.html").read_text()
     assert page.count("<svg") == 4 and "Provenance" in page and "tanh" in page
@@ -63,6 +66,7 @@ def test_the_report_is_one_file_without_links(done):
         assert outside not in page
 
 
+@pytest.mark.slow
 def test_the_report_can_be_made_again(done):
     directory, _ = done
     first = (directory / "report.html").read_text()
@@ -72,12 +76,14 @@ def test_the_report_can_be_made_again(done):
     assert (directory / "report.html").read_text() == first
 
 
+@pytest.mark.slow
 def test_an_existing_directory_is_not_overwritten_silently(done):
     directory, _ = done
     ended = gflow("run", *QUICK, "--out", "r", cwd=directory.parent)
     assert ended.returncode == 2 and "`out`: got r, which exists" in ended.stderr
 
 
+@pytest.mark.slow
 def test_the_main_job_on_a_population_risk(tmp_path):
     ended = gflow(
         *("run", "--data", "tent", "--risk", "population", "--density", "triangular"),
@@ -92,6 +98,7 @@ def test_the_main_job_on_a_population_risk(tmp_path):
     assert page.count("<svg") == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_only_runs_are_replaced(overwrite, tmp_path):
     (tmp_path / "precious").mkdir()
@@ -102,6 +109,7 @@ def test_only_runs_are_replaced(overwrite, tmp_path):
     assert (tmp_path / "precious" / "thesis.tex").read_text() == "all of it"
 
 
+@pytest.mark.slow
 def test_a_directory_that_cannot_be_written_is_found_out_first(tmp_path):
     (tmp_path / "file").write_text("")
     ended = gflow("run", "--t1", 1e6, "--out", "file/r", cwd=tmp_path, timeout=60)
@@ -117,6 +125,7 @@ def test_command_line_options_take_precedence_over_the_config_file(tmp_path):
     assert (config["data"], config["width"], config["step_fractions"]) == ("tent", 4, [0.5])
 
 
+@pytest.mark.slow
 def test_divergence_and_a_spent_budget_are_reported(tmp_path):
     options = ("--t1", 40, "--step-fractions", 8, 0.5, "--max-steps", 60, "--out", "r")
     ended = gflow("run", *QUICK, *options, cwd=tmp_path)
@@ -130,6 +139,7 @@ def test_divergence_and_a_spent_budget_are_reported(tmp_path):
     assert (tmp_path / "r" / "descent_1.zarr").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_what_it_has(tmp_path):
     # Chattering across kinks, this flow takes many minutes.
     options = ("run", "--data", "zigzag", "--t1", 1e3, "--rtol", 1e-9, "--kinks", "ignore")
@@ -253,11 +263,13 @@ def test_bad_input_gets_a_sentence(arguments, sentence, refusals):
     assert "Traceback" not in err and not has_run
 
 
+@pytest.mark.slow
 def test_reports_of_no_run_are_refused(tmp_path):
     ended = gflow("report", "nowhere", cwd=tmp_path)
     assert ended.returncode == 2 and "`directory`: got 'nowhere', wanted a run" in ended.stderr
 
 
+@pytest.mark.slow
 def test_help_explains_every_field(tmp_path):
     from dataclasses import fields
 
@@ -269,6 +281,7 @@ def test_help_explains_every_field(tmp_path):
     assert "Number of hidden units" in text and "--config" in text
 
 
+@pytest.mark.slow
 def test_the_main_job_finds_the_critical_points_of_flow_and_descents(tmp_path):
     arguments = ["--data", "wave", "--num-points", "12", "--width", "4", "--t1", "20"]
     arguments += ["--step-fractions", "0.4", "0.2", "--follow", "1e6", "--out", "r"]

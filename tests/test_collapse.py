@@ -11,6 +11,8 @@ import gflow
 from gflow import piecewise
 from gflow.piecewise import PiecewisePolynomial
 
+pytestmark = pytest.mark.slow
+
 NET = gflow.ShallowNet.from_arrays
 times = np.linspace(0, 2, 101)
 # The solver's tolerances are 1e-8 and 1e-10, its errors some tens of them.

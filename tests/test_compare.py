@@ -7,6 +7,7 @@ import pytest
 import gflow
 
 
+@pytest.mark.slow
 def test_matched_times_give_the_difference_itself(wave, smooth_net):
     gd = gflow.descend(wave, smooth_net, step_size=0.05, num_steps=100)
     flow = gflow.solve_flow(wave, smooth_net, t1=5.0, ts=np.minimum(gd.ts, 5.0))
@@ -15,10 +16,11 @@ def test_matched_times_give_the_difference_itself(wave, smooth_net):
     k = len(gd) // 2
     apart = [np.ravel(a - b) for a, b in zip(jax.tree.leaves(gd[k]), jax.tree.leaves(flow[k]))]
     assert comparison.distance[k] == pytest.approx(np.linalg.norm(np.concatenate(apart)), rel=1e-12)
-    np.testing.assert_allclose(comparison.risk_gap, gd.risk - flow.risk, atol=1e-15)
+    np.testing.assert_allclose(comparison.risk_difference, gd.risk - flow.risk, atol=1e-15)
     assert f"({len(gd)} saved in both" in repr(comparison)
 
 
+@pytest.mark.slow
 def test_interpolation_is_within_its_estimate(wave, smooth_net, smooth_flow):
     gd = gflow.descend(wave, smooth_net, step_size=0.05, num_steps=200)
     exact = gflow.compare(
@@ -33,6 +35,7 @@ def test_interpolation_is_within_its_estimate(wave, smooth_net, smooth_flow):
     assert comparison.interpolation_error[0] == 0
 
 
+@pytest.mark.slow
 def test_kinks_between_saved_times_show_in_the_estimate():
     x = np.linspace(-1, 1, 30)
     risk = gflow.EmpiricalRisk(x[:, None], gflow.piecewise.zigzag()(jnp.asarray(x)))

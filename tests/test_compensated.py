@@ -71,6 +71,7 @@ def test_compiled_results_are_those_of_numpy_in_both_precisions():
             assert np.all(np.abs(got.lo) <= 2.0**-digits * np.abs(got.hi))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 31, 200])
 def test_sums_up_to_each_entry_do_not_round(n):
     rng = np.random.default_rng(n)

@@ -91,6 +91,7 @@ def test_a_kink_at_the_edge_has_the_rate_of_the_inside(affine):
     assert gflow.refine(affine, point.net).rate == pytest.approx(4 * v * (1 + T0**2), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outside", [0.0, 1e-12])
 def test_a_unit_that_has_just_become_active_everywhere(outside):
     # x² on [-1, 1]: N = 1/3 of two units that are active everywhere, the first with its kink at −1.
@@ -242,6 +243,7 @@ def test_saddles_at_the_origin():
     assert not find(lambda x, y, z: 1 - (x * y * z) ** 4).is_minimum
 
 
+@pytest.mark.slow
 def test_deep_networks_at_zero_are_no_minima():
     x = np.linspace(-1, 1, 7)
     risk = gflow.EmpiricalRisk(x[:, None], np.sin(3 * x))
@@ -257,6 +259,7 @@ def test_risks_below_the_optimum():
     assert find(lambda x, y: x**2 + y**2 - 1, 0.1, 0.1).kind is gflow.CriticalKind.LOCAL_MINIMUM
 
 
+@pytest.mark.slow
 def test_what_was_passed_in_by_mistake(affine):
     net = zig_zag(2, 4, 0)
     flow = gflow.solve_flow(affine, net, t1=0.1)

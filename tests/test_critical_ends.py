@@ -15,6 +15,8 @@ from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import ParameterLayout, flat, split_trainable
 from tests.helpers.networks_as_vectors import disturbed, norm
 
+pytestmark = pytest.mark.slow
+
 
 def load(name: str):
     known = reference_flow(name)

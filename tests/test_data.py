@@ -64,6 +64,7 @@ def test_shapes_of_named_targets():
     np.testing.assert_allclose(piecewise.wave()(x), [0, -1, 0, 0.75, 0])
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), st.integers(0, 4), st.integers(0, 100))
 def test_piecewise_polynomials_are_numpys_on_each_piece(pieces, degree, seed):

@@ -40,6 +40,7 @@ def test_gradient_descent_on_a_quadratic_is_its_closed_form():
     assert gd.kind == "descent" and gd.stats["num_steps"] == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimiser",
     [
@@ -106,6 +107,7 @@ def test_memory_is_that_of_the_records():
     assert sizes.temp_size_in_bytes + sizes.output_size_in_bytes < 10_000
 
 
+@pytest.mark.slow
 def test_minibatches_are_determined_by_their_key(wave):
     net = gflow.ShallowNet(1, 4, key=KEY)
     run = lambda key, **options: gflow.descend(

@@ -39,6 +39,7 @@ def test_logistic_growth_of_a_deep_linear_mode():
     np.testing.assert_allclose(u, exact, rtol=2e-7)
 
 
+@pytest.mark.slow
 def test_training_the_output_layer_is_a_linear_equation(wave):
     # O14: z' = -2 (M z - m) for z = (v, c) and features (relu(w x + b), 1).
     net = gflow.ShallowNet(1, 6, key=KEY, init="standard_normal")
@@ -76,6 +77,7 @@ def test_three_eighths_of_standard_normal_units_are_dead_on_the_unit_interval():
     assert np.mean(dead) == pytest.approx(3 / 8, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu(0.3)"])
 @pytest.mark.parametrize("out_size", ["scalar", 2])
 def test_energy_and_balance_are_conserved(activation, out_size):
@@ -106,6 +108,7 @@ def test_lyapunov_function_of_constant_targets(xi):
     assert inner(slope, gradient) == pytest.approx(8 * float(risk(net)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "order"), [(diffrax.Bosh3(), 3), (diffrax.Tsit5(), 5), (diffrax.Dopri8(), 8)]
 )
@@ -143,6 +146,7 @@ def test_another_start_time_shifts_the_flow(wave, smooth_net, smooth_flow):
     assert shifted.ts[0] == 5.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "result"),
     [
@@ -209,6 +213,7 @@ def test_saved_times_need_not_reach_the_end_in_pieces(wave, smooth_net):
     assert (np.asarray(flow.ts) == ts).all() and flow.succeeded
 
 
+@pytest.mark.slow
 def test_vmap_and_jit_give_the_single_runs(wave):
     def end(key):
         net = gflow.ShallowNet(1, 8, key=key, activation="tanh")
@@ -224,6 +229,7 @@ def test_vmap_and_jit_give_the_single_runs(wave):
     assert "Trajectory" in repr(many)
 
 
+@pytest.mark.slow
 def test_field_evaluations_are_counted(wave, smooth_net):
     calls = []
 
@@ -313,6 +319,7 @@ for name, case in cases.items():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.slow
 def test_risks_that_hold_traced_arrays(wave, smooth_net):
     def end(decay):
         risk = lambda net: wave(net) + decay * jnp.sum(net.w**2)

@@ -115,6 +115,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "activation2", "options", "options2", "out"), CASES)
 def test_risk_and_gradient_are_integrals(activation, activation2, options, options2, out):
     net = make(KEYS[0], 2, 4, out, activation=activation, **options)
@@ -122,6 +123,7 @@ def test_risk_and_gradient_are_integrals(activation, activation2, options, optio
     check_against_quadrature(net, teacher)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -167,6 +169,7 @@ def test_symmetries(seed):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "erf"])
 def test_hessian_products_are_derivatives_of_the_gradient(activation):
     net, teacher = (make(k, 2, w, activation=activation) for k, w in zip(KEYS[2:], (4, 3)))
@@ -248,6 +251,7 @@ def test_flow_of_a_single_unit_is_the_polar_equation():
     assert np.max(np.abs(flow.diagnostics.energy)) < 1e-9
 
 
+@pytest.mark.slow
 def test_flow_and_descent():
     net, teacher = (make(k, 3, 3, use_bias=False) for k in KEYS[5:7])
     risk = gflow.GaussianRisk(teacher)

@@ -146,6 +146,7 @@ def test_relu_kernel_and_its_derivatives_are_integrals(biased):
             np.testing.assert_allclose(a, e, rtol=0, atol=2e-14 * scale, err_msg=f"{p}, {p2}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("biased", [True, False])
 def test_erf_kernel_and_its_gradient_are_integrals(biased):
     one, two = special_pairs(biased)

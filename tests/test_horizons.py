@@ -73,6 +73,7 @@ def test_rock4_hands_over_where_kinks_become_few():
     assert better_solver(now._replace(num_evaluations=100_000), after="BDF5") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", [sine, tent])
 def test_default_flows_to_time_1e8(problem):
     risk, net = problem()
@@ -93,12 +94,14 @@ def test_default_flows_to_time_1e8(problem):
     assert (np.diff(flow.risk) <= 1e-12).all()
 
 
+@pytest.mark.slow
 def test_other_solvers_are_kept():
     risk, net = sine()
     flow = gflow.solve_flow(risk, net, t1=1e4, solver=gflow.Rodas5P(), progress=True)
     assert flow.method == "gradient flow, Rodas5P" and not flow.switches
 
 
+@pytest.mark.slow
 def test_single_precision_reaches_late_times():
     risk, net = sine()
     single = jax.tree.map(lambda a: a.astype(jnp.float32), net)
@@ -111,6 +114,7 @@ def test_single_precision_reaches_late_times():
 # ---- stops ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_stop_on_progress_ends_settled_flows_alone():
     risk, net = sine()
     flow = gflow.solve_flow(risk, net, t1=1e8, stop=gflow.Stop(progress=1e-3))
@@ -124,6 +128,7 @@ def test_the_stop_on_progress_ends_settled_flows_alone():
     assert flow.result_name == "successful"
 
 
+@pytest.mark.slow
 def test_weights_that_diverge_show():
     # The logistic loss of separable data has no minimum: the weights grow like log t.
     x = jnp.linspace(-1, 1, 8)[:, None]

@@ -10,6 +10,7 @@ import gflow
 from gflow.flow import driver, smooth
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, monkeypatch, request):
     class Bar:
         calls = 0

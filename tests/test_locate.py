@@ -83,6 +83,7 @@ def reference(request):
     return known, gflow.solve_flow(known.risk, known.net, t1=known.t1, ts=known.ts, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_parameters_of_the_references(reference):
     known, flow = reference
     for k, expected in enumerate(known.params):
@@ -126,6 +127,7 @@ def exact_end():
     return flow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "order", "sizes"),
     [
@@ -182,6 +184,7 @@ def test_the_drifts_follow_the_tolerance():
 # ---- the same under transformations ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_vmap_gives_the_single_runs():
     risk, _ = small_problem()
     draw = lambda key: gflow.ShallowNet(1, 8, key=key)
@@ -209,6 +212,7 @@ def test_pieces_and_whole_are_the_same():
     np.testing.assert_array_equal(whole.kinks.kind, pieces.kinks.kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [*KINDS, {"loss": lambda p, t: jnp.sum((p - t) ** 2 + (p - t) ** 4 / 4), "out_size": 2}],

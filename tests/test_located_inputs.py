@@ -11,6 +11,8 @@ import gflow
 from tests.helpers.kink_problems import KEY, data, kinks, sine, single_unit, small_problem, solve
 from tests.helpers.networks_as_vectors import distance, norm
 
+pytestmark = pytest.mark.slow
+
 # ---- awkward inputs -------------------------------------------------------------------------
 
 

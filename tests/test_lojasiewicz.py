@@ -87,6 +87,7 @@ def test_a_deep_linear_mode_closes_at_its_rate():
     assert rate.interval[0] <= 8 <= rate.interval[1]
 
 
+@pytest.mark.slow
 def test_one_neuron_and_its_gaussian_teacher():
     # O13: L ~ e^-t for the risk with a factor of one half, so e^-2t for this one.
     teacher = gflow.ShallowNet.from_arrays([[1.0, 0.0]], None, [1.0], None)
@@ -102,6 +103,7 @@ def bowl(net):
     return net.w[0] ** 2 + 1.3 * net.w[1] ** 2
 
 
+@pytest.mark.slow
 def test_an_exponential_rate_is_implied_by_the_constant_of_one_half():
     # Two modes that are not apart yet, so that α is fitted next to 1/2, where C is another one.
     flow = gflow.solve_flow(bowl, Product(jnp.array([0.1, 1.0])), t1=5.0)

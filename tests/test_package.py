@@ -12,12 +12,14 @@ ROOT = Path(__file__).parent.parent
 HEAVY = ("matplotlib", "xarray", "zarr", "sklearn", "pandas", "rich", "tyro", "tqdm")
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_before_it_is_used():
     script = f"import gflow, sys; print([m for m in {HEAVY} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
 
 
+@pytest.mark.slow
 def test_import_does_not_ask_for_float64():
     script = "import gflow, jax; print(jax.config.jax_enable_x64)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -28,6 +30,7 @@ def python_blocks(path: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_code_of_the_readme_and_of_the_docs_runs(tmp_path):
     # In one process, which compiles once what several pages use, each with names of its own.
     pages = {page: python_blocks(page) for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
@@ -55,6 +58,7 @@ def test_there_are_docstring_examples():
     assert len(EXAMPLES) >= 8 and "gflow/networks.py" in EXAMPLES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES)
 def test_docstring_examples_run(path):
     for block in EXAMPLES[path]:
@@ -67,6 +71,7 @@ def test_the_page_of_the_tests_names_every_file():
     assert not [path for path in files if f"`{path.stem}`" not in page]
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(tmp_path):
     out = tmp_path / "d.json"
     command = [sys.executable, "-m", "benchmarks.descent", "--quick", "--out", str(out)]

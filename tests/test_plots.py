@@ -61,6 +61,7 @@ def test_learned_function(smooth_flow, wave):
     np.testing.assert_allclose(last.get_ydata(), jax.vmap(smooth_flow.final)(x[:, None]))
 
 
+@pytest.mark.slow
 def test_unit_directions_end_where_the_units_end():
     x = jax.random.normal(jax.random.key(0), (20, 3))
     net = gflow.ShallowNet(3, 5, key=jax.random.key(1))
@@ -79,6 +80,7 @@ def test_networks_that_cannot_be_drawn_are_refused(smooth_flow):
         gflow.plots.unit_directions(smooth_flow)
 
 
+@pytest.mark.slow
 def test_kinks_and_breakpoints(wave):
     net = gflow.ShallowNet(1, 8, key=jax.random.key(4))
     flow = gflow.solve_flow(wave, net, t1=12.0, rtol=1e-6)
@@ -102,6 +104,7 @@ def test_kinks_that_were_not_located_are_refused(smooth_flow):
         gflow.plots.kinks(smooth_flow)
 
 
+@pytest.mark.slow
 def test_a_flow_of_one_saved_time_can_be_drawn(wave, smooth_net):
     flow = gflow.solve_flow(wave, smooth_net, t1=1.0, ts=[0.0])
     draw(gflow.plots.risk, flow)

@@ -84,6 +84,7 @@ def test_risk_of_a_perfect_fit_with_rounded_parameters():
     assert_exact(risk, net, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu(0.3)"])
 def test_second_derivatives_against_differences_at_50_digits(activation):
     rng = np.random.default_rng(3)
@@ -108,6 +109,7 @@ def test_second_derivatives_against_differences_at_50_digits(activation):
             np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-11 * np.abs(got).max())
 
 
+@pytest.mark.slow
 def test_all_ways_to_second_derivatives_agree():
     net = hard_net(np.random.default_rng(0), TENT_RISK, 8, 0)
     theta, unravel = ravel_pytree(net)
@@ -151,6 +153,7 @@ def test_nothing_is_nan_and_degenerate_units_stay(w, b):
             assert not np.any(part)
 
 
+@pytest.mark.slow
 def test_outputs_without_biases_and_vector_valued():
     rng = np.random.default_rng(5)
     targets = [piecewise.tent(), piecewise.wave()]
@@ -172,6 +175,7 @@ def test_outputs_without_biases_and_vector_valued():
     assert jax.grad(TENT_RISK)(none).b is None
 
 
+@pytest.mark.slow
 def test_many_networks_at_once_and_single_precision():
     rng = np.random.default_rng(6)
     nets = [hard_net(rng, TENT_RISK, 8, kind) for kind in range(4)]

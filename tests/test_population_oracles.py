@@ -76,6 +76,7 @@ def solve(risk, net, **options):
     return gflow.solve_flow(risk, net, t1=2.0, rtol=1e-10, atol=1e-12, **options)
 
 
+@pytest.mark.slow
 def test_invariants_along_the_flow(constant_target):
     """O8: energy, balance, and V(Θ_t) + 8 ∫ L = V(Θ_0), by the flow's own saved times."""
     risk, xi = constant_target
@@ -116,6 +117,7 @@ def test_linear_flow_of_the_outer_layer():
     np.testing.assert_allclose(np.append(flow.final.v, flow.final.c), z, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_samples_approach_the_population():
     """The gradients differ by O(n^(-1/2)) for random points, O(1/n) for equally spaced ones."""
     net = hard_net(np.random.default_rng(7), TENT_RISK, 8, 0)
@@ -135,6 +137,7 @@ def test_samples_approach_the_population():
     assert 10 < equal(few) / equal(many) < 24
 
 
+@pytest.mark.slow
 def test_flows_on_samples_approach_the_flow_on_the_population():
     net = gflow.ShallowNet(1, 4, key=jax.random.key(5), init="standard_normal")
     options = {"t1": 2.0, "ts": [2.0], "rtol": 1e-7, "kinks": "ignore"}

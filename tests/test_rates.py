@@ -43,6 +43,7 @@ def fits() -> list[gflow.Rate]:
     return made
 
 
+@pytest.mark.slow
 def test_no_published_case_is_called_by_the_other_law(fits):
     called = [fit.law for fit in fits]
     wrong = [case for case, law in zip(CASES, called) if law not in (case.law, "undecided")]
@@ -50,6 +51,7 @@ def test_no_published_case_is_called_by_the_other_law(fits):
     assert called.count("undecided") <= 3
 
 
+@pytest.mark.slow
 def test_values_of_the_published_cases_are_close(fits):
     # Deviations of 1 % over 150 points, a third of them independent, allow some 1 %, and decreases
     # a few times as much.
@@ -73,6 +75,7 @@ def _random_case(rng, k: int) -> Case:
     return Case("power", rate, second, offset, first=0.1, until=until, points=80, **both)
 
 
+@pytest.mark.slow
 def test_intervals_cover_as_often_as_they_say():
     rng = np.random.default_rng(11)
     cases = [_random_case(rng, k) for k in range(200)]

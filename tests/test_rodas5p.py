@@ -159,6 +159,7 @@ def exact_pendulum():
     return solve_pendulum(diffrax.Dopri8(), 0.0, 4.0, START, 1e-3, times, tight)
 
 
+@pytest.mark.slow
 def test_order_with_fixed_steps(exact_pendulum):
     sizes, end = 0.1 / 2.0 ** np.arange(4), jnp.asarray([4.0])
     ends = [solve_pendulum(gflow.Rodas5P(), 0.0, 4.0, START, h, end) for h in sizes]
@@ -183,6 +184,7 @@ def test_order_of_the_dense_output_of_one_step(exact_pendulum):
     assert gflow.observed_order(sizes, np.array(errors)).value == pytest.approx(5.0, abs=0.15)
 
 
+@pytest.mark.slow
 def test_backwards_and_with_a_jacobian_of_the_users_own():
     def jacobian(t, y, args):
         del t, args
@@ -201,6 +203,7 @@ def test_backwards_and_with_a_jacobian_of_the_users_own():
 # ---- flows ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tanh_flow_against_an_explicit_solver_and_the_honesty_of_the_error(wave, smooth_net):
     run = lambda **options: gflow.solve_flow(wave, smooth_net, t1=30.0, ts=[30.0], **options)
     exact = run(solver=diffrax.Dopri8(), rtol=1e-13).final
@@ -210,6 +213,7 @@ def test_tanh_flow_against_an_explicit_solver_and_the_honesty_of_the_error(wave,
         assert np.abs(flow.diagnostics.energy).max() < 30 * rtol
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [gflow.Rodas5P(), gflow.BDF5()], ids=["Rodas5P", "BDF5"])
 @pytest.mark.parametrize("name", NAMES)
 def test_references_with_kinks_and_slides(name, solver):
@@ -231,6 +235,7 @@ def test_references_with_kinks_and_slides(name, solver):
     assert np.median(late) < 1e-7 and late.max() < 1e-4
 
 
+@pytest.mark.slow
 def test_a_flow_with_kinks_to_time_1e8():
     known = reference_flow("sine_d1_w20_n40")
     times = np.geomspace(1.0, 1e8, 50)
@@ -254,6 +259,7 @@ def jacobians(known, state, pattern):
     return field_jacobian(known, 0.0, state, pattern), exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

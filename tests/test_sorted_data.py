@@ -66,6 +66,7 @@ def test_risk_gradient_and_hessian_are_the_plain_ones(seed, on_kinks, tied):
     assert_same(gflow.EmpiricalRisk(x, y), network(seed + 1, tied))
 
 
+@pytest.mark.slow
 def test_weights_outputs_slopes_and_scales():
     x, y = data(0, True, (2,))
     weights = np.random.default_rng(1).uniform(0, 1, N) * (np.arange(N) % 7 > 0)
@@ -75,6 +76,7 @@ def test_weights_outputs_slopes_and_scales():
     assert_same(gflow.EmpiricalRisk(*data(3, True)), none)
 
 
+@pytest.mark.slow
 def test_few_and_many_look_ups_and_batches_find_the_same_rows():
     """One after the other up to 500, at once beyond, whether of one network or of several."""
     table, x = (
@@ -165,6 +167,7 @@ def test_no_derivatives_in_the_data_and_a_way_out():
     np.testing.assert_allclose(gradient.y, -2 * residuals / N, rtol=1e-12, atol=1e-16)
 
 
+@pytest.mark.slow
 def test_operations_do_not_grow_with_the_rows():
     def operations(n):
         risk = gflow.EmpiricalRisk(*data(8, n=n))

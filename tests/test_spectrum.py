@@ -86,6 +86,7 @@ def test_an_exhausted_krylov_space_gives_no_false_eigenvalues():
     np.testing.assert_allclose(spectrum.weights.sum(axis=1), 1.0, rtol=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(-3, 3), st.integers(1, 12)), min_size=1, max_size=5),
@@ -100,6 +101,7 @@ def test_any_multiplicities(blocks, exponent):
     assert np.all(spectrum.residuals <= 2 * tol) and spectrum.checked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 21])
 def test_few_parameters_without_the_matrix(size):
     values = np.arange(size) - 1.0
@@ -118,6 +120,7 @@ def middle(request, wave):
     return wave, net, hessian(wave, net)
 
 
+@pytest.mark.slow
 def test_dense_and_matrix_free_agree_with_autodiff(middle):
     risk, net, matrix = middle
     values = np.linalg.eigvalsh(matrix)
@@ -136,6 +139,7 @@ def test_dense_and_matrix_free_agree_with_autodiff(middle):
     assert gflow.sharpness(risk, net) == pytest.approx(dense.sharpness, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_zeros_are_counted(wave):
     """Each dead unit has a Hessian of zeros in its three parameters."""
     net = gflow.ShallowNet.from_arrays(
@@ -152,6 +156,7 @@ def test_zeros_are_counted(wave):
     assert strict.num_zero == np.sum(strict.eigenvalues == 0.0)
 
 
+@pytest.mark.slow
 def test_trained_parameters_only(wave):
     net = gflow.ShallowNet(1, 100, key=jax.random.key(3))
     values = np.linalg.eigvalsh(hessian(wave, net, ("v", "c")))
@@ -175,6 +180,7 @@ def test_exact_risks():
     np.testing.assert_allclose(spectrum.eigenvalues, values, rtol=0, atol=1e-8 * values[-1])
 
 
+@pytest.mark.slow
 def test_float32(wave):
     net = gflow.ShallowNet(1, 100, key=jax.random.key(3), activation="tanh", dtype=jnp.float32)
     risk = gflow.EmpiricalRisk(wave.x.astype(jnp.float32), wave.y.astype(jnp.float32))
@@ -190,6 +196,7 @@ def test_float32(wave):
     np.testing.assert_allclose(dense.eigenvalues, values, rtol=0, atol=rounding)
 
 
+@pytest.mark.slow
 def test_moments_of_the_density(middle):
     risk, net, matrix = middle
     exact = gflow.hessian_spectrum(risk, net)
@@ -279,6 +286,7 @@ def test_without_a_look_for_copies():
     assert without.num_products < with_copies.num_products and not without.checked
 
 
+@pytest.mark.slow
 def test_misuse(wave, smooth_net):
     spectrum = gflow.hessian_spectrum
     for options, name in (

@@ -206,6 +206,7 @@ def smooth_field(wave, smooth_net):
     return field, theta, end(tight)
 
 
+@pytest.mark.slow
 @either
 def test_errors_are_honest_on_the_flow_of_a_network(solver, smooth_field):
     field, theta, exact = smooth_field
@@ -276,6 +277,7 @@ def test_work_is_counted():
     assert len(seen) == int(work.evaluations) + int(work.products)
 
 
+@pytest.mark.slow
 @either
 def test_pytrees_backwards_and_batches(solver):
     def field(t, y, args):
@@ -305,6 +307,7 @@ def test_pytrees_backwards_and_batches(solver):
     np.testing.assert_allclose(found["b"], -np.sin(angles), atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [gflow.RKC2(max_stages=10), gflow.ROCK4(max_stages=10)])
 def test_steps_of_too_many_stages_are_rejected(solver):
     solution = adaptive(solver, relaxation, jnp.zeros(50), 5.0, 1e-4)
@@ -350,6 +353,7 @@ def test_memory_of_a_solve(solver):
 # ---- flows ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @either
 def test_the_flow_of_a_smooth_network(solver, wave, smooth_net, smooth_field):
     _, _, exact = smooth_field
@@ -365,6 +369,7 @@ def test_the_flow_of_a_smooth_network(solver, wave, smooth_net, smooth_field):
         assert in_pieces.stats["num_hessian_products"] == flow.stats["num_hessian_products"]
 
 
+@pytest.mark.slow
 @either
 def test_located_kinks_of_a_reference(solver):
     known = reference_flow("sine_d1_w20_n40")
@@ -379,6 +384,7 @@ def test_located_kinks_of_a_reference(solver):
     assert flow.stats["num_hessian_products"] > 0
 
 
+@pytest.mark.slow
 def test_slides_that_end_do_not_begin_again_without_end():
     known = reference_flow("sine_d1_w20_n40")
     options = {"t1": 1e4, "ts": [1e4], "solver": gflow.ROCK4()}

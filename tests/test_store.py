@@ -17,6 +17,7 @@ def assert_same(one: gflow.Trajectory, two: gflow.Trajectory) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

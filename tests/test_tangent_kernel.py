@@ -37,6 +37,7 @@ def test_the_kernel_is_the_formula(data):
     assert gflow.tangent_kernel_min_eigenvalue(risk, net, ("c",)) == 0
 
 
+@pytest.mark.slow
 def test_many_outputs_and_batches(data):
     x, _ = data
     y = np.zeros((5, 2))
@@ -60,6 +61,7 @@ def test_residuals_follow_the_kernel(data):
     np.testing.assert_allclose(speed, -2 / 5 * kernel @ residual, rtol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_constants_along_a_flow(data, weighted):
     x, y = data
@@ -85,6 +87,7 @@ def test_constants_along_a_flow(data, weighted):
         assert constants.kernel_bound[4] == pytest.approx(4 / 5 * float(least))
 
 
+@pytest.mark.slow
 def test_other_risks():
     risk = gflow.PopulationRisk(gflow.piecewise.wave(), gflow.piecewise.uniform(-1, 1))
     net = gflow.ShallowNet(1, 4, key=jax.random.key(0))
