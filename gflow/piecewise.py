@@ -80,7 +80,7 @@ class PiecewisePolynomial(eqx.Module):
         missing = [x for x in own[1:-1] if s[0] < x < s[-1] and x not in s]
         if missing:
             got = Described(f"none at {missing[0]:g}")
-            raise ArgumentError("breakpoints", got, "those of the function among them")
+            raise ArgumentError("breakpoints", got, "all breakpoints of the function among them")
         pieces = np.searchsorted(own[1:-1], s[:-1], side="right")
         return PiecewisePolynomial(s, np.asarray(self.coefficients)[pieces])
 

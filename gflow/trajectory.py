@@ -24,7 +24,7 @@ class TrajectoryError(RuntimeError):
 
     def __init__(self, trajectory: "Trajectory"):
         super().__init__(
-            f"{trajectory.method}: {trajectory.message}. The run got to t = "
+            f"{trajectory.method}: {trajectory.message}. The run reached t = "
             f"{float(trajectory.ts[-1]):.6g}; `error.trajectory`, or throw=False, gives what was "
             "computed until then."
         )
