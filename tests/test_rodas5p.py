@@ -43,7 +43,7 @@ EMBEDDED = (WEIGHTS - np.eye(8)[7]) @ GAMMAS
 
 @functools.cache
 def trees(size: int) -> list[tuple]:
-    """The rooted trees of that many nodes, as tuples of subtrees."""
+    """The rooted trees with this number of nodes, as tuples of subtrees."""
 
     def forests(nodes: int, largest: int):
         if nodes == 0:
@@ -70,7 +70,7 @@ def elementary(tree) -> Any:
 
 
 def defect(weights: np.ndarray, size: int, fraction: float = 1.0) -> float:
-    """The largest violation of the order conditions of trees of that many nodes."""
+    """The largest violation of the order conditions of trees with this number of nodes."""
     return max(abs(weights @ elementary(t) - fraction**size / density(t)) for t in trees(size))
 
 
@@ -80,7 +80,7 @@ def test_there_are_as_many_trees_as_known():
 
 @pytest.mark.parametrize(("weights", "order"), [(B, 5), (EMBEDDED, 4)], ids=["main", "embedded"])
 def test_order_conditions(weights, order):
-    # Coefficients of sixteen digits, up to 150.
+    # The coefficients have sixteen digits and are up to 150.
     assert max(defect(weights, size) for size in range(1, order + 1)) < 1e-13
     assert defect(weights, order + 1) > 1e-2
 
@@ -103,13 +103,13 @@ def test_nodes_and_stiff_accuracy():
 
 
 def growth(z: complex, weights=B):
-    """R(z), by which a step multiplies y where f = λy and z = hλ."""
+    """R(z), the factor of y in a step, where f = λy and z = hλ."""
     return 1 + z * weights @ np.linalg.solve(np.eye(8) - z * (ALPHAS + GAMMAS), ONE)
 
 
 def test_a_and_l_stability():
     axis = 1j * np.geomspace(1e-3, 1e6, 400)
-    # Its poles are at 1/γ, so the maximum principle makes the imaginary axis enough.
+    # All poles are at 1/γ, so by the maximum principle the imaginary axis is enough.
     for weights in (B, EMBEDDED):
         assert max(abs(growth(z, weights)) for z in axis) < 1 + 1e-10
         assert abs(growth(-1e8, weights)) < 1e-6
@@ -130,7 +130,7 @@ def test_steps_of_decay_at_every_stiffness():
 
 
 def pendulum(t, y, args):
-    """Nonlinear, driven, of a state that is a pytree."""
+    """A nonlinear, driven pendulum, whose state is a pytree."""
     return {"angle": y["speed"], "speed": -jnp.sin(y["angle"]) + 0.5 * jnp.cos(2 * t)}
 
 
@@ -168,7 +168,7 @@ def test_order_with_fixed_steps(exact_pendulum):
 
 
 def test_order_of_the_dense_output_of_one_step(exact_pendulum):
-    # One order more in one step, at two fifths of it; and both ends are met.
+    # The order of a single step is one more, here at two fifths of it. Both ends are exact.
     sizes = 0.05 * 2.0 ** np.arange(3)
     term, zero, errors = diffrax.ODETerm(pendulum), jnp.asarray(0.0), []
     for k, h in enumerate(sizes):
@@ -225,7 +225,7 @@ def test_references_with_kinks_and_slides(name, solver):
     assert np.abs(flow.diagnostics.energy).max() < 2e-8
     met, times = kinks(flow), np.array([kink.time for kink in known.kinks])
     assert len(met) == len(times)
-    # Those within 1e-4 of each other come in any order.
+    # Events within 1e-4 of each other may come in any order.
     ranks = np.searchsorted(times, times - 1e-4)
     found = sorted(zip(ranks, ((unit, datum, name) for name, unit, datum in met)))
     wanted = sorted(zip(ranks, ((kink.unit, kink.datum, kink.kind) for kink in known.kinks)))
@@ -244,7 +244,7 @@ def test_a_flow_with_kinks_to_time_1e8():
     early = gflow.solve_flow(known.risk, known.net, t1=1e4, ts=times * 1e-4, **options)
     assert np.abs(flow.diagnostics.energy).max() < 1e-7 * float(flow.risk[0])
     assert (np.diff(flow.risk) < 1e-12).all() and flow.grad_norm[-1] < 1e-12
-    # Explicit steps to 1e8 would be 1e9: the sharpness is about 20.
+    # An explicit solver would need 1e9 steps to 1e8, since the sharpness is about 20.
     assert int(early.stats["num_steps"]) < 2_000
     assert int(flow.stats["num_steps"]) - int(early.stats["num_steps"]) < 400
 
@@ -254,7 +254,7 @@ def test_a_flow_with_kinks_to_time_1e8():
 
 @eqx.filter_jit
 def jacobians(known, state, pattern):
-    """The closed form, and by automatic differentiation."""
+    """The Jacobian in closed form, and by automatic differentiation."""
     exact = jax.jacfwd(lambda s: known.field(0.0, s, pattern))(state)
     return field_jacobian(known, 0.0, state, pattern), exact
 
@@ -279,7 +279,7 @@ def test_the_jacobian_is_that_of_the_field(case):
 
 
 def test_the_jacobian_on_slides():
-    # O4 of the located kinks: both sides of w_1 = 0 point at it.
+    # O4: the flow on both sides of w_1 = 0 points at it.
     risk = data((1, 0, -1), (-1, 0, -1), (1, 1, 3), (0, 1, 7))
     known = ShallowPatternRisk.of(risk, *split_trainable(single_unit(0.0, 2.5)))
     state, pattern = jnp.array([0.0, 2.5, 1.0, 0.0]), known.start(jnp.array([0.0, 2.5, 1.0]))
