@@ -17,6 +17,29 @@ from scipy import interpolate
 
 from gflow.arguments import ArgumentError, Described, RealScalar, finite, finite_entries, one_of
 
+__all__ = [
+    "DENSITIES",
+    "NAMED",
+    "PiecewisePolynomial",
+    "absolute_value",
+    "affine",
+    "check_density",
+    "constant",
+    "from_ppoly",
+    "histogram",
+    "named",
+    "named_density",
+    "parabola",
+    "parabolic",
+    "step",
+    "tent",
+    "through",
+    "triangular",
+    "uniform",
+    "wave",
+    "zigzag",
+]
+
 
 class PiecewisePolynomial(eqx.Module):
     r"""A piecewise polynomial: on $[s_j, s_{j+1})$ it is $\sum_m a_{jm} x^m$, in the global x.
