@@ -15,7 +15,7 @@ from gflow.arguments import ArgumentError, finite
 class Activation(eqx.Module):
     """An elementwise function σ with its slope σ'.
 
-    - `name`: as shown to users, and as `as_activation` reads it where it has a name for it.
+    - `name`: for messages and plots, and for `as_activation` if it is one of `NAMED`.
     - `kinked`: whether σ' jumps at 0.
     - `homogeneous`: whether σ(az) = a σ(z) for a > 0.
     """

@@ -23,14 +23,14 @@ class Comparison:
 
     - `ts`, shape (times,): the times, saved in the second trajectory.
     - `distance`, shape (times,): ‖θ_second(t) − θ_first(t)‖ over all parameters.
-    - `risk_gap`, shape (times,): L(θ_second(t)) − L(θ_first(t)).
+    - `risk_difference`, shape (times,): L(θ_second(t)) − L(θ_first(t)).
     - `interpolation_error`, shape (times,): an estimate of the error of `distance` at times that
       the first trajectory did not save; exactly 0 at those that it did.
     """
 
     ts: np.ndarray
     distance: np.ndarray
-    risk_gap: np.ndarray
+    risk_difference: np.ndarray
     interpolation_error: np.ndarray
 
     @property
@@ -44,9 +44,9 @@ class Comparison:
         return (
             f"Comparison at {len(self.ts)} times ({exact} saved in both, interpolation "
             f"error of the rest at most {np.max(self.interpolation_error):.1e})\n"
-            f"  distance  largest {self.largest:.4g} at t = {self.ts[k]:.4g}, "
+            f"  distance         largest {self.largest:.4g} at t = {self.ts[k]:.4g}, "
             f"{self.distance[-1]:.4g} at the end\n"
-            f"  risk gap  {self.risk_gap[-1]:.4g} at the end"
+            f"  risk difference  {self.risk_difference[-1]:.4g} at the end"
         )
 
 
@@ -80,7 +80,7 @@ def compare(flow: Trajectory, other: Trajectory) -> Comparison:
     return Comparison(
         ts=ts,
         distance=np.linalg.norm(theirs[inside] - values[:, :-1], axis=1),
-        risk_gap=np.asarray(other.risk)[inside] - values[:, -1],
+        risk_difference=np.asarray(other.risk)[inside] - values[:, -1],
         interpolation_error=errors,
     )
 

@@ -275,7 +275,7 @@ def _record(
 def _marks(record, num_steps: int) -> np.ndarray:
     if isinstance(record, (int, np.integer)):
         count = positive_int("record", record, minimum=2)
-        # From the end, since of a single place geomspace gives its start.
+        # From the end, because geomspace with one point returns its start.
         marks = np.geomspace(num_steps, 1, min(count, num_steps + 1) - 1).round().astype(int)
         return np.unique(np.append(0, marks))
     wanted = f"a number of records, or increasing step indices from 0 to {num_steps}"

@@ -26,6 +26,7 @@ class KinkLog(eqx.Module):
 
     @property
     def names(self) -> list[str]:
+        """The kind of each kink in words."""
         return [KinkKind(k).label for k in np.asarray(self.kind)]
 
     def __len__(self) -> int:

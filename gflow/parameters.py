@@ -83,7 +83,7 @@ class ParameterLayout:
         return chosen
 
     def assembled(self, by_name: Mapping[str, Array], lead: tuple[int, ...]) -> Array:
-        """The trained ones of these arrays, which have the same leading axes, as vectors by θ."""
+        """Concatenates the trained ones of these arrays, with leading axes `lead`, in θ's order."""
         names = [name for name in by_name if getattr(self.places, name) is not None]
         names.sort(key=lambda name: getattr(self.places, name).flat[0])
         return jnp.concatenate([by_name[name].reshape(*lead, -1) for name in names], axis=-1)

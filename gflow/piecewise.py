@@ -17,6 +17,29 @@ from scipy import interpolate
 
 from gflow.arguments import ArgumentError, Described, RealScalar, finite, finite_entries, one_of
 
+__all__ = [
+    "DENSITIES",
+    "NAMED",
+    "PiecewisePolynomial",
+    "absolute_value",
+    "affine",
+    "check_density",
+    "constant",
+    "from_ppoly",
+    "histogram",
+    "named",
+    "named_density",
+    "parabola",
+    "parabolic",
+    "step",
+    "tent",
+    "through",
+    "triangular",
+    "uniform",
+    "wave",
+    "zigzag",
+]
+
 
 class PiecewisePolynomial(eqx.Module):
     r"""A piecewise polynomial: on $[s_j, s_{j+1})$ it is $\sum_m a_{jm} x^m$, in the global x.
@@ -80,7 +103,7 @@ class PiecewisePolynomial(eqx.Module):
         missing = [x for x in own[1:-1] if s[0] < x < s[-1] and x not in s]
         if missing:
             got = Described(f"none at {missing[0]:g}")
-            raise ArgumentError("breakpoints", got, "those of the function among them")
+            raise ArgumentError("breakpoints", got, "all breakpoints of the function among them")
         pieces = np.searchsorted(own[1:-1], s[:-1], side="right")
         return PiecewisePolynomial(s, np.asarray(self.coefficients)[pieces])
 

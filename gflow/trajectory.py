@@ -1,7 +1,7 @@
 """Trajectories: what `solve_flow` and `descend` return."""
 
 from html import escape
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import equinox as eqx
 import jax
@@ -24,7 +24,7 @@ class TrajectoryError(RuntimeError):
 
     def __init__(self, trajectory: "Trajectory"):
         super().__init__(
-            f"{trajectory.method}: {trajectory.message}. The run got to t = "
+            f"{trajectory.method}: {trajectory.message}. The run reached t = "
             f"{float(trajectory.ts[-1]):.6g}; `error.trajectory`, or throw=False, gives what was "
             "computed until then."
         )
@@ -55,6 +55,7 @@ class Switch(eqx.Module):
     num_steps: Int[Array, ""]
 
     def as_list(self) -> list:
+        """Solver, time and number of steps as plain values, for files."""
         return [self.solver, float(self.time), int(self.num_steps)]
 
 
@@ -84,7 +85,7 @@ class Trajectory(eqx.Module, Generic[Net]):
     diagnostics: Diagnostics
     stats: dict[str, Any]
     result: RESULTS
-    kind: str = eqx.field(static=True)
+    kind: Literal["flow", "descent"] = eqx.field(static=True)
     method: str = eqx.field(static=True)
     kinks: KinkLog | None = None
     kinks_ignored: bool = eqx.field(static=True, default=False)

@@ -23,7 +23,7 @@ TARGETS = {
 BOXES = {1: ([-1.0], [2.0]), 2: ([-1.0, 0.5], [1.0, 2.0]), 3: ([-1.0, 0.5, -2.0], [1.0, 2.0, -1.0])}
 
 
-# Other targets are made from these exponents, so that little is compiled.
+# Other targets have the same exponents, to save compilation.
 def target(d: int, coefficients: dict) -> dict:
     return {es: coefficients.get(es, 0.0) for es in TARGETS[d]}
 
@@ -138,8 +138,8 @@ def test_vector_output():
     check(gflow.BoxRisk(target, -0.5, 1.0), random_net(2, 5, 0, out_size=2))
 
 
-# Whole numbers put lines through corners, along edges and the diagonal, on top of each other,
-# and make units with w = 0 and units that are zero.
+# Whole numbers give lines through corners, along edges and the diagonal, equal lines, units with
+# w = 0 and degenerate units.
 WHOLE = st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0])
 ANY = st.floats(-3, 3) | WHOLE | st.sampled_from([1e-8, -1e-8, 1e-150, -1e-17])
 
@@ -252,7 +252,7 @@ def test_order_of_units_does_not_matter():
 
 
 def test_close_to_a_perfect_fit():
-    # f = 1/4 − 3 x₂ by one unit whose kink is outside of the box.
+    # f = 1/4 − 3 x₂ by one unit whose kink is outside the box.
     risk = gflow.BoxRisk(target(2, {(0, 1): -3.0, (0, 0): 0.25}), -1.0, 1.0)
     w = np.array([[0.0, -3.0], [1.0, 1.0], [-1.0, 0.5], [0.0, 0.0]])
     b, v = np.array([5.0, -4.0, -3.0, 0.0]), np.array([1.0, 0.4, 2.0, 1.0])
@@ -276,7 +276,7 @@ def test_flow_checks_itself():
     assert np.abs(flow.diagnostics.energy).max() <= 1e-7 * flow.risk[0]
     assert np.abs(flow.diagnostics.balance).max() <= 1e-7
     assert flow.risk[-1] < 0.5 * flow.risk[0] and flow.kinks is None
-    # A unit that is zero stays so.
+    # A degenerate unit remains degenerate.
     assert np.all(flow.final.w[0] == 0) and flow.final.b[0] == 0
     assert flow.final.b[1] != net.b[1]
 

@@ -17,7 +17,7 @@ product = gflow.SumOfSquares(lambda x: x[0] * x[1] - 1, jacobian_lipschitz=1.0)
 
 
 def deep(last: float, out_size="scalar", n=4, d=5, width=6, depth=3):
-    """The paper's initialisation: no first weights, positive hidden ones, large last ones."""
+    """The paper's initialisation: first weights 0, hidden ones positive, last ones large."""
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (n, d))
     y = jax.random.normal(keys[1], (n,) if out_size == "scalar" else (n, out_size))
@@ -44,8 +44,8 @@ def test_the_exact_alpha_is_bracketed(start, fraction):
     certificate = gflow.chatterjee(product, jnp.asarray(start), radius)
     assert certificate.alpha_lower <= exact <= certificate.alpha_upper * (1 + 1e-7)
     assert certificate.alpha_lower == pytest.approx(exact, rel=1e-10)
-    # Asked is one per cent; the search is nearer. Where the infimum is 0 the point with the ratio
-    # 4 |x|² of 1e-6 of the first is found.
+    # The search comes within 1e-4 of the infimum. If that is 0, it finds a point whose ratio 4 |x|²
+    # is 1e-6 of the first.
     assert certificate.alpha_upper == pytest.approx(exact, rel=1e-4, abs=1e-5)
     value = (start[0] * start[1] - 1) ** 2
     assert certificate.verdict == ("certified" if 4 * value < radius**2 * exact else "refuted")
@@ -64,7 +64,7 @@ def test_the_same_as_a_network_with_bounds_of_its_own():
 
 def test_best_and_smallest_radius():
     certificate = gflow.chatterjee(product, jnp.array([1.6, 1.2]))
-    # r² (2 - r)² is largest at r = 1, which is sought to 1e-3.
+    # r² (2 - r)² is largest at r = 1, which is located to 1e-3.
     assert certificate.radius == pytest.approx(1.0, abs=2e-3)
     assert certificate.ratio == pytest.approx(4 / 3.3856, rel=1e-5)
     assert certificate.alpha_upper == pytest.approx(4.0, rel=1e-2)
@@ -90,7 +90,7 @@ def test_refuted_at_every_radius(start):
             gflow.ArgumentError, match="`verdict`: got 'refuted', wanted 'certified'"
         ):
             envelope(1.0)
-    # Without the critical point nothing is known of radii beyond those that were searched.
+    # Without the critical point nothing is known about radii beyond those of the search.
     certificate = gflow.chatterjee(product, jnp.array(start))
     assert certificate.verdict == "undecided" and "radii up to" in certificate.reason
 
@@ -161,7 +161,7 @@ def test_bounds_hold_at_points_of_the_ball(name):
         f, gradient = jax.value_and_grad(value)(p)
         return f, jnp.sum(gradient**2) / f, jax.hessian(value)(p)
 
-    # A radius at which bounds are worth something: half the kernel is left.
+    # A radius at which the bounds are useful: half of the kernel remains.
     radius, start = 1.0, bounds.alpha(0.0)
     assert start > 0
     while bounds.alpha(radius) < start / 2:
@@ -178,13 +178,13 @@ def test_bounds_hold_at_points_of_the_ball(name):
         assert bounds.alpha(r) <= ratios.min()
         highest = float(values.max())
         assert curvatures.max() <= bounds.curvature(r, highest)
-        # Worth something: within a factor of what these points show.
+        # Not too large: within a factor of the largest curvature at these points.
         assert bounds.curvature(r, highest) < 60 * curvatures.max()
     if name in ("tanh", "deep"):
-        # A search for the worst point of the ball comes nearer than chance.
+        # A search for the worst point of the ball beats random points.
         found = problem.search([2 * radius], 4, jax.random.key(0))[0]
         assert bounds.alpha(2 * radius) <= found.ratio < ratios.min()
-    # At the start the kernel is bounded to rounding.
+    # At the start the bound of the kernel is exact up to rounding.
     weights = np.full(3, 1 / 3) if risk.weights is None else np.asarray(risk.weights)
     outputs = np.repeat(weights, risk.y.size // 3)
     kernel = np.asarray(gflow.tangent_kernel(risk, net, trainable))
@@ -291,7 +291,7 @@ def test_relu_networks_with_dead_units_are_never_certified(seed):
 
 @pytest.mark.slow
 def test_the_constant_network_refutes():
-    """All radii fail: near it by search, beyond it because it is critical."""
+    """All radii fail: small ones by search, large ones as the constant network is critical."""
     rng = np.random.default_rng(0)
     risk = gflow.EmpiricalRisk(rng.normal(size=(6, 1)), 10 * rng.normal(size=6))
     for activation in ("tanh", "relu"):

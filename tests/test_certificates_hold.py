@@ -17,7 +17,7 @@ LENGTH = 12.0
 
 
 class Quadratics(eqx.Module):
-    """Residuals e_i(x) = x·Q_i x/2 + a_i·x − y_i, of which the Jacobian is 1-Lipschitz."""
+    """Residuals e_i(x) = x·Q_i x/2 + a_i·x − y_i, with a 1-Lipschitz Jacobian."""
 
     q: jax.Array
     a: jax.Array
@@ -28,7 +28,7 @@ class Quadratics(eqx.Module):
 
 
 class Slowed(eqx.Module):
-    """The risk divided by α: certified is then a fall like e^{−t}."""
+    """The risk divided by α, which certificates promise to fall like e^{−t}."""
 
     risk: gflow.EmpiricalRisk | gflow.SumOfSquares
     alpha: jax.Array
@@ -41,7 +41,7 @@ def quadratics(seed):
     rng = np.random.default_rng(seed)
     q, a = rng.normal(size=(2, 4, 4)), rng.normal(size=(2, 4))
     q += np.swapaxes(q, 1, 2)
-    # ‖(Q_i u)_i‖ ≤ |u| holds for the matrix of all rows of Q_i of norm 1.
+    # If the matrix of all rows of the Q_i has norm 1, then ‖(Q_i u)_i‖ ≤ |u|.
     q /= np.linalg.norm(q.reshape(8, 4), 2)
     y = rng.normal(size=2) * 10 ** rng.uniform(-1.5, 0.5)
     risk = gflow.SumOfSquares(Quadratics(*map(jnp.asarray, (q, 2 * a, y))), 1.0)
@@ -104,9 +104,9 @@ def check(make, count):
     assert (ends == LENGTH).all()
     for k, c in enumerate(certificates):
         envelope = c.flow_envelope(np.asarray(ts) / c.rate)
-        # Relative errors of the flow of 1e-8 a step, and risks at the rounding of residuals.
+        # The flow has relative errors of 1e-8 a step, and the residuals have rounding errors.
         assert (risk[k] <= envelope.risk * (1 + 1e-5) + 1e-14 * c.initial_risk).all()
-        # The limit is known to the distance that is left at the end.
+        # The limit is known up to the remaining distance at the end.
         assert (distance[k] <= envelope.distance * (1 + 1e-5) + envelope.distance[-1]).all()
         assert away[k].max() < c.radius
     return len(certified)

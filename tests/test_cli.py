@@ -216,7 +216,7 @@ BAD_INPUT = [
     ("--config no.toml", "`config`: got no.toml, which is not TOML"),
     ("--config type.toml", "`width`: got 'a', wanted a whole number"),
     ("--data wave --target y", "`target`: got 'y', wanted no target"),
-    ("--risk population", "`data`: got 'diabetes', wanted for the population risk one of"),
+    ("--risk population", "`data`: got 'diabetes', wanted one of"),
     ("--data tent --risk population --density flat", "`density`: got 'flat'"),
     ("--t1 20 --follow 3", "`follow`: got 3.0, wanted a time after t1 = 20"),
     ("--wdth 3", "Unrecognized options"),

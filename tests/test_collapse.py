@@ -9,6 +9,9 @@ from scipy.integrate import quad
 
 import gflow
 from gflow import piecewise
+from gflow.flow.collapse import WithCollapse
+from gflow.flow.problem import FlowProblem, Method
+from gflow.parameters import split_trainable
 from gflow.piecewise import PiecewisePolynomial
 
 pytestmark = pytest.mark.slow
@@ -115,3 +118,17 @@ def test_implicit_solvers_and_frozen_outer_weights():
     b = np.maximum(1.5 * np.exp(-2 * times) - 1, 0.0)
     np.testing.assert_allclose(flow.params.b[:, 0], b, atol=1e-4)
     assert flow.final.b[0] == 0 and flow.stats["num_collapsed_units"] == 1
+
+
+def test_the_wrapped_solver_keeps_its_orders():
+    """Step sizes follow from the order of the error, which for RKC2 is not that of the solver."""
+    net = NET([[1.0]], [0.0], [2.0], 0.0)
+    trained, frozen = split_trainable(net)
+    risk = gflow.PopulationRisk(piecewise.constant(0.0), piecewise.uniform())
+    one = jnp.asarray(1.0)
+    for solver in (gflow.RKC2(), gflow.ROCK4(), diffrax.Tsit5()):
+        method = Method(solver, one, one, None, gflow.Stop())
+        wrapped = WithCollapse(solver, FlowProblem(risk, trained, frozen), method)
+        terms = diffrax.ODETerm(lambda t, y, args: -y)
+        assert wrapped.order(terms) == solver.order(terms)
+        assert wrapped.error_order(terms) == solver.error_order(terms)

@@ -16,7 +16,7 @@ def test_matched_times_give_the_difference_itself(wave, smooth_net):
     k = len(gd) // 2
     apart = [np.ravel(a - b) for a, b in zip(jax.tree.leaves(gd[k]), jax.tree.leaves(flow[k]))]
     assert comparison.distance[k] == pytest.approx(np.linalg.norm(np.concatenate(apart)), rel=1e-12)
-    np.testing.assert_allclose(comparison.risk_gap, gd.risk - flow.risk, atol=1e-15)
+    np.testing.assert_allclose(comparison.risk_difference, gd.risk - flow.risk, atol=1e-15)
     assert f"({len(gd)} saved in both" in repr(comparison)
 
 

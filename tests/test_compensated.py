@@ -16,7 +16,7 @@ NUMBERS = st.floats(-1e30, 1e30).map(lambda x: x if abs(x) > 1e-30 else 0.0)
 
 
 def program(a, b, c, d):
-    """Products feed sums and each other, so that a compiler could join and repeat them."""
+    """Products enter sums and each other, so that a compiler could fuse and recompute them."""
     x = add(two_product(a, b), two_product(c, d))
     y = add(two_product(d, a), b)
     return two_sum(a, b), two_product(a * b + c, d), x, multiply(x, y), subtract(multiply(x, c), y)
@@ -49,7 +49,7 @@ def test_results_are_those_of_rational_arithmetic(numbers, in_jax):
     a, b, c, d = arrays = np.array(numbers).reshape(4, N)
     results = compiled(*map(jnp.asarray, arrays)) if in_jax else program(*arrays)
     for i in range(N):
-        # a·b + c may come from one rounding or from two: either is an argument of its product.
+        # a·b + c may be rounded once or twice; the product is checked for both values.
         one = float(Fraction(a[i]) * Fraction(b[i]) + Fraction(c[i]))
         both = {Fraction(one), Fraction(a[i] * b[i] + c[i])}
         errors = []
@@ -88,7 +88,7 @@ def test_sums_up_to_each_entry_do_not_round(n):
         for i in range(n):
             entry = fraction(pair.part(row), i)
             total, sizes = total + entry, sizes + abs(entry)
-            # A rounding of the result, and of the rest: 32 n² 2^-106 of the largest, in doubles.
+            # Rounding of the result, and of the third level: 32 n² 2^-106 of the largest entry.
             allowed = 2**-104 * sizes + n**3 * 2**-150 * largest
             assert abs(fraction(sums.part(row), i) - total) <= allowed
 

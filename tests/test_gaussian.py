@@ -191,7 +191,7 @@ def test_hessian_products_are_derivatives_of_the_gradient(activation):
 @pytest.mark.parametrize("activation", ["relu", "erf"])
 def test_at_the_teacher(activation):
     net = make(KEYS[3], 2, 4, activation=activation)
-    # Two units opposite to each other, and one that does not count.
+    # Two opposite units, and one with output weight 0.
     w, v = net.w.at[1].set(-net.w[0]), net.v.at[3].set(0.0)
     net = eqx.tree_at(lambda n: (n.w, n.v), net, (w, v))
     three = [a[:3] for a in (net.w, net.b, net.v)]
@@ -204,7 +204,7 @@ def test_at_the_teacher(activation):
     # 2 E(⟨∇N, d⟩²), the second difference of the risk.
     curvature = inner(product, move)
     beside = moved(net, move, 1e-4)
-    # The risk is about 1e-7 there, of an error of 1e-15; its third derivatives are of order 1.
+    # The risk is about 1e-7 there, with an error of 1e-15; its third derivatives are of order 1.
     assert curvature == pytest.approx(2e8 * float(VALUE(risk, beside)), rel=1e-3)
 
 
@@ -225,8 +225,8 @@ def test_error_near_the_teacher_is_the_stated_one(distance):
 
 
 def test_flow_of_a_single_unit_is_the_polar_equation():
-    """O13. For L = ½E the radius and the angle obey an equation of their own; without ½, in half
-    the time."""
+    """O13: radius and angle of the unit follow an equation of their own, in half the time of the
+    literature, whose risk has a factor ½."""
     teacher = gflow.ShallowNet.from_arrays([[1.0, 0.0, 0.0, 0.0]], None, [1.0], None)
     start = 0.5 * np.array([[np.cos(2.5), 0.0, np.sin(2.5), 0.0]])
     net = gflow.ShallowNet.from_arrays(start, None, [1.0], None)
@@ -274,7 +274,7 @@ def test_flow_stays_at_the_teacher_and_degenerate_units_stay():
     w, v = teacher.w.at[2].set(0.0), teacher.v.at[2].set(0.5)
     net = eqx.tree_at(lambda n: (n.w, n.v), teacher, (w, v))
     flow = gflow.solve_flow(gflow.GaussianRisk(teacher), net, t1=10.0)
-    # Steps grow until the explicit solver, no longer stable, magnifies rounding to its tolerance.
+    # Steps grow until the explicit solver is unstable and rounding errors reach its tolerance.
     np.testing.assert_allclose(flow.final.w, w, rtol=0, atol=1e-7)
     np.testing.assert_array_equal(flow.final.w[2], 0.0)
     np.testing.assert_allclose(flow.final.v, v, rtol=0, atol=1e-7)
@@ -294,7 +294,7 @@ def test_under_vmap_and_in_float32():
     net = jax.tree.map(lambda a: a[0], nets)
     value, gradient = risk_and_gradient(gflow.GaussianRisk(narrow(teacher)), narrow(net))
     assert value.dtype == gradient.w.dtype == jnp.float32
-    # 2⁻²⁴ times the terms of the sum, some ten.
+    # 2⁻²⁴ times the terms of the sum, which are about 10.
     assert value == pytest.approx(float(single[0]), abs=1e-5)
 
 

@@ -13,14 +13,14 @@ from tests.helpers.gauss_rules import Phi, gauss, phi
 
 
 def normal_rule(kinks=(), jumps=()):
-    """A rule for the normal law: split at kinks, and around jumps (place, width)."""
+    """A rule for the normal law, split at kinks and around jumps (place, width)."""
     near = [place + s * width for place, width in jumps for s in (-12, -8, -5, -2, 0, 2, 5, 8, 12)]
     x, w = gauss(np.clip([*np.arange(-12.0, 13.0), *kinks, *near], -12, 12))
     return x, w * phi(x)
 
 
 def geometry(u, v):
-    """‖u‖, ‖v‖, ρ, q, û and the unit vector across it towards v, from 40 digits."""
+    """‖u‖, ‖v‖, ρ, q, û and the unit vector orthogonal to û towards v, from 40 digits."""
     with mp.workdps(40):
         u, v = (mp.matrix(a.tolist()) for a in (u, v))
         sigma, tau = mp.norm(u), mp.norm(v)
@@ -68,7 +68,7 @@ def relu_integrals(u, b, v, b2):
 
 
 def erf_integrals(u, b, v, b2):
-    """The same for erf, of which the mean over ξ is erf again."""
+    """The same for erf, whose mean over ξ is erf again."""
     sigma, tau, rho, q, one, across = geometry(u, v)
     s, slope = tau * q, tau * rho
     n = np.sqrt(1 + 2 * s**2)
@@ -87,7 +87,7 @@ def erf_integrals(u, b, v, b2):
 
 
 def special_units():
-    """Weights and biases in special positions to each other: all pairs of them are tested."""
+    """Weights and biases in special positions to each other, all pairs of which are tested."""
     rng = np.random.default_rng(0)
     w, far = rng.normal(size=(2, 2))
     turn = lambda angle: (w[0] + 1j * w[1]) * np.exp(1j * angle)
@@ -125,14 +125,14 @@ def compiled(kernel, biased: bool):
 def derivatives(kernel, biased: bool, one: np.ndarray, two: np.ndarray):
     """Value, gradient and Hessian of the kernel for pairs of units (w, b)."""
     n = 3 if biased else 2
-    # One number of pairs for all, to compile once.
+    # All batches have the same size, to compile once.
     padded = tuple(np.resize(units[:, :n], (400, n)) for units in (one, two))
     return jax.tree.map(lambda a: a[: len(one)], compiled(kernel, biased)(padded))
 
 
 @pytest.mark.parametrize("biased", [True, False])
 def test_relu_kernel_and_its_derivatives_are_integrals(biased):
-    # Where a unit is degenerate the derivatives are a convention: see below.
+    # Derivatives in degenerate units are a convention, which is tested below.
     one, two = special_pairs(biased, degenerate=biased)
     n = 3 if biased else 2
     got = derivatives(kernels.relu_pairs, biased, one, two)

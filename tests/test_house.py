@@ -69,7 +69,8 @@ def test_contributing_names_what_is_there():
         assert any(str(path).endswith(f"/{name}") for path in source), name
     words = re.findall(r"`((?:\w+\.)?\w+)`", table)
     for name in (word.split(".")[-1] for word in words if not word.endswith(".py")):
-        assert any(re.search(rf"(def|class) {name}\b", text) for text in source.values()), name
+        pattern = rf"(def|class) {name}\b|^{name} ="
+        assert any(re.search(pattern, text, re.MULTILINE) for text in source.values()), name
 
 
 def test_the_typed_script_uses_every_public_name():

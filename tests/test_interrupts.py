@@ -10,10 +10,13 @@ import gflow
 from gflow.flow import driver, smooth
 
 
-@pytest.mark.slow
-def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, monkeypatch, request):
+@pytest.fixture
+def ctrl_c_after(monkeypatch, request):
+    """Presses Ctrl-C when the progress bar has advanced so many times."""
+
     class Bar:
-        calls = 0
+        def __init__(self, count: int):
+            self.left = count
 
         def __enter__(self):
             return self
@@ -22,8 +25,8 @@ def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, mon
             pass
 
         def advance(self, amount, postfix):
-            self.calls += 1
-            if self.calls == 3:
+            self.left -= 1
+            if self.left == 0:
                 # One that is lost on its way: what runs there may swallow an exception.
                 with contextlib.suppress(KeyboardInterrupt):
                     signal.raise_signal(signal.SIGINT)
@@ -31,7 +34,14 @@ def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, mon
     # Programs in the background start with the signal ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    monkeypatch.setattr(driver, "progress_bar", lambda *_: Bar())
+    return lambda count: monkeypatch.setattr(driver, "progress_bar", lambda *_: Bar(count))
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_what_was_computed(
+    wave, smooth_net, smooth_flow, monkeypatch, ctrl_c_after
+):
+    ctrl_c_after(3)
     monkeypatch.setattr(smooth, "MAX_PIECE_STEPS", 40)
     options = {"t1": 10.0, "ts": smooth_flow.ts, "progress": True}
     flow = gflow.solve_flow(wave, smooth_net, throw=False, **options)
@@ -42,6 +52,12 @@ def test_an_interrupt_keeps_what_was_computed(wave, smooth_net, smooth_flow, mon
     np.testing.assert_allclose(flow.risk[:saved], smooth_flow.risk[:saved], rtol=1e-7)
     with pytest.raises(gflow.TrajectoryError, match="interrupted"):
         gflow.solve_flow(wave, smooth_net, **options)
+
+
+def test_a_flow_that_has_reached_its_end_is_not_interrupted(wave, smooth_net, ctrl_c_after):
+    ctrl_c_after(1)
+    flow = gflow.solve_flow(wave, smooth_net, t1=0.01, progress=True)
+    assert flow.succeeded and flow.ts[-1] == 0.01
 
 
 def test_ctrl_c_without_a_progress_bar_is_passed_on(wave, smooth_net, monkeypatch):

@@ -1,4 +1,4 @@
-"""The true risk on the line against 50-digit arithmetic: risk, gradient, second derivatives."""
+"""The true risk for one input against 50-digit arithmetic: value, gradient, second derivatives."""
 
 import equinox as eqx
 import jax
@@ -43,7 +43,7 @@ def test_risk_and_gradient_against_50_digits(width, cases, options):
         assert_exact(risk, hard_net(rng, risk, width, case % 6, **options))
 
 
-# Not so small that products underflow: pairs end where their lower parts are below 1e-308.
+# Large enough that no product underflows: the low parts of pairs must stay above 1e-308.
 PARAMETERS = st.floats(-9, 9).filter(lambda x: x == 0 or abs(x) > 1e-90) | st.sampled_from(
     [0.0, 1e-8, -1e-8, 1.0, -1.0, 0.5]
 )
@@ -53,12 +53,12 @@ PARAMETERS = st.floats(-9, 9).filter(lambda x: x == 0 or abs(x) > 1e-90) | st.sa
 @given(st.lists(PARAMETERS, min_size=25, max_size=25))
 def test_no_parameters_break_it(theta):
     net = from_arrays(theta[:8], theta[8:16], theta[16:24], theta[24])
-    # Kinks are rounded: where the fit is perfect, that leaves squares of (1e-16)^3.
+    # Rounded kinks leave a risk of (1e-16)³ where the fit is perfect.
     assert_exact(TENT_RISK, net, floor=1e-40)
 
 
 def interpolating_net(seed: int, size: float) -> gflow.ShallowNet:
-    """Eight units that make the tent exactly, moved by normal perturbations of that size."""
+    """Eight units that represent the tent exactly, with normal perturbations of this size."""
     w = [1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0]
     b = [0.0, 0.0, -0.25, -0.25, 0.0, 0.0, -0.25, -0.25]
     v = [-0.5, -0.5, 0.75, 0.75, -0.5, -0.5, -0.75, -0.75]
@@ -76,7 +76,7 @@ def test_close_to_a_perfect_fit():
 
 
 def test_risk_of_a_perfect_fit_with_rounded_parameters():
-    """The risk is that of the floats, 50 digits of it known, not the noise of their sums."""
+    """The result is the risk of the floats, known to 50 digits, and not the noise of their sums."""
     t = np.array([1 / 3, -1 / 7, 0.1, 0.7])
     v = np.array([1.3, -0.4, 2.2, 0.6])
     s = np.array([-1.0, *np.sort(t), 1.0])
@@ -208,7 +208,7 @@ def test_operations_grow_with_the_width_not_its_square():
         assert cost is not None
         return cost["flops"]
 
-    # Sorting, of which the estimate counts the comparisons, aside, all is linear.
+    # Everything is linear except sorting, whose comparisons the estimate counts.
     assert operations(10_000) / operations(1000) < 10 * 1.2
 
 

@@ -18,7 +18,7 @@ from tests.helpers.one_input_risks import TENT_RISK, assert_exact, from_arrays, 
 
 
 def test_oracle_of_a_degenerate_unit():
-    """O5: N = 3/2 at the start, so all residuals are 3/2; degenerate, only c moves."""
+    """O5: N = 3/2 at the start, as are all residuals. If the unit is degenerate, only c moves."""
     risk = gflow.PopulationRisk(piecewise.constant(0.0), piecewise.uniform())
     value, gradient = risk_and_gradient(risk, from_arrays([0.0], [0.5], [1.0], 1.0))
     assert value == pytest.approx(2.25, rel=1e-15)
@@ -87,7 +87,7 @@ def test_invariants_along_the_flow(constant_target):
     v = sum(np.sum(np.reshape(a, (401, -1)) ** 2, axis=1) for a in jax.tree.leaves(p))
     v = v + np.abs(p.c - 2 * xi) ** 2
     dissipated = scipy.integrate.cumulative_simpson(flow.risk, x=flow.ts, initial=0)
-    # Simpson's rule with steps of 0.005; the risk's fourth derivative jumps at no time.
+    # Simpson's rule with steps of 0.005; the fourth derivative of the risk does not jump.
     np.testing.assert_allclose(v + 8 * dissipated, v[0], rtol=1e-6)
 
 
@@ -131,7 +131,7 @@ def test_samples_approach_the_population():
 
     rng, few, many = np.random.default_rng(0), 400, 6400
     at_random = lambda n: np.mean([gap(rng.uniform(-1, 1, n)) for _ in range(30)])
-    # Means of 30 norms scatter by some 15 %.
+    # Means of 30 norms scatter by about 15 %.
     assert 2.7 < at_random(few) / at_random(many) < 6
     shifted = lambda n, shift: (np.arange(n) + shift) * 2 / n - 1
     equal = lambda n: np.mean([gap(shifted(n, shift)) for shift in np.linspace(0.05, 0.95, 10)])
@@ -151,7 +151,7 @@ def test_flows_on_samples_approach_the_flow_on_the_population():
 
     rng, few, many = np.random.default_rng(0), 64, 1024
     at_random = lambda n: np.sqrt(np.mean([gap(rng.uniform(-1, 1, n)) ** 2 for _ in range(12)]))
-    # n^(-1/2) makes 4; root mean squares of 12 scatter by some 20 % each.
+    # n^(-1/2) gives 4; root mean squares of 12 values scatter by about 20 % each.
     coarse, fine = at_random(few), at_random(many)
     assert 4 / 1.8 < coarse / fine < 4 * 1.8
     equal = [gap((np.arange(n) + 0.5) * 2 / n - 1) for n in (few, many)]

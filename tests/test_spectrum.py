@@ -57,7 +57,7 @@ KNOWN = {
     "low rank, repeated": zeros(3.0, 3.0, 3.0, 3.0, 2.0, 2.0, 2.0),
     "two values": np.repeat([-1.0, 1.0], SIZE // 2),
     "evenly spaced": np.linspace(-1.0, 2.0, SIZE),
-    # The Krylov space of one start holds one of the three copies, and does not end.
+    # The Krylov space of one start contains one of the three copies, and is not exhausted.
     "hidden copies": np.r_[np.linspace(-1.0, 1.0, SIZE - 3), 3.0, 3.0, 3.0],
     "copies at the lower end": np.r_[np.linspace(-1.0, 1.0, SIZE - 2), -2.0, -2.0],
 }
@@ -78,7 +78,7 @@ def test_known_spectra_without_the_matrix(name, turned):
 
 
 def test_an_exhausted_krylov_space_gives_no_false_eigenvalues():
-    """Two eigenvalues and 0: iterations that go on from rounding errors gave ±52 and ±350."""
+    """Two eigenvalues and 0: iterations that continue from rounding errors give ±52 and ±350."""
     risk, net = quadratic(KNOWN["rank two"], turned=False)
     spectrum = large(risk, net, largest=1, smallest=1, probes=5, depth=40)
     np.testing.assert_allclose(spectrum.eigenvalues, [-5.0, 3.0], atol=1e-12)
@@ -127,7 +127,7 @@ def test_dense_and_matrix_free_agree_with_autodiff(middle):
     scale = np.abs(values).max()
     dense = gflow.hessian_spectrum(risk, net)
     assert dense.complete and dense.size == dense.num_products == 301
-    # 301 roundings of the products.
+    # Rounding errors of 301 products.
     np.testing.assert_allclose(dense.eigenvalues, values, rtol=0, atol=1e-13 * scale)
     free = large(risk, net, max_products=400)
     # The smallest lie in a cluster; an eigenvalue is within its residual.
@@ -176,7 +176,7 @@ def test_exact_risks():
     a = np.maximum(x[:, None] * np.asarray(net.w)[:, 0] + np.asarray(net.b), 0)
     a = np.concatenate([a, np.ones((len(x), 1))], axis=1)
     values = np.linalg.eigvalsh(2 * a.T @ a / len(x))
-    # The midpoint rule is off by some (2e-5)².
+    # The error of the midpoint rule is about (2e-5)².
     np.testing.assert_allclose(spectrum.eigenvalues, values, rtol=0, atol=1e-8 * values[-1])
 
 
@@ -188,7 +188,7 @@ def test_float32(wave):
     values = np.linalg.eigvalsh(hessian(wave, wide))
     free = large(risk, net, largest=3, smallest=0)
     assert free.eigenvalues.dtype == np.float32 and free.converged.all()
-    # Some tens of roundings of 1.2e-7 of the largest.
+    # Some tens of rounding errors, each 1.2e-7 of the largest eigenvalue.
     rounding = 5e-6 * values[-1]
     assert np.all(np.abs(free.eigenvalues - values[-3:]) <= free.residuals + rounding)
     assert abs(free.sharpness - values[-1]) <= rounding
@@ -211,7 +211,7 @@ def test_moments_of_the_density(middle):
 
 
 def test_a_probe_has_the_moments_of_its_own_measure():
-    """⟨v, A^m v⟩ for m < 2 · depth, where v is what the quadrature started from."""
+    """⟨v, A^m v⟩ for m < 2 · depth, where v is the start of the quadrature."""
     values = np.linspace(-1.0, 2.0, SIZE)
     spectrum = large(*quadratic(values), largest=1, smallest=0, probes=400, depth=4)
     for order in range(8):
@@ -230,7 +230,7 @@ def test_the_density_is_that_of_the_eigenvalues():
     np.testing.assert_allclose(exact, normal.mean(axis=1), rtol=1e-6, atol=1e-9)
     assert np.sum(exact) * 0.01 == pytest.approx(1.0, rel=1e-6)
     some = large(risk, net, largest=1, smallest=0, probes=40, depth=40).density(x, 0.2)
-    # Each probe's share of eigenvalues in a width has a relative spread of about √(2/(0.2·170)).
+    # The weight of each probe within a width has a relative spread of about √(2/(0.2·170)).
     assert np.abs(some - exact).max() < 0.1 * exact.max()
 
 
@@ -261,7 +261,7 @@ def test_products_are_limited():
     spectrum = large(*quadratic(values), max_products=50)
     assert spectrum.num_products == 50 and not spectrum.checked
     assert not spectrum.converged.any() and "10 not converged" in repr(spectrum)
-    # Values of Rayleigh-Ritz lie inside those that they stand for, here by less than a residual.
+    # Ritz values lie inside the eigenvalues that they approximate, here by less than a residual.
     off = spectrum.eigenvalues - ends(values)
     assert np.all(off[:4] > 0) and np.all(off[4:] < 0)
     assert np.all(np.abs(off) < 2 * spectrum.residuals.max())
@@ -278,7 +278,7 @@ def test_new_data_of_the_same_shape_take_the_same_programs():
     assert compiled() == before
 
 
-def test_without_a_look_for_copies():
+def test_without_a_search_for_copies():
     values = KNOWN["hidden copies"]
     with_copies = large(*quadratic(values), largest=3, smallest=0)
     without = large(*quadratic(values), largest=1, smallest=0, copies=False)

@@ -1,7 +1,7 @@
 # pyright: strict
 """A user's script that touches every public name: type checkers know all that it uses.
 
-`make lint` checks it, and `test_package.py` that no name is missing. It is not run.
+`make lint` checks it, and `test_house.py` that no name is missing. It is not run.
 """
 
 from collections.abc import Callable
@@ -100,4 +100,4 @@ def certify(risk: gflow.EmpiricalRisk, net: gflow.ShallowNet) -> None:
 def exact_risks(net: gflow.ShallowNet) -> None:
     wave, uniform = gflow.piecewise.wave(), gflow.piecewise.uniform(-1.0, 1.0)
     print(gflow.PopulationRisk(wave, uniform)(net), gflow.GaussianRisk(net)(net))
-    print(gflow.BoxRisk([-1.0], [1.0], [0.0, 1.0])(net))
+    print(gflow.BoxRisk({(0,): 1.0}, [-1.0], [1.0])(net))

@@ -35,7 +35,7 @@ class Analysis:
                 label: {
                     "largest_distance": comparison.largest,
                     "final_distance": float(comparison.distance[-1]),
-                    "final_risk_gap": float(comparison.risk_gap[-1]),
+                    "final_risk_gap": float(comparison.risk_difference[-1]),
                 }
                 for label, comparison in self.comparisons.items()
             },

@@ -122,7 +122,9 @@ class Config:
         one_of("risk", self.risk, ["empirical", "population"])
         if self.risk == "population" and self.data not in piecewise.NAMED:
             known = ", ".join(piecewise.NAMED)
-            raise ArgumentError("data", self.data, f"for the population risk one of {known}")
+            raise ArgumentError(
+                "data", self.data, f"one of {known}, since the risk is 'population'"
+            )
         one_of("precision", self.precision, ["float64", "float32"])
         seed = positive_int("seed", self.seed, minimum=0)
         if seed >= 2**32:

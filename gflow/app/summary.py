@@ -42,7 +42,7 @@ class SummaryRow:
             "steps": f"{int(self.trajectory.stats['num_steps']):,}",
             "seconds": f"{self.seconds:.2f}",
             "final risk": f"{float(risk[-1]):.6g}" if len(risk) else "-",
-            "risk gap": f"{comparison.risk_gap[-1]:.3g}" if comparison else "",
+            "risk gap": f"{comparison.risk_difference[-1]:.3g}" if comparison else "",
             "max distance": f"{comparison.largest:.3g}" if comparison else "",
             "end distance": f"{comparison.distance[-1]:.3g}" if comparison else "",
             "risk - limit ~": self._outcome(),
@@ -127,7 +127,7 @@ def end_sentence(run: Run) -> str:
     if followed is not None:
         at = f"At t = {float(np.asarray(followed.trajectory.ts)[-1]):.4g}"
     if not end.found:
-        further = "" if run.further is not None else " `--follow TIME` continues the flow."
+        further = "" if run.further is not None else " Use `--follow TIME`."
         return f"{at} the flow is not near a critical point. {end.message}{further}"
     degenerate = end.kind == CriticalKind.DEGENERATE.value
     kind = "degenerate critical point" if degenerate else end.kind

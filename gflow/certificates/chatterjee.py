@@ -244,7 +244,7 @@ def _chosen_bounds(risk, net, trainable, slopes, alpha_bound, curvature_bound) -
 
 def _why_not(problem: CriterionProblem, found: SmallestRatio) -> str:
     return problem.bounds.obstacle(found.radius) or (
-        f"only r² α/(4 f) ≥ {problem.criterion(found.radius):.4g} is proved, and 1 is needed"
+        f"only r² α/(4 f) ≥ {problem.criterion(found.radius):.4g} is proved, more than 1 is needed"
     )
 
 

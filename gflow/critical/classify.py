@@ -56,8 +56,8 @@ def classify(point: Candidate, optimum: float) -> Classification:
     marginal = descent_of_marginal_units(point.risk, point.theta, _LOWER * point.risk_scale)
     if marginal is not None:
         message = (
-            "The risk falls if a unit moves that has w = b = 0, or that touches the data without "
-            "being active."
+            "Moving a unit with w = b = 0, or one that touches the data without being active, "
+            "lowers the risk."
         )
         return Classification(CriticalKind.SADDLE, message, marginal[:, None])
     if bent.shape[1]:
@@ -72,7 +72,7 @@ def classify(point: Candidate, optimum: float) -> Classification:
 
 
 def _rounding(point: Candidate, optimum: float) -> float:
-    """Up to which difference risks count as the optimum.
+    """The difference up to which risks count as the optimum.
 
     Sums of squares of residuals that are roundings are far below the roundings of other sums, at
     points that were reached exactly.

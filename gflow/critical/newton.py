@@ -194,7 +194,7 @@ def _polished(
     land: AbstractLandscape, theta: np.ndarray, now: Eigensystem, stop_at_kinks: bool
 ) -> NewtonStep:
     """A short step that halves the gradient of a point that is critical to some roundings, with as
-    many eigenvectors as possible: those of eigenvalues that are roundings do not say where to go.
+    many eigenvectors as possible. Eigenvectors of rounding-size eigenvalues carry no information.
     """
     size = float(np.linalg.norm(theta))
     for cut in _CUTS:

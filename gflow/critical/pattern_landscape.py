@@ -43,7 +43,7 @@ def _to_second_order(risk: ShallowPatternRisk, theta: Array, active: Array):
     gradient = -risk.field(0.0, y, pattern)[:-1]
     hessian = -field_jacobian(risk, 0.0, y, pattern)[:-1, :-1]
     parts, net = risk.evaluate(theta, pattern), risk.net(theta)
-    a = jnp.where(active, 1.0, risk.slope) * parts.z
+    a = jnp.where(active, 1.0, risk.negative_slope) * parts.z
     outputs = net.output_scale * (a.T @ net.v)
     outputs = outputs if net.c is None else outputs + net.c
     by_data = outputs if risk.group is None else outputs[risk.group]
@@ -191,7 +191,7 @@ class PatternLandscape(AbstractLandscape):
     def _jump(self, theta: np.ndarray, slopes: PatternSlopes, unit: int, row: int) -> float:
         rows = self.members(theta, unit, row)
         ratio = np.abs(self.along[rows] / self.along[row])
-        return float((1 - self.risk.slope) * slopes.by_pair[unit, rows] @ ratio)
+        return float((1 - self.risk.negative_slope) * slopes.by_pair[unit, rows] @ ratio)
 
     # ---- other patterns -----------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ class InsideResult(NamedTuple):
 
 
 class _EdgeTerm(NamedTuple):
-    """What the Hessian lacks of a kink that is at an edge, and not inside; and the normal."""
+    """The Hessian term that a kink at an edge lacks outside the support, and the normal."""
 
     hessian: Float[np.ndarray, "size size"]
     normal: Float[np.ndarray, " size"]

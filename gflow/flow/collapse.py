@@ -21,7 +21,7 @@ from gflow.networks import ShallowNet
 from gflow.parameters import ParameterLayout, unflat
 from gflow.risks import BoxRisk, GaussianRisk, PopulationRisk
 
-# (‖v‖² − ‖u‖²)/‖v‖² at the start, in units of rtol, that is not an error of the solver.
+# Above this multiple of rtol, (‖v‖² − ‖u‖²)/‖v‖² at the start is not an error of the solver.
 _CLEAR = 1e3
 
 
@@ -80,6 +80,9 @@ class WithCollapse(
     def order(self, terms):
         return self.solver.order(terms)
 
+    def error_order(self, terms):
+        return self.solver.error_order(terms)
+
     def init(self, terms, t0, t1, y0, args):
         return self.solver.init(terms, t0, t1, y0, args), jnp.asarray(False)
 
@@ -97,8 +100,8 @@ class WithCollapse(
         return y1, error, dense, (state, jnp.any(gone)), result
 
     def _nearly_zero(self, theta0: Array, theta1: Array) -> tuple[Array, Array]:
-        """The units that a step takes to zero within the tolerance, on a path that one more step
-        would take through zero; and those that come closer to it by more than half.
+        """The units that a step takes to zero within the tolerance, on course to cross zero within
+        one more step; and those that shrink by more than half.
 
         A step with a unit of the second kind is rejected: it is too long to tell where it leads."""
         nets = (unflat(self.problem.trained, theta) for theta in (theta0, theta1))

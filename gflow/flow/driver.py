@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from gflow.arguments import ArgumentError, Described, is_concrete
 from gflow.flow.checkpoint import Checkpoint
-from gflow.flow.run import AbstractRun
+from gflow.flow.run import AbstractRun, Snapshot
 from gflow.flow.solver_choice import SUCCESSORS, RunProgress, better_solver
 from gflow.interrupts import noted_interrupts
 from gflow.progress import progress_bar
@@ -42,22 +42,23 @@ def solve(run: AbstractRun, max_steps: int, pauses: Pauses) -> Solved:
         return _solve_in_pieces(start, max_steps, pauses)
     if pauses.progress or pauses.checkpoint is not None:
         name = "progress" if pauses.progress else "checkpoint"
-        raise ArgumentError(name, Described("a traced risk"), "a known one, for pauses")
+        got = Described("a risk that JAX traces")
+        raise ArgumentError(name, got, "known arrays: no jax.jit")
     return Solved(run, run.advance(run.init(), max_steps))
 
 
 def _solve_in_pieces(start: Solved, max_steps: int, pauses: Pauses) -> Solved:
     """Goes on from the start, piece by piece. Ctrl-C ends the solve; where progress is shown, with
     what was reached."""
-    solved, interrupted = start, False
+    solved, pressed = start, False
     total = len(start.run.span.ts) if pauses.progress else None
     with progress_bar(total, "gradient flow") as bar, noted_interrupts() as noted:
         try:
             now = solved.run.snapshot(solved.state)
             while now.unfinished and now.num_steps < max_steps and not noted:
-                before, (run, state, *_) = now, solved
+                before, run = now, solved.run
                 budget = now.num_steps + run.piece_length(now.num_steps)
-                solved = solved._replace(state=run.advance(state, min(budget, max_steps)))
+                solved = solved._replace(state=run.advance(solved.state, min(budget, max_steps)))
                 now = run.snapshot(solved.state)
                 met = f", {now.num_kinks:,} kinks" if now.num_kinks else ""
                 bar.advance(now.num_saved - before.num_saved, f"t = {now.t:.4g}{met}")
@@ -66,28 +67,33 @@ def _solve_in_pieces(start: Solved, max_steps: int, pauses: Pauses) -> Solved:
                 if pauses.checkpoint is not None:
                     pauses.checkpoint.save(_facts(solved), solved.state)
         except KeyboardInterrupt:
-            interrupted = True
-    interrupted = interrupted or bool(noted)
+            pressed = True
+    pressed = pressed or bool(noted)
     if pauses.checkpoint is not None:
         pauses.checkpoint.save(_facts(solved), solved.state, last=True)
-    if interrupted and not pauses.progress:
+    if pressed and not pauses.progress:
         raise KeyboardInterrupt
-    return solved._replace(interrupted=interrupted)
+    # A flow that has reached its end was not cut short.
+    return solved._replace(interrupted=pressed and _is_unfinished(solved))
+
+
+def _is_unfinished(solved: Solved) -> bool:
+    return solved.run.snapshot(solved.state).unfinished
 
 
 def _start(run: AbstractRun, checkpoint: Checkpoint | None) -> Solved:
     """The run at its start, or at the checkpoint if there is one."""
     if checkpoint is None:
         return Solved(run, run.init())
-    found = checkpoint.load(lambda facts: _handed_over(run, facts).state)
+    found = checkpoint.load(lambda facts: _resumed(run, facts).state)
     if found is None:
         return Solved(run, run.init())
     facts, state = found
-    return _handed_over(run, facts)._replace(state=state)
+    return _resumed(run, facts)._replace(state=state)
 
 
-def _handed_over(run: AbstractRun, facts: dict[str, Any]) -> Solved:
-    """The run at its start with the solver that took over last, by the facts of a checkpoint."""
+def _resumed(run: AbstractRun, facts: dict[str, Any]) -> Solved:
+    """The run at its start with the solver of a checkpoint with these facts."""
     switches = tuple(
         Switch(solver, jnp.asarray(time, run.span.t0.dtype), jnp.asarray(num_steps))
         for solver, time, num_steps in facts["switches"]
@@ -102,9 +108,9 @@ def _facts(solved: Solved) -> dict[str, Any]:
     return {"switches": [switch.as_list() for switch in solved.switches]}
 
 
-def _with_better_solver(solved: Solved, before, now) -> Solved:
+def _with_better_solver(solved: Solved, before: Snapshot, now: Snapshot) -> Solved:
     """With another solver from here on, if one promises less work."""
-    run, state, switches, _ = solved
+    run, state, switches = solved.run, solved.state, solved.switches
     progress = RunProgress(
         t=now.t - float(run.span.t0),
         t1=float(run.span.t1 - run.span.t0),

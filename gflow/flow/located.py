@@ -40,17 +40,17 @@ class LocatedRun(AbstractRun[LocatedState]):
         eps = _KINK_DISTANCE.get(str(self.theta0.dtype), 1e-5)
         return Loop(
             self.risk,
-            method.with_solver(with_jacobian(method.solver, eqx.Partial(_jacobian, self.risk))),
+            method.with_solver(with_jacobian(method.solver, self.risk.jacobian)),
             self.span,
             EventAccuracy(eps, accurate_fraction(method.solver)),
             self.max_kinks,
         )
 
     def init(self) -> LocatedState:
-        return _begin(self.loop, self.theta0)
+        return begin(self.loop, self.theta0)
 
     def advance(self, state: LocatedState, max_steps: int) -> LocatedState:
-        return _advance(self.loop, state, jnp.asarray(max_steps))
+        return advance(self.loop, state, jnp.asarray(max_steps))
 
     def output(self, state: LocatedState) -> FlowOutput:
         well = state.result == RESULTS.successful
@@ -90,30 +90,11 @@ class LocatedRun(AbstractRun[LocatedState]):
         self, solver: diffrax.AbstractSolver, state: LocatedState
     ) -> tuple["LocatedRun", LocatedState]:
         run = eqx.tree_at(lambda run: run.method, self, self.method.with_solver(solver))
-        return run, _handed_over(run.loop, state)
-
-
-def _jacobian(risk: AbstractPatternRisk, t, y, pattern) -> Array:
-    return risk.jacobian(t, y, pattern)
-
-
-@eqx.filter_jit
-def _begin(loop: Loop, theta0) -> LocatedState:
-    return begin(loop, theta0)
-
-
-@eqx.filter_jit
-def _advance(loop: Loop, state: LocatedState, max_steps) -> LocatedState:
-    return advance(loop, state, max_steps)
-
-
-@eqx.filter_jit
-def _handed_over(loop: Loop, state: LocatedState) -> LocatedState:
-    return handed_over(loop, state)
+        return run, handed_over(run.loop, state)
 
 
 @eqx.filter_jit
 def _spectral_radius(risk: AbstractPatternRisk, state: LocatedState) -> Array:
-    """Of the Jacobian of the field, where the state is."""
+    """That of the Jacobian of the field in this state."""
     field = lambda theta: risk.field(state.t, jnp.append(theta, 0.0), state.pattern)[:-1]
     return radius_at(field, state.y[:-1])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.flow.controller import step_size_controller
-from gflow.flow.events import SLIDE_SCALE, Aim, EventAccuracy, Step
+from gflow.flow.events import SLIDE_SCALE, SLIDES, Aim, EventAccuracy, Step
 from gflow.flow.output import SavedStates, StepCounts
 from gflow.flow.problem import Method, Span, first_step
 from gflow.flow.stopping import FlowPoint
@@ -196,13 +196,22 @@ class Loop(eqx.Module):
             self.terms, s.t, t_next, s.y, s.pattern, stepping.solver_state, stepping.made_jump
         )
         good, size, controller_state = self._judge(s, y_next, error, dt)
-        # A step that was cut short, by an event or by t1, says nothing against the size before it.
+        # A step that was cut short, by an event or by t1, does not reduce the planned size.
         short = aimed | last
         size = jnp.where(good & short, jnp.maximum(size, stepping.size), size)
         fresh = lambda new, old: jnp.where(short, old, new)
         controller_state = jax.tree.map(fresh, controller_state, stepping.controller_state)
         inside = solver.interpolation_cls(t0=jnp.zeros_like(dt), t1=dt, **dense)
-        return Trial(t_next, y_next, inside, dt, good, size, controller_state, solver_state)
+        return Trial(
+            t=t_next,
+            y=y_next,
+            dense=inside,
+            dt=dt,
+            good=good,
+            next_size=size,
+            controller_state=controller_state,
+            solver_state=solver_state,
+        )
 
     def _judge(self, s: LocatedState, y_next, error, dt):
         """Whether the error of a step is within the tolerances, the size of the next step, and the
@@ -310,6 +319,7 @@ class Loop(eqx.Module):
         return jnp.sqrt(self.risk.field(0.0, y, pattern)[-1])
 
 
+@eqx.filter_jit
 def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
     """The state at the start, before its first saved time."""
     risk, method, (t0, t1, ts) = loop.risk, loop.method, (loop.span.t0, loop.span.t1, loop.span.ts)
@@ -330,7 +340,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
         stepping=Stepping(
             size=size,
             controller_state=loop.controller_start(y),
-            aim=Aim(jnp.full_like(t0, jnp.inf), jnp.asarray(-1)),
+            aim=Aim(jnp.full_like(t0, jnp.inf), jnp.asarray(SLIDES)),
             solver_state=solver_state,
             made_jump=jnp.asarray(False),
         ),
@@ -352,6 +362,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
     )
 
 
+@eqx.filter_jit
 def handed_over(loop: Loop, state: LocatedState) -> LocatedState:
     """The state of another loop's solver as one that this loop's can go on from."""
     solver, stepping = loop.method.solver, state.stepping
@@ -365,10 +376,14 @@ def handed_over(loop: Loop, state: LocatedState) -> LocatedState:
     return state._replace(stepping=stepping, counts=state.counts._replace(work=work))
 
 
-@eqx.filter_custom_jvp
+@eqx.filter_jit
 def advance(loop: Loop, state: LocatedState, max_steps) -> LocatedState:
     """The state at t1, or where a budget or a failure ended the flow; see `AbstractRun.advance`."""
+    return _advance(loop, state, max_steps)
 
+
+@eqx.filter_custom_jvp
+def _advance(loop: Loop, state: LocatedState, max_steps) -> LocatedState:
     def unfinished(s: LocatedState):
         return (
             (s.t < loop.span.t1) & (s.counts.steps < max_steps) & (s.result == RESULTS.successful)
@@ -377,7 +392,7 @@ def advance(loop: Loop, state: LocatedState, max_steps) -> LocatedState:
     return jax.lax.while_loop(unfinished, lambda s: loop.step(s), state)
 
 
-@advance.def_jvp
+@_advance.def_jvp
 def _no_derivative(primals, tangents):
     raise TypeError(
         "a flow with located kinks cannot be differentiated: its events are found by iteration. "

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 # Ends of the bracket are tried first, and every fourth step halves it.
 _MAX_STEPS, _HALVING = 100, 4
-# Amid a step a root is only aimed at: this fraction of the bracket's heights is close enough.
+# Inside a step roots are located only coarsely, to this fraction of the bracket's heights.
 _COARSE = 1e-4
 
 

@@ -1,4 +1,4 @@
-"""A solve that can be taken at once or with pauses, whichever way kinks are treated."""
+"""The interface of a solve: its state, how it advances, and its output."""
 
 from abc import abstractmethod
 from typing import Generic, NamedTuple, TypeVar

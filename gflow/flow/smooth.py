@@ -18,7 +18,7 @@ from gflow.results import RESULTS
 from gflow.solvers.stabilised import radius_at
 from gflow.solvers.work import is_counted, nothing_done, total, work_of_solve
 
-# With so many parameters steps take long, and pauses no time.
+# Above this number of parameters steps are slow, and pauses negligible.
 _LARGE = 2000
 # The smallest step, in roundings of the time ahead.
 _MIN_STEP = 1e-3

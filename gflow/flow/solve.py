@@ -129,7 +129,7 @@ def solve_flow(
         run = LocatedRun(problem, method, span, theta0, pattern_risk, max_kinks)
     # What is traced is solved in one program, where nothing can be chosen on the way.
     choose = solver is None and step_size is None and is_concrete(problem, theta0, span)
-    pauses = Pauses(choose, progress, _checkpoint(checkpoint, run, kinks, choose))
+    pauses = Pauses(choose, progress, _checkpoint(checkpoint, run, kinks, choose, max_kinks))
     solved = solve(run, max_steps, pauses)
     ignored = pattern_risk is not None and kinks == "ignore"
     names = [type(method.solver).__name__, *(switch.solver for switch in solved.switches)]
@@ -142,13 +142,15 @@ def solve_flow(
     return finish(trajectory, throw=throw)
 
 
-def _checkpoint(directory: Any, run: AbstractRun, kinks: str, choose: bool) -> Checkpoint | None:
+def _checkpoint(
+    directory: Any, run: AbstractRun, kinks: str, choose: bool, max_kinks: int
+) -> Checkpoint | None:
     if directory is None:
         return None
     parts = run.problem, run.method, run.theta0, run.span, kinks, choose
     if not is_concrete(parts):
         raise ArgumentError("checkpoint", Described("traced arrays"), "known ones: no jax.jit")
-    budget = run.max_kinks if isinstance(run, LocatedRun) else None
+    budget = max_kinks if run.locates_kinks else None
     return Checkpoint(directory, fingerprint(*parts, budget))
 
 

@@ -1,7 +1,7 @@
 r"""Which solver follows a flow if the user names none.
 
 Gradient flow starts as a field that explicit methods follow best, and becomes stiff. The step h of
-explicit methods is then bounded by the largest curvature ρ, $h\rho \lesssim 3.3$, while the
+explicit methods is then bounded by the largest curvature ρ, $h\rho \lesssim 3.5$, while the
 solution changes over times of order t. At each pause the work left is estimated in steps of Tsit5:
 
 - Tsit5: (t1 − t)/h steps;
@@ -24,7 +24,8 @@ import numpy as np
 from gflow.solvers.bdf5 import BDF5
 from gflow.solvers.rock4 import ROCK4
 
-# Real stability interval of Tsit5, and the fraction of it from which steps count as bounded.
+# Stability of Tsit5 on the real axis, where hρ ≤ 3.5, a little less to be safe; and the fraction of
+# it from which steps count as bounded.
 _TSIT5_BOUND, _BOUNDED = 3.3, 0.6
 # For fewer steps of Tsit5, with few parameters, another solver is not worth its compilation.
 _WORTH_A_CHANGE = 10_000

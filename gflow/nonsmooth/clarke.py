@@ -113,7 +113,8 @@ def clarke_gradient(
     normals = np.asarray(known.normals, float)
     units = np.flatnonzero(ties.any(axis=1)).tolist()
     blocks = [
-        _of_unit(force[i], q[i, ties[i]], normals[ties[i]], known.slope, unit=i) for i in units
+        _of_unit(force[i], q[i, ties[i]], normals[ties[i]], known.negative_slope, unit=i)
+        for i in units
     ]
     return _with_blocks(gradient, units, jnp.asarray(np.stack(blocks), z.dtype))
 

@@ -1,4 +1,4 @@
-"""Which kinks of a network are on which side, and what happens at one of them."""
+"""Patterns, pairs, and the record of an event."""
 
 from abc import abstractmethod
 from typing import NamedTuple

@@ -73,7 +73,7 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
 
     @abstractmethod
     def evaluate(self, theta: Float[Array, " size"], pattern: Pattern) -> Any:
-        """Forward and backward pass at θ, which slides, jumps and transitions are made of."""
+        """Forward and backward pass at θ, from which slides, jumps and transitions are computed."""
 
     @abstractmethod
     def scales(self, theta: Float[Array, " size"]) -> Any:
@@ -129,7 +129,7 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
     @property
     @abstractmethod
     def padding(self) -> Bool[Array, " size"] | None:
-        """Which entries of θ are padding, left out of all norms; None if there is none."""
+        """Which entries of θ are padding, left out of the norm of errors; None if there is none."""
 
     @property
     @abstractmethod

@@ -234,7 +234,7 @@ def estimate(
 
 @dataclass(frozen=True)
 class Tail:
-    """A law on the tail that says most about it.
+    """A law on its most informative tail.
 
     - `value`, `interval`: averaged over that tail and the later ones within it.
     - `count`: number of points of the tail; `estimate`: on that tail alone.

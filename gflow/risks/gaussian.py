@@ -160,10 +160,10 @@ def _is_erf(net: ShallowNet) -> bool:
 def _check_pair(net: ShallowNet, teacher: ShallowNet) -> None:
     if net.in_size != teacher.in_size:
         got = Described(f"a network of {net.in_size} inputs")
-        raise ArgumentError("net", got, f"{teacher.in_size}, as the teacher has")
+        raise ArgumentError("net", got, f"{teacher.in_size}, as for the teacher")
     if net.out_size != teacher.out_size:
         got = Described(f"out_size={net.out_size!r}")
-        raise ArgumentError("net", got, f"out_size={teacher.out_size!r}, as the teacher has")
+        raise ArgumentError("net", got, f"out_size={teacher.out_size!r}, as for the teacher")
     if _is_erf(net) != _is_erf(teacher):
         got = Described(f"activation {net.activation.name}")
         raise ArgumentError(

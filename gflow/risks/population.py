@@ -42,11 +42,12 @@ class PopulationRisk(Risk):
     products leave the range of floats. Time and memory: O(W log W + breakpoints).
 
     The gradient is the generalized gradient G(θ) in closed form, with σ'(0) that of the inactive
-    side. For a ReLU unit with w = b = 0 it vanishes in w and b, so such a unit is kept by the flow,
-    also if it becomes degenerate in finite time (`solve_flow` follows it). Second derivatives,
-    `jax.jvp` of `jax.grad` as well as Hessians, are closed forms, too. If the kink t_i of a unit is
-    inside (a, b), they include the term of the moving kink, r(t_i) p(t_i)/|w_i|, with limits from
-    the right where f or p jumps. Third derivatives raise `NotImplementedError`.
+    side. It vanishes in w and b of a degenerate ReLU unit, w = b = 0, which therefore remains
+    degenerate along the flow. So do units that become degenerate in finite time, which `solve_flow`
+    follows there. Second derivatives are closed forms, too, by `jax.jvp` of `jax.grad` as well as
+    in Hessians. If the kink t_i of a unit is inside (a, b), they include the term of the moving
+    kink, r(t_i) p(t_i)/|w_i|, with limits from the right where f or p jumps. Third derivatives
+    raise `NotImplementedError`.
 
     Activations: ReLU, leaky ReLU, identity. All transformations of JAX apply, including `jax.vmap`
     over networks; there are no derivatives in target and density.

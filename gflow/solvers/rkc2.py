@@ -1,16 +1,17 @@
 r"""The Runge–Kutta–Chebyshev method of second order."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gflow.arguments import positive_int
-from gflow.solvers.stabilised import AbstractStabilised, Outcome
+from gflow.solvers.stabilised import AbstractStabilised, StabilisedStep
 
 
+@final
 class RKC2(AbstractStabilised):
     r"""The second-order Runge–Kutta–Chebyshev method, stable on
     $[-\tfrac23(s^2-1)(1-\tfrac2{15}\varepsilon),\, 0]$ with s stages, ε = 2/13.
@@ -23,14 +24,14 @@ class RKC2(AbstractStabilised):
     $\nu_j = -b_j/b_{j-2}$ and $\tilde\mu_j = 2 b_j w_1/b_{j-1}$. The error is estimated by
     $\tfrac1{15}(12(y_0-y_1) + 6h(F_0+F_1)) = \tfrac1{15}h^3y''' + \dots$
 
-    Needs the memory of a dozen vectors whatever the number of stages, and no Jacobian. For stiff
-    fields whose Jacobian has a real spectrum, gradient flows above all; small positive eigenvalues
-    do no harm.
+    It needs the memory of a dozen vectors for any number of stages, and no Jacobian. It is for
+    stiff fields whose Jacobian has a real spectrum, such as gradient flows; small positive
+    eigenvalues do no harm.
 
     **Arguments:**
 
-    - `max_stages`: steps that would need more are rejected. In float32 it is at most 86, since
-      roundings grow like s².
+    - `max_stages`: steps that need more are rejected. In float32 at most 86 are used, since
+      rounding errors grow like s².
 
     Sommeijer, Shampine and Verwer, J. Comput. Appl. Math. 88 (1998) 315.
     """
@@ -48,13 +49,13 @@ class RKC2(AbstractStabilised):
 
     def stages(self, z: Float[Array, ""]) -> Int[Array, ""]:
         s = jnp.ceil(jnp.sqrt(1 + z / 0.653))
-        # Roundings u grow to about s² u/10 of the change in a step.
+        # Rounding errors u grow to about s² u/10 of the change in a step.
         possible = s <= jnp.minimum(self.max_stages, 0.03 / jnp.sqrt(jnp.finfo(z.dtype).eps))
         return jnp.where(possible, jnp.maximum(s, 2), 0).astype(int)
 
-    def advance(self, field: Callable, t0, h, y0, f0, stages: Int[Array, ""]) -> Outcome:
+    def advance(self, field: Callable, t0, h, y0, f0, stages: Int[Array, ""]) -> StabilisedStep:
         shift, w1 = _shift_and_scale(stages, h.dtype)
-        zero = Chebyshev.zero(shift)
+        zero = ChebyshevValues.zero(shift)
         one = zero.next()
         first = zero.b * w1
 
@@ -69,7 +70,7 @@ class RKC2(AbstractStabilised):
             step = 2 * w1 * now.b / new.b
             next_d = mu * d + nu * old_d + step * h * (f - a * f0)
             next_time = mu * time + nu * old_time + step * (1 - a)
-            # The last round only evaluates the field.
+            # The last iteration only evaluates the field.
             going = j <= stages
             pick = lambda new, old: jnp.where(going, new, old)
             times = pick(next_time, time), pick(time, old_time)
@@ -77,12 +78,14 @@ class RKC2(AbstractStabilised):
 
         start = (jnp.asarray(2), one, zero, first, 0 * first, first * h * f0, 0 * f0, f0)
         *_, d, _, f1 = jax.lax.while_loop(unfinished, stage, start)
-        return Outcome(d, f1, 0.4 * h * (f0 + f1) - 0.8 * d)
+        return StabilisedStep(d, f1, 0.4 * h * (f0 + f1) - 0.8 * d)
 
 
-class Chebyshev(NamedTuple):
-    """T_j at 1 + shift with two derivatives and the differences of all three from those of T_{j−1},
-    whose recurrences lose no digits where the shift is small."""
+class ChebyshevValues(NamedTuple):
+    """T_j and two derivatives at 1 + shift, and the differences of all three from those of T_{j−1}.
+
+    The recurrences of the differences lose no digits for small shifts.
+    """
 
     shift: Float[Array, ""]
     t: Float[Array, ""]
@@ -94,21 +97,22 @@ class Chebyshev(NamedTuple):
     degree: Int[Array, ""]
 
     @classmethod
-    def zero(cls, shift) -> "Chebyshev":
+    def zero(cls, shift) -> "ChebyshevValues":
         """T_0, with the differences from T_{−1} = T_1."""
         one = jnp.ones_like(shift)
         return cls(shift, one, 0 * one, 0 * one, -shift, -one, 0 * one, jnp.asarray(0))
 
-    def next(self) -> "Chebyshev":
+    def next(self) -> "ChebyshevValues":
+        """Those of T_{j+1}."""
         dt = self.dt + 2 * self.shift * self.t
         dslope = self.dslope + 2 * self.shift * self.slope + 2 * self.t
         dcurve = self.dcurve + 2 * self.shift * self.curve + 4 * self.slope
         values = (self.t + dt, self.slope + dslope, self.curve + dcurve)
-        return Chebyshev(self.shift, *values, dt, dslope, dcurve, self.degree + 1)
+        return ChebyshevValues(self.shift, *values, dt, dslope, dcurve, self.degree + 1)
 
     @property
     def b(self) -> Float[Array, ""]:
-        """T''/T'², for j < 2 that of T_2."""
+        """b_j = T_j''/T_j'², and b_2 for j < 2."""
         slope = jnp.where(self.degree < 2, 4 * (1 + self.shift), self.slope)
         return jnp.where(self.degree < 2, 4.0, self.curve) / slope**2
 

@@ -2,18 +2,18 @@ r"""The orthogonal Runge–Kutta–Chebyshev method of fourth order, ROCK4.
 
 With s stages the stability polynomial is $R(z) = w(x)\,P(x) / (w(a)\,P(a))$ at $x = a + d z$, where
 $w$, of degree 4, has two pairs of complex roots near x = 1, and $P$, of degree s − 4, is
-orthogonal on [−1, 1] with the weight $w^2/\sqrt{1-x^2}$; so $wP$ nearly equioscillates there. The
-three-term recurrence of P makes the first s − 4 stages, a Runge–Kutta method of four stages makes
-the rest: its coefficients solve the order conditions of the composition, by its B-series.
+orthogonal on [−1, 1] with the weight $w^2/\sqrt{1-x^2}$, so that $wP$ nearly equioscillates there.
+The three-term recurrence of P makes the first s − 4 stages. A Runge–Kutta method of four stages
+makes the rest; its coefficients solve the order conditions of the composition, by its B-series.
 
 The roots of w and the place a of z = 0 maximise the length of the stability interval under
-R = 1 + z + z²/2 + z³/6 + z⁴/24 + O(z⁵) and |R| ≤ 0.95 beyond its first fall. They are smooth in
-1/s², and stand here as polynomials fitted to it. The order does not depend on their digits.
+R = 1 + z + z²/2 + z³/6 + z⁴/24 + O(z⁵) and |R| ≤ 0.95 beyond its first decay. They are smooth in
+1/s², and given here as polynomials fitted to it. The order does not depend on their digits.
 """
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gflow.arguments import ArgumentError, positive_int
-from gflow.solvers.stabilised import AbstractStabilised, Outcome
+from gflow.solvers.stabilised import AbstractStabilised, StabilisedStep
 
 # w has its roots at x = 1 − (u ± iv)/s², and z = 0 is at x = 1 + g/s²; each row is a polynomial in
 # (5/s)²: those of u, v of the first pair, u, v of the second, and g.
@@ -34,12 +34,12 @@ _SHAPE = np.array(
         [0.2923, 0.0976, 0.0206, 0.0212],
     ]
 )
-# A rounding u in the last stages grows to 6e-4 s⁸ u in the stiffest modes.
-_LEAST, _MOST = 5, 150
-# The second and third of the last four stages, as shares of what the recurrence leaves of the step:
-# near the least error, and coefficients of about 1 at most.
+# A rounding error u in the last stages grows to 6e-4 s⁸ u in the stiffest modes.
+_MIN_STAGES, _MAX_STAGES = 5, 150
+# The second and third of the last four stages, as fractions of the rest of the step after the
+# recurrence, for a nearly minimal error and coefficients up to about 1.
 _SECOND, _THIRD = 0.25, 0.55
-# The estimate of the error has coefficients of the size of those of the error itself.
+# The factor that makes the coefficients of the error estimate as large as those of the error.
 _ESTIMATE = 0.05
 
 # Sums of the eight trees of up to four vertices are kept in the order
@@ -47,10 +47,14 @@ _ESTIMATE = 0.05
 _DENSITIES = np.array([1.0, 2.0, 3.0, 6.0, 4.0, 8.0, 12.0, 24.0])
 
 
-class Coefficients(NamedTuple):
-    """Of one number of stages. The increments d_j = Y_j − y0 of the first stages are
-    d_j = mu h F_{j−1} + nu d_{j−1} + (1 − nu) d_{j−2}. Stage k of the last adds last[:, k] h F_k to
-    the increments of the last four stages, of y1, and to the error, in this order."""
+class ROCK4Coefficients(NamedTuple):
+    """The coefficients of one number of stages, with the stability interval [−reach, 0].
+
+    The increments d_j = Y_j − y0 of the first stages, at `times`, are
+    d_j = mu h F_{j−1} + nu d_{j−1} + (1 − nu) d_{j−2}. Stage k of the last, at `last_times`, adds
+    last[:, k] h F_k to the increments of the last four stages, of y1, and to the error, in this
+    order.
+    """
 
     reach: float
     mu: np.ndarray
@@ -61,9 +65,9 @@ class Coefficients(NamedTuple):
 
 
 @cache
-def coefficients(s: int) -> Coefficients:
+def coefficients(s: int) -> ROCK4Coefficients:
     """The coefficients of s ≥ 5 stages."""
-    u1, v1, u2, v2, g = _SHAPE @ (_LEAST / s) ** (2 * np.arange(4)) / s**2
+    u1, v1, u2, v2, g = _SHAPE @ (_MIN_STAGES / s) ** (2 * np.arange(4)) / s**2
     roots = np.array([1 - u1 + 1j * v1, 1 - u2 + 1j * v2])
     a = 1 + g
     diagonal, ratios, logarithmic = _orthogonal(roots, a, s - 4)
@@ -75,12 +79,12 @@ def coefficients(s: int) -> Coefficients:
         times.append(new[0])
         old, new = new, m * _of_field(new) + n * new + (1 - n) * old
     last, last_times = _finish(new)
-    return Coefficients((1 + a) / d, mu, nu, np.array(times), last, last_times)
+    return ROCK4Coefficients((1 + a) / d, mu, nu, np.array(times), last, last_times)
 
 
 def _orthogonal(roots: np.ndarray, a: float, degree: int):
-    """Of the orthonormal polynomials p_k: the diagonal of their recurrence, the ratios
-    p_k(a)/(r_k p_{k+1}(a)) with r its off-diagonal, and p'/p(a) of the last.
+    """The diagonal of the recurrence of the orthonormal polynomials p_k, the ratios
+    p_k(a)/(r_k p_{k+1}(a)) with its off-diagonal r, and p'(a)/p(a) of the last polynomial.
 
     By Stieltjes' procedure with Gauss–Chebyshev quadrature, which is exact here.
     """
@@ -108,10 +112,11 @@ def _of_field(y: np.ndarray) -> np.ndarray:
 
 
 def _finish(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The last four stages after a start with the sums p, as in `Coefficients`.
+    """The last four stages after a start with the sums p, as in `ROCK4Coefficients`.
 
-    The conditions of the composition are first turned into those of the four stages alone, named
-    by what b is multiplied with. They are then solved as Kutta did for four stages.
+    The order conditions of the composition are first turned into those of the four stages alone,
+    which are named by the factors of b: `cac` is Σ b_i c_i a_ij c_j. They are then solved as Kutta
+    did for four stages.
     """
     p1, p2, p31, p32, *_ = p
     one, q2, q31, q32, q41, q42, q43, q44 = 1 / _DENSITIES - p
@@ -138,7 +143,7 @@ def _finish(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for k in range(5):
         weights = b if k == 4 else rows[k]
         sums.append(_of_field(p + sum((w * f for w, f in zip(weights, sums)), np.zeros(8))))
-    # With the field at y1 as a fifth, the one combination that vanishes to third order.
+    # The only combination of the four stages and the field at y1 that vanishes to third order.
     null = np.linalg.solve(np.array(sums[:4])[:, :4].T, -sums[4][:4])
     last = np.zeros((6, 5))
     last[:5, :3], last[4, 3] = rows, b[3]
@@ -147,7 +152,7 @@ def _finish(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Tables(NamedTuple):
-    """Coefficients of all numbers of stages in use, those of the recurrences one after another."""
+    """The coefficients of all numbers of stages in use, with the recurrences concatenated."""
 
     stages: np.ndarray
     reach: np.ndarray
@@ -159,10 +164,10 @@ class _Tables(NamedTuple):
 
 @cache
 def _tables() -> _Tables:
-    """Every number of stages up to 20, then steps of a twentieth."""
-    stages = list(range(_LEAST, 21))
-    while stages[-1] < _MOST:
-        stages.append(min(_MOST, round(1.05 * stages[-1])))
+    """Every number of stages up to 20, and beyond numbers that grow by a twentieth."""
+    stages = list(range(_MIN_STAGES, 21))
+    while stages[-1] < _MAX_STAGES:
+        stages.append(min(_MAX_STAGES, round(1.05 * stages[-1])))
     all_ = [coefficients(s) for s in stages]
     lengths = np.array([len(c.mu) for c in all_])
     return _Tables(
@@ -175,6 +180,7 @@ def _tables() -> _Tables:
     )
 
 
+@final
 class ROCK4(AbstractStabilised):
     r"""The fourth-order orthogonal Runge–Kutta–Chebyshev method, stable on [−β(s), 0] with s
     stages, β(s) ≈ 0.35 s² (0.24 s² for s = 5).
@@ -182,27 +188,27 @@ class ROCK4(AbstractStabilised):
     The first s − 4 stages are a three-term recurrence, the rest a Runge–Kutta method of four
     stages; an embedded method of third order estimates the error.
 
-    Needs the memory of some dozen vectors whatever the number of stages, and no Jacobian. For stiff
-    fields whose Jacobian has a real spectrum, gradient flows above all; small positive eigenvalues
-    do no harm.
+    It needs the memory of some dozen vectors for any number of stages, and no Jacobian. It is for
+    stiff fields whose Jacobian has a real spectrum, such as gradient flows; small positive
+    eigenvalues do no harm.
 
-    Cheaper than `RKC2` for accurate solutions. For loose ones of very stiff fields `RKC2` is the
-    better choice, since roundings here grow in the stiffest modes like s⁸: the error estimate sees
-    it, and holds the stages near 50 at a tolerance of 1e-4 and near 20 at 1e-8 in float64. In
-    float32 no more than ten can be used.
+    It is cheaper than `RKC2` for accurate solutions. For loose tolerances and very stiff fields
+    `RKC2` is the better choice, since rounding errors in the stiffest modes grow like s⁸ here. The
+    error estimate sees them, and keeps the stages near 50 at a tolerance of 1e-4 and near 20 at
+    1e-8 in float64. In float32 no more than ten can be used.
 
     **Arguments:**
 
-    - `max_stages`: from 5 to 150; steps that would need more are rejected.
+    - `max_stages`: from 5 to 150; steps that need more are rejected.
 
     Abdulle, SIAM J. Sci. Comput. 23 (2002) 2041. The coefficients are computed anew.
     """
 
-    max_stages: int = _MOST
+    max_stages: int = _MAX_STAGES
 
     def __check_init__(self):
-        if positive_int("max_stages", self.max_stages, minimum=_LEAST) > _MOST:
-            raise ArgumentError("max_stages", self.max_stages, f"at most {_MOST}")
+        if positive_int("max_stages", self.max_stages, minimum=_MIN_STAGES) > _MAX_STAGES:
+            raise ArgumentError("max_stages", self.max_stages, f"at most {_MAX_STAGES}")
 
     def order(self, terms) -> int:
         return 4
@@ -217,7 +223,7 @@ class ROCK4(AbstractStabilised):
         index = jnp.searchsorted(jnp.asarray(reach, z.dtype), z)
         return jnp.append(jnp.asarray(stages), 0)[index]
 
-    def advance(self, field: Callable, t0, h, y0, f0, stages: Int[Array, ""]) -> Outcome:
+    def advance(self, field: Callable, t0, h, y0, f0, stages: Int[Array, ""]) -> StabilisedStep:
         tables, as_table = _tables(), lambda a: jnp.asarray(a, h.dtype)
         row = jnp.searchsorted(jnp.asarray(tables.stages), stages)
         start = jnp.asarray(tables.start)[row]
@@ -239,7 +245,7 @@ class ROCK4(AbstractStabilised):
             return made + jnp.outer(h * last[:, k], f), f
 
         made = jnp.stack([d] * 5 + [0 * d])
-        # Nothing is evaluated for a step that is not possible.
+        # Nothing is evaluated for an impossible step.
         rounds = jnp.where(stages > 0, 5, 0)
         made, f1 = jax.lax.fori_loop(0, rounds, finish, (made, f0))
-        return Outcome(made[4], f1, made[5])
+        return StabilisedStep(made[4], f1, made[5])

@@ -1,11 +1,12 @@
 r"""Rodas5P: a Rosenbrock–Wanner method for the stiff tail of gradient flow.
 
-All stages of a step are linear solves with one matrix: nothing is iterated, so that no iteration
-fails to converge, however long the step.
+All stages of a step are linear solves with one matrix. Nothing is iterated, so no iteration can
+fail to converge, however long the step. It is own code since diffrax has no Rosenbrock methods: its
+implicit solvers iterate with a Jacobian that is kept fixed, and fail on long steps.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import diffrax
 import jax
@@ -15,9 +16,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from gflow.arguments import PyTree
-from gflow.solvers.work import Counted, nothing_done
+from gflow.solvers.work import WorkState, nothing_done
 
-# ---- the coefficients of Steinebach (2023), in the form without products with the Jacobian ------
+# The coefficients of Steinebach (2023), in the form without products with the Jacobian.
 
 GAMMA = 0.21193756319429014
 # fmt: off
@@ -46,7 +47,7 @@ _COUPLINGS = [
     [37.80277123390563, -3.2571969029072276, 112.26918849496327, 66.9347231244047,
      -40.06618937091002, -54.66780262877968, -9.48861652309627],
 ]
-# Of dense output.
+# Coefficients of the dense output.
 DENSE = np.array([
     [25.948786856663858, -2.5579724845846235, 10.433815404888879, -2.3679251022685204,
      0.524948541321073, 1.1241088310450404, 0.4272876194431874, -0.17202221070155493],
@@ -55,7 +56,7 @@ DENSE = np.array([
     [11.419903575922262, 2.8879645146136994, 72.92137995996029, 80.12511834622643,
      -52.072871366152654, -59.78993625266729, -0.15582684282751913, 4.883087185713722],
 ])
-# What multiplies the step in the time of a stage, and in ∂f/∂t.
+# Coefficients of the step in the time of each stage, and in its term with ∂f/∂t.
 NODES = np.array([0.0, 0.6358126895828704, 0.4095798393397535, 0.9769306725060716,
                   0.4288403609558664, 1.0, 1.0, 1.0])
 TIMES = np.array([GAMMA, -0.42387512638858027, -0.3384627126235924, 1.8046452872882734,
@@ -71,10 +72,10 @@ STAGES, COUPLINGS = _lower(_STAGES), _lower(_COUPLINGS)
 WEIGHTS = np.array([*_LAST, 1.0, 1.0, 1.0])
 
 
-class RodasInterpolation(diffrax.AbstractLocalInterpolation):
-    r"""$(1-s) y_0 + s (y_1 + (1-s)(d_1 + s (d_2 + s d_3)))$ in the share s of a step, of order 4.
+class Rodas5PInterpolation(diffrax.AbstractLocalInterpolation):
+    r"""$(1-s) y_0 + s (y_1 + (1-s)(d_1 + s (d_2 + s d_3)))$ at the fraction s of a step.
 
-    `d` holds $d_1, d_2, d_3$ along a leading axis.
+    It has order 4. `d` holds $d_1, d_2, d_3$ along a leading axis.
     """
 
     t0: Any
@@ -95,6 +96,7 @@ class RodasInterpolation(diffrax.AbstractLocalInterpolation):
         return jax.tree.map(blend, self.y0, self.y1, self.d)
 
 
+@final
 class Rodas5P(diffrax.AbstractAdaptiveSolver):
     r"""Rodas5P of Steinebach (2023), for stiff problems of some ten to some hundred parameters.
 
@@ -124,20 +126,20 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
     jacobian: Callable[..., Float[Array, "size size"]] | None = None
 
     term_structure: ClassVar = diffrax.ODETerm
-    interpolation_cls: ClassVar = RodasInterpolation
+    interpolation_cls: ClassVar = Rodas5PInterpolation
 
     def order(self, terms) -> int:
         return 5
 
-    def init(self, terms, t0, t1, y0, args) -> Counted:
-        return Counted(nothing_done())
+    def init(self, terms, t0, t1, y0, args) -> WorkState:
+        return WorkState(nothing_done())
 
     def func(self, terms, t0, y0, args) -> PyTree[Array]:
         return terms.vf(t0, y0, args)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         y, unravel = ravel_pytree(y0)
-        rise, jacobian = risen(terms, t0, t1, y0, args, self.jacobian)
+        rise, jacobian = scaled_by_step(terms, t0, t1, y0, args, self.jacobian)
         matrix = lu_factor(jnp.eye(len(y), dtype=y.dtype) / GAMMA - jacobian(t0, y))
         h = t1 - t0
         _, drift = jax.jvp(lambda t: rise(t, y), (t0,), (h,))
@@ -152,14 +154,14 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
         us = jax.lax.fori_loop(0, 8, stage, jnp.zeros((8, len(y)), y.dtype))
         y1 = unravel(y + weights @ us)
         info = {"y0": y0, "y1": y1, "d": jax.vmap(unravel)(dense @ us)}
-        done = Counted(solver_state.work.plus(evaluations=8, factorisations=1))
+        done = WorkState(solver_state.work.plus(evaluations=8, factorisations=1))
         return y1, unravel(us[-1]), info, done, diffrax.RESULTS.successful
 
 
-def risen(terms, t0, t1, like: PyTree[Array], args, given: Callable | None):
-    """h f(t, y) and h J(t, y) as functions of t and the flattened y, for the step from t0 to t1.
+def scaled_by_step(terms, t0, t1, like: PyTree[Array], args, given: Callable | None):
+    """h f(t, y) and h J(t, y), as functions of t and the flattened y, for the step from t0 to t1.
 
-    `given` is a function `(t, y, args)` for J, or None for `jax.jacfwd`.
+    `given` is a function `(t, y, args)` that returns J, or None for `jax.jacfwd`.
     """
     _, unravel = ravel_pytree(like)
     control = terms.contr(t0, t1)
@@ -171,13 +173,14 @@ def risen(terms, t0, t1, like: PyTree[Array], args, given: Callable | None):
 
 
 def lu_factor(matrix: Float[Array, "size size"]) -> tuple[Array, Array]:
-    # `jax.scipy.linalg.lu_solve` would make the order of the rows from pivots anew in each solve.
+    """The LU factors of a matrix, and the order of its rows."""
+    # `jax.scipy.linalg.lu_solve` recomputes the order of the rows from the pivots in each solve.
     factors, _, order = jax.lax.linalg.lu(matrix)
     return factors, order
 
 
 def lu_apply(lu: tuple[Array, Array], x: Float[Array, " size"]) -> Float[Array, " size"]:
-    """matrix⁻¹ x."""
+    """matrix⁻¹ x, for the factors of `lu_factor`."""
     factors, order = lu
     solve = jax.lax.linalg.triangular_solve
     half = solve(factors, x[order, None], left_side=True, lower=True, unit_diagonal=True)

@@ -1,10 +1,10 @@
 r"""Stabilised explicit Runge–Kutta methods: long steps for stiff fields with a real spectrum.
 
 Their stability polynomials of degree s stay below 1 on a real interval [−β(s), 0] that grows like
-s², so s evaluations go as far as s² would with a classical method. The Jacobian of gradient flow is
-minus the Hessian, symmetric, and neither is ever formed: each step takes the least number of stages
-with h ρ ≤ β(s), where the spectral radius ρ is kept up to date by a power iteration of
-Jacobian-vector products.
+s², so s evaluations go as far as s² with a classical method. The Jacobian of gradient flow is minus
+the Hessian, hence symmetric, and is never formed. Each step takes the smallest number of stages
+with h ρ ≤ β(s), where the spectral radius ρ is kept up to date by a power iteration with
+Jacobian-vector products. RKC2 and ROCK4 are own code since diffrax has no such methods.
 """
 
 import abc
@@ -19,16 +19,16 @@ from jaxtyping import Array, Float, Int
 
 from gflow.solvers.work import Work, nothing_done
 
-# A product is made after so many evaluations: a twentieth of the work, a product counted as two.
+# Products take about a twentieth of the work, as one costs about two evaluations.
 _EVALUATIONS_PER_PRODUCT = 40
-# The power method finds the radius from below.
+# The factor of the radius, which the power method approaches from below.
 _SAFETY = 1.15
 
 
 class StabilisedState(NamedTuple):
-    """The field where the step starts, the spectral radius and its vector, and the work done.
+    """The field at the start of the next step, the spectral radius and its vector, and the work.
 
-    `estimated` counts the evaluations up to the last product, `step` is the size of the last step.
+    `estimated` is the number of evaluations at the last product, `step` the size of the last step.
     """
 
     field: Float[Array, " size"]
@@ -39,12 +39,20 @@ class StabilisedState(NamedTuple):
     work: Work
 
 
-class Outcome(NamedTuple):
-    """What a step made: y1 − y0, the field at y1, and the estimate of the error."""
+class StabilisedStep(NamedTuple):
+    """The result of a step: y1 − y0, the field at y1, and the estimate of the error."""
 
     change: Float[Array, " size"]
     field: Float[Array, " size"]
     error: Float[Array, " size"]
+
+
+class SpectralRadius(NamedTuple):
+    """The radius, the normalised vector to continue from, and the number of products."""
+
+    radius: Float[Array, ""]
+    vector: Float[Array, " size"]
+    num_products: Int[Array, ""]
 
 
 def spectral_radius(
@@ -53,20 +61,18 @@ def spectral_radius(
     guess: Float[Array, ""],
     *,
     tol: float = 0.001,
-    most: int = 100,
-) -> tuple[Float[Array, ""], Float[Array, " size"], Int[Array, ""]]:
+    max_products: int = 100,
+) -> SpectralRadius:
     """The spectral radius of a symmetric linear map, from below, by the power method.
 
-    It ends when ‖A v‖/‖v‖ changes by the share `tol` at most. A `guess` that proves right to a
-    twentieth, at the first product, is not improved on.
-
-    **Returns:** the radius, the normalised vector to go on from, and the number of products.
+    It ends when the relative change of ‖A v‖/‖v‖ is at most `tol`. A `guess` that the first product
+    confirms to a twentieth is not improved.
     """
 
     def unfinished(c):
         _, radius, change, count = c
         enough = jnp.where(count == 1, 0.05, tol)
-        return (change > enough * radius) & (count < most)
+        return (change > enough * radius) & (count < max_products)
 
     def one(c):
         v, before, _, count = c
@@ -77,14 +83,14 @@ def spectral_radius(
 
     start = (_normalised(vector), guess, jnp.full_like(guess, jnp.inf), jnp.asarray(0))
     v, radius, _, count = jax.lax.while_loop(unfinished, one, start)
-    return radius, v, count
+    return SpectralRadius(radius, v, count)
 
 
 def radius_at(field: Callable[[Array], Array], theta: Float[Array, " size"]) -> Array:
     """The spectral radius of the Jacobian of a field, to a few per cent."""
     product = lambda v: jax.jvp(field, (theta,), (v,))[1]
     noise = jax.random.normal(jax.random.key(0), theta.shape, theta.dtype)
-    return spectral_radius(product, noise, jnp.zeros((), theta.dtype), tol=0.02)[0]
+    return spectral_radius(product, noise, jnp.zeros((), theta.dtype), tol=0.02).radius
 
 
 def _normalised(v: Array) -> Array:
@@ -93,8 +99,11 @@ def _normalised(v: Array) -> Array:
 
 
 class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
-    """What stabilised methods share: the field kept from step to step, the spectral radius, and the
-    number of stages."""
+    """A stabilised method; final classes define its stages.
+
+    It keeps the field from step to step, estimates the spectral radius, and chooses the number of
+    stages.
+    """
 
     term_structure: ClassVar = diffrax.ODETerm
     interpolation_cls: ClassVar[Callable[..., diffrax.AbstractLocalInterpolation]] = (
@@ -103,16 +112,16 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
 
     @abc.abstractmethod
     def stages(self, z: Float[Array, ""]) -> Int[Array, ""]:
-        """The least number of stages that is stable on [−z, 0]; 0 if there is none."""
+        """The smallest number of stages that is stable on [−z, 0]; 0 if there is none."""
 
     @abc.abstractmethod
-    def advance(self, field: Callable, t0, h, y0, f0, stages: Int[Array, ""]) -> Outcome:
-        """One step with that many stages, after which the field at its end is known."""
+    def advance(self, field: Callable, t0, h, y0, f0, stages: Int[Array, ""]) -> StabilisedStep:
+        """One step of size h with this number of stages."""
 
     def init(self, terms, t0, t1, y0, args) -> StabilisedState:
         flat, field = _flat(terms, y0, args)
         f0 = field(t0, flat)
-        # The gradient has a large part along the stiff directions; noise, a part along all.
+        # The gradient has large components in stiff directions, noise has components in all.
         noise = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
         zero = jnp.asarray(0)
         return StabilisedState(
@@ -131,14 +140,14 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         f0 = jax.lax.cond(made_jump, lambda: field(t0, flat), lambda: state.field)
         evaluations = state.work.evaluations + jnp.asarray(made_jump).astype(int)
 
-        # A step that is shorter than the last may follow a rejected one, of which nothing is left.
+        # A step shorter than the last may follow a rejected one, of which the state has no trace.
         due = evaluations - state.estimated >= _EVALUATIONS_PER_PRODUCT
         due = due | (h < 0.9 * state.step) | made_jump
         product = lambda v: jax.jvp(lambda y: field(t0, y), (flat,), (v,))[1]
         radius, vector, products = jax.lax.cond(
             due,
             lambda: spectral_radius(product, state.vector, state.radius),
-            lambda: (state.radius, state.vector, jnp.asarray(0)),
+            lambda: SpectralRadius(state.radius, state.vector, jnp.asarray(0)),
         )
         stages = self.stages(_SAFETY * h * radius)
         made = self.advance(field, t0, h, flat, f0, stages)
@@ -149,8 +158,8 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         new = StabilisedState(
             field=made.field,
             radius=radius,
-            # A mode that outgrows the one that the power method has found shows in the error: a
-            # little of it keeps the method from missing that.
+            # A mode that outgrows the one of the power method dominates the error, so a little of
+            # the error lets the method find it.
             vector=vector + jnp.where(due, 0.1, 0.0) * _normalised(made.error),
             estimated=jnp.where(due, evaluations, state.estimated),
             step=h,
@@ -165,11 +174,11 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
 
 
 def _flat(terms: diffrax.AbstractTerm, y0, args) -> tuple[Array, Callable]:
-    """y0 and the field as functions of flat vectors."""
+    """y0 as a flat vector, and the field as a function of flat vectors."""
     flat, unravel = ravel_pytree(y0)
 
     def field(t, y):
-        # diffrax runs backwards in time by terms whose unit of control is −1.
+        # Backwards in time, diffrax uses terms whose unit of control is −1.
         unit = terms.contr(jnp.zeros_like(t), jnp.ones_like(t))
         return ravel_pytree(terms.vf_prod(t, unravel(y), args, unit))[0]
 

@@ -18,7 +18,7 @@ def from_arrays(w, b, v, c, **options) -> gflow.ShallowNet:
 
 
 def assert_exact(risk, net, rtol=1e-12, floor=0.0):
-    """To `rtol` of the risk, and of each component's scale: what √L and the parameters allow."""
+    """Asserts errors of at most `rtol` of the risk, and of each gradient component's scale."""
     value, gradient = exact_risks.population(net, risk)
     got, got_gradient = risk_and_gradient(risk, net)
     assert abs(mp.mpf(float(got)) - value) <= rtol * value + floor

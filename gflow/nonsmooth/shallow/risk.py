@@ -66,7 +66,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
     sizes: Float[Array, " rows"]
     lines: NormalLines
     loss: Any = eqx.field(static=True)
-    slope: float = eqx.field(static=True)
+    negative_slope: float = eqx.field(static=True)
 
     @classmethod
     def of(cls, risk: Any, trained: PyTree, frozen: PyTree) -> "ShallowPatternRisk | None":
@@ -108,7 +108,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
             sizes=jnp.asarray(sizes, dtype),
             lines=normal_lines(normals, sizes),
             loss=risk.loss,
-            slope=activation.negative_slope,
+            negative_slope=activation.negative_slope,
         )
 
     # ---- the interface to the loop ------------------------------------------------------------
@@ -121,7 +121,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
 
     def repels(self, theta: Float[Array, " size"], pattern: ShallowPattern) -> Bool[Array, ""]:
         now = self.evaluate(theta, pattern)
-        here = self.velocity(pattern, now) @ self.normals.T
+        here = self.velocity(now, pattern) @ self.normals.T
         square = jnp.sum(self.normals**2, axis=1)
         turned = jax.vmap(self.turns)(now.q, pattern.active, now.z == 0)
         on_active, on_inactive = (here - turn * square[None, :] for turn in turned)
@@ -138,7 +138,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
     ) -> Float[Array, " size_and_one"]:
         del t
         now = self.evaluate(y[:-1], pattern)
-        u = self.velocity(pattern, now)
+        u = self.velocity(now, pattern)
         theta = self.assembled(u, -now.by_v, -now.by_c)
         return jnp.append(theta, theta @ theta)
 
@@ -150,7 +150,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
     def evaluate(self, theta: Float[Array, " size"], pattern: ShallowPattern) -> Evaluation:
         net = self.net(theta)
         z = self.preactivations(net)
-        slopes = jnp.where(pattern.active, 1.0, self.slope).astype(z.dtype)
+        slopes = jnp.where(pattern.active, 1.0, self.negative_slope).astype(z.dtype)
         a = slopes * z
         v = net.output_scale * net.v
         outputs = v @ a if v.ndim == 1 else a.T @ v
@@ -207,7 +207,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
     def jump_sizes(self, evaluation: Evaluation) -> Float[Array, "units rows"]:
         """(1 − α) |∂L/∂a| ‖m‖ of each pair. Rows that share a kink are counted one by one."""
         lengths = jnp.sqrt(jnp.sum(self.normals**2, axis=1))
-        return abs(1 - self.slope) * jnp.abs(evaluation.q) * lengths[None, :]
+        return abs(1 - self.negative_slope) * jnp.abs(evaluation.q) * lengths[None, :]
 
     def transition(
         self,
@@ -258,13 +258,14 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         return z if net.b is None else z + net.b[:, None]
 
     def assembled(self, by_u: Array, by_v: Array, by_c: Array) -> Array:
-        """What is by u (.., units, dim), v (.., units, outs) and c (.., outs), by θ."""
+        """Packs arrays for u (.., units, dim), v (.., units, outs) and c (.., outs) in the order of
+        θ."""
         features = self.rows.shape[1]
         by_name = {"w": by_u[..., :features], "b": by_u[..., -1], "v": by_v, "c": by_c}
         return ParameterLayout(self.trained).assembled(by_name, lead=by_u.shape[:-2])
 
     def _moved(self, theta: Array, unit, by: Float[Array, " dim"]) -> Array:
-        """θ with the trained ones of (w_i, b_i) of one unit moved."""
+        """θ after moving the trained ones of (w_i, b_i) of one unit."""
         places = ParameterLayout(self.trained).places
         if places.w is not None:
             theta = theta.at[jnp.asarray(places.w)[unit]].add(by[: self.rows.shape[1]])
@@ -282,7 +283,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         return jax.ops.segment_sum(r, self.group, self.rows.shape[0])
 
     def velocity(
-        self, pattern: ShallowPattern, evaluation: Evaluation
+        self, evaluation: Evaluation, pattern: ShallowPattern
     ) -> Float[Array, "units dim"]:
         """d/dt of the trained ones of (w_i, b_i)."""
         return jax.lax.cond(
@@ -298,7 +299,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         """Change of one unit's gradient, per row normal, when all kinks in `here` switch to the
         side where the row is active; and to the other."""
         ahead = self.lines.along > 0
-        along = jnp.where(here, self.lines.along * (1 - self.slope) * q, 0.0)
+        along = jnp.where(here, self.lines.along * (1 - self.negative_slope) * q, 0.0)
         above = self.lines.total(along * (ahead.astype(q.dtype) - active)) / self.lines.along
         below = self.lines.total(along * ((~ahead).astype(q.dtype) - active)) / self.lines.along
         return jnp.where(ahead, above, below), jnp.where(ahead, below, above)
@@ -306,8 +307,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
     def active_weights(
         self, evaluation: Evaluation, pattern: ShallowPattern
     ) -> Float[Array, "units slots"]:
-        """λ of the sliding pairs; −1 without a pull towards the kink, where there is nothing to
-        slide on and λ counts as left."""
+        """λ of the sliding pairs; −1 if nothing pulls towards the kink, so that the slide ends."""
         smallest, pull = self.pulls(evaluation, pattern)
         multipliers = -jnp.sum(pattern.lift * evaluation.force[:, None, :], axis=-1)
         weight = (multipliers - smallest) / jnp.where(pull > 0, pull, 1.0)
@@ -319,13 +319,13 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         """μ at λ = 0 for each slot, and by how much it grows to λ = 1."""
         if self.lines.line is None:
             q = jnp.take_along_axis(evaluation.q, pattern.slots, axis=1)
-            return self.slope * q, (1 - self.slope) * q
+            return self.negative_slope * q, (1 - self.negative_slope) * q
         along = self.lines.along
         weighted = jnp.where(pattern.sliding, evaluation.q * along[None, :], 0.0)
         total = lambda slopes: jax.vmap(lambda a: self.lines.total(a * slopes) / along)(weighted)
         of_slots = lambda a: jnp.take_along_axis(a, pattern.slots, axis=1)
-        above = of_slots(total(jnp.where(along > 0, 1.0, self.slope)))
-        below = of_slots(total(jnp.where(along > 0, self.slope, 1.0)))
+        above = of_slots(total(jnp.where(along > 0, 1.0, self.negative_slope)))
+        below = of_slots(total(jnp.where(along > 0, self.negative_slope, 1.0)))
         ahead = along[pattern.slots] > 0
         smallest = jnp.where(ahead, below, above)
         return smallest, jnp.where(ahead, above, below) - smallest

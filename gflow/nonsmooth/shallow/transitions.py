@@ -55,8 +55,8 @@ def arrive(
 ) -> tuple[ShallowPattern, Event]:
     """What happens at the kink that is farthest past: a crossing, or a slide begins.
 
-    Of several at once in one unit, those that are crossed go first, since each changes the field at
-    the others.
+    If one unit meets several kinks at once, crossings are handled first, since each changes the
+    field at the others.
     """
     scales, eps = resolution.scales, resolution.distance
     margins = risk.margins_of(evaluation.z, pattern, scales)
@@ -93,7 +93,7 @@ def _crosses(
     """At which rows the field on the other side leads away from the kink, too; and at which the
     slides of the unit leave a direction across the kink."""
     active = pattern.active[unit]
-    here = risk.normals @ risk.velocity(pattern, evaluation)[unit]
+    here = risk.normals @ risk.velocity(evaluation, pattern)[unit]
     square = jnp.sum(risk.normals**2, axis=1)
     free = jnp.sum((risk.normals @ pattern.projector[unit]) ** 2, axis=1)
     to_active, to_inactive = risk.turns(evaluation.q[unit], active, close)
@@ -115,7 +115,7 @@ def _last_slide(
     if next to zero are directions in which no row is active.
     """
     last = risk.whole & (jnp.sum(pattern.used[unit]) == risk.normals.shape[1] - 1)
-    rests = risk.slope == 0 and risk.trained.b is not None
+    rests = risk.negative_slope == 0 and risk.trained.b is not None
     return last & (rests | circling)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import gflow
-from gflow.solvers.bdf5 import Equation, lagrange, slopes_at_one
+from gflow.solvers.bdf5 import BDF5Equation, lagrange, slopes_at_one
 from tests.helpers.networks_as_vectors import distance, norm
 
 # ---- one step -------------------------------------------------------------------------------
@@ -25,7 +25,7 @@ def test_polynomials_are_met_exactly(gaps, coefficients, s):
     nodes = 1 - np.cumsum(gaps)[::-1]
     p = np.polynomial.Polynomial(coefficients)
     at = jnp.append(jnp.asarray(nodes), 1.0)
-    # Weights of up to (the longest by the shortest gap)^5, 1e5.
+    # The weights are at most (longest gap / shortest gap)⁵, 1e5.
     assert float(lagrange(at, s) @ p(np.asarray(at))) == pytest.approx(p(s), abs=1e-8)
     slope = slopes_at_one(jnp.asarray(nodes)) @ p(np.asarray(at))
     assert float(slope) == pytest.approx(p.deriv()(1.0), abs=1e-6)
@@ -34,7 +34,7 @@ def test_polynomials_are_met_exactly(gaps, coefficients, s):
 def test_stability_on_the_negative_real_axis_with_equal_and_growing_steps():
     largest = np.inf
     for growth in (1.0, 1.1):
-        # The last five points and the next, in shares of the step to it.
+        # The last five points and the next, as fractions of the step to it.
         gaps = growth ** -np.arange(5.0)
         c = np.asarray(slopes_at_one(jnp.asarray(1 - np.cumsum(gaps)[::-1])))
         for z in -np.geomspace(1e-2, 1e8, 60):
@@ -44,26 +44,26 @@ def test_stability_on_the_negative_real_axis_with_equal_and_growing_steps():
 
 
 @jax.jit
-def one_step(h, shares):
+def one_step(h, fractions):
     """The step from 1 of y' = −y³, whose solution is (1 + 2t)^−½, and its error."""
     exact = lambda t: jnp.stack([(1 + 2 * t) ** -0.5, (3 + 2 * t) ** -0.5])
-    moves = jax.vmap(lambda s: exact(s * h) - exact(0.0))(shares)
+    moves = jax.vmap(lambda s: exact(s * h) - exact(0.0))(fractions)
     field = lambda z: -h * (exact(0.0) + z) ** 3
     matrix = lambda z: jnp.diag(-3 * h * (exact(0.0) + z) ** 2)
-    expected = lagrange(shares, 1.0) @ moves
-    share = 1 / (slopes_at_one(shares[1:])[-1] * (1 - shares[0]))
-    solve = Equation(field, matrix, shares, moves, expected, share, jnp.ones(2)).solve
-    move, error, *_ = solve()
-    return error, exact(0.0) + move - exact(h)
+    expected = lagrange(fractions, 1.0) @ moves
+    error_ratio = 1 / (slopes_at_one(fractions[1:])[-1] * (1 - fractions[0]))
+    equation = BDF5Equation(field, matrix, fractions, moves, expected, error_ratio, jnp.ones(2))
+    found = equation.solve()
+    return found.error, exact(0.0) + found.move - exact(h)
 
 
 @pytest.mark.parametrize("growth", [1.0, 1.2])
 def test_order_and_estimate_of_one_step_from_exact_points(growth):
-    shares = -jnp.append(jnp.cumsum(growth ** -jnp.arange(1, 6.0))[::-1], 0.0)
+    fractions = -jnp.append(jnp.cumsum(growth ** -jnp.arange(1, 6.0))[::-1], 0.0)
     sizes = np.array([0.02, 0.01, 0.005])
-    estimates, errors = zip(*(one_step(h, shares) for h in sizes))
+    estimates, errors = zip(*(one_step(h, fractions) for h in sizes))
     norms = [float(jnp.linalg.norm(e)) for e in errors]
-    # One order more in one step.
+    # The order of a single step is one more.
     assert gflow.observed_order(sizes, norms).value == pytest.approx(6.0, abs=0.2)
     assert float(jnp.linalg.norm(estimates[-1])) == pytest.approx(norms[-1], rel=0.3)
 
@@ -81,7 +81,7 @@ def test_a_smooth_flow_to_time_1e8(wave):
         assert np.abs(flow.diagnostics.energy).max() < 1e-7 * 0.75
         assert (np.diff(flow.risk) < 0).all()
         steps[t1] = int(flow.stats["num_steps"])
-    # With Rodas5P 388 and 7,456.
+    # Rodas5P takes 388 and 7,456.
     assert steps[1e4] < 400 and steps[1e8] - steps[1e4] < 1_000
     early = gflow.solve_flow(wave, net, t1=1e4, ts=1e4 * times, rtol=1e-10, solver=gflow.Rodas5P())
     late = gflow.solve_flow(wave, net, t1=1e4, ts=1e4 * times, rtol=1e-8, solver=gflow.BDF5())
@@ -98,7 +98,7 @@ def test_the_error_is_honest(wave, smooth_net):
 
 
 def test_any_diffeqsolve_in_both_directions():
-    # Stiff, with the slow solution cos t, of a state that is a pytree.
+    # Stiff, with the slow solution cos t; the state is a pytree.
     def field(t, y, args):
         del args
         return {"fast": -1e6 * (y["fast"] - jnp.cos(t)), "slow": -jnp.sin(t) * y["slow"]}

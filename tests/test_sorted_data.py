@@ -1,4 +1,4 @@
-"""One-dimensional data of any size: sorted rows against the plain evaluation and exact sums."""
+"""One-input data of any size: sorted rows against the plain evaluation and exact sums."""
 
 from fractions import Fraction
 
@@ -24,7 +24,7 @@ def plain(risk):
 
 @eqx.filter_jit
 def both_ways(risk, net, d):
-    """Risk, gradient and Hessian product by sorted rows, and plainly."""
+    """Risk, gradient and Hessian product by sorted rows, and by the plain evaluation."""
 
     def all_of(function):
         gradient = lambda n: jax.grad(lambda m: function(m))(n)
@@ -44,7 +44,7 @@ def assert_same(risk, net, rtol=1e-12):
 
 def data(seed: int, on_kinks: bool = False, out: tuple = (), n: int = N):
     rng = np.random.default_rng(seed)
-    # Places that are sixteenths, many times each.
+    # Multiples of 1/16, each many times.
     x = rng.integers(-16, 17, n) / 16 if on_kinks else rng.uniform(-1, 1, n)
     return x[:, None], rng.normal(size=(n, *out))
 
@@ -53,7 +53,7 @@ def network(seed: int, on_kinks: bool = False, out: tuple = (), **options) -> gf
     rng = np.random.default_rng(seed)
     w, b, v, c = (rng.normal(size=s) for s in ((WIDTH, 1), WIDTH, (WIDTH, *out), out))
     if on_kinks:
-        # Preactivations without rounding: ties have z = 0. Some units are flat or degenerate.
+        # Preactivations do not round, so ties have z = 0. Some units are flat or degenerate.
         w, b = rng.integers(-2, 3, (WIDTH, 1)), rng.integers(-32, 33, WIDTH) / 16
         b = np.where(rng.random(WIDTH) < 0.2, 0.0, b)
     return gflow.ShallowNet.from_arrays(w, b, v, c, **options)
@@ -78,7 +78,7 @@ def test_weights_outputs_slopes_and_scales():
 
 @pytest.mark.slow
 def test_few_and_many_look_ups_and_batches_find_the_same_rows():
-    """One after the other up to 500, at once beyond, whether of one network or of several."""
+    """Up to 500 are made one after the other, more at once, for one network or several."""
     table, x = (
         jnp.arange(36.0).reshape(12, 3),
         jnp.sort(jax.random.normal(jax.random.key(0), (11,))),
@@ -114,7 +114,7 @@ def test_far_from_the_origin_and_on_one_point():
 
 
 def test_close_to_a_perfect_fit_it_is_the_exact_sum():
-    """By rational arithmetic at the floats, where the plain sum has six digits left."""
+    """Against rational arithmetic, where the plain sum has only six digits."""
     rng = np.random.default_rng(5)
     x = rng.integers(-(2**20), 2**20, N) / 2**20
     y = 1 - np.abs(x)
@@ -134,7 +134,7 @@ def test_close_to_a_perfect_fit_it_is_the_exact_sum():
         assert abs(float(got) - float(exact)) <= rtol * float(exact) + 1e-29
 
 
-def test_only_what_is_faster_goes_by_sorted_rows():
+def test_sorted_rows_are_used_only_if_they_are_faster():
     x, y = data(6)
     assert gflow.EmpiricalRisk(x, y).rows_in_order is not None
     others = [

@@ -53,7 +53,7 @@ def _decay(rates, still, t, y):
 
 
 def pendulum(t, y):
-    """Nonlinear, coupled and driven: every order condition up to the fourth takes part."""
+    """Nonlinear, coupled and driven, so that every order condition up to the fourth matters."""
     x, v, w = y
     like = jnp if isinstance(y, jax.Array) else np
     return like.stack([v * w, -like.sin(x) - 0.3 * v + like.cos(t), x * v - w**2 + t])
@@ -73,7 +73,7 @@ def test_observed_order(solver, s):
 
 @pytest.mark.parametrize("s", [5, 6, 11, 30, 150])
 def test_order_conditions_of_rock4(s):
-    # From the tableau written out, all eight conditions in their usual form.
+    # All eight conditions in their usual form, from the full tableau.
     made = rock.coefficients(s)
     m = s - 4
     rows = np.zeros((s + 1, s + 1))
@@ -108,7 +108,7 @@ def test_stable_up_to_the_stated_bound(solver):
         rates = jnp.linspace(0.0, bound, size)
         growth = steps(solver, decay(rates), jnp.ones(size), jnp.asarray(s), 1, 1.0)
         growth = np.abs(np.asarray(growth))
-        # Damped to some 0.95 past the first fall, which follows exp(−z).
+        # Damped to about 0.95 beyond the first decay, which follows exp(−z).
         assert growth.max() <= 1 and growth[rates > 2.5].max(initial=0.0) < 0.96
         assert int(solver.stages(jnp.asarray(0.999 * bound))) == s
         assert int(solver.stages(jnp.asarray(1.001 * bound))) == s + 1
@@ -119,14 +119,14 @@ def test_small_positive_eigenvalues_do_no_harm(solver):
     for s in stage_numbers(solver)[1:]:
         rates = jnp.linspace(-0.3, 0.0, 31)
         growth = steps(solver, decay(rates), jnp.ones(31), jnp.asarray(s), 1, 1.0)
-        # The first term left out, of order 3 or 5 with a coefficient of less than 1/order!.
+        # The first neglected term, of order 3 or 5, with a coefficient below 1/order!.
         bound = 0.3**3 / 6 if solver.order(None) == 2 else 0.3**5 / 120
         assert np.abs(np.asarray(growth) - np.exp(-np.asarray(rates))).max() < bound
 
 
 @either
 def test_roundings_grow_no_more_than_stated(solver):
-    # At rest on the stiffest spectrum that s stages allow, whatever moves is a rounding.
+    # At rest, with the stiffest spectrum that s stages allow, all motion is rounding error.
     still = 1.0 + jnp.sin(jnp.arange(4001.0))
     eps = float(jnp.finfo(still.dtype).eps)
     few = isinstance(solver, gflow.RKC2)
@@ -134,7 +134,7 @@ def test_roundings_grow_no_more_than_stated(solver):
         rates = jnp.linspace(0.0, reach(solver, s), 4001)
         y = steps(solver, decay(rates, still), still + eps, jnp.asarray(s), 20, 1.0)
         moved = jnp.abs(y - still).max()
-        # Twenty steps, of which each damps what came before.
+        # Twenty steps, each of which damps the errors of those before.
         assert moved < eps * (10 * s if few else 20 * 6e-4 * s**8)
 
 
@@ -238,9 +238,9 @@ def test_spectral_radius_with_its_safety(seed, kind):
     exact = np.abs(np.linalg.eigvalsh(matrix)).max()
     assert 1 <= stabilised._SAFETY * float(radius) / exact <= 1.3
     assert int(products) < 100
-    # From there on one product is enough.
+    # Continued from there, one product is enough.
     again = stabilised.spectral_radius(lambda v: jnp.asarray(matrix) @ v, vector, radius)
-    assert int(again[2]) == 1 and float(again[0]) >= float(radius)
+    assert int(again.num_products) == 1 and float(again.radius) >= float(radius)
 
 
 def test_no_field_has_no_radius():
@@ -303,7 +303,7 @@ def test_pytrees_backwards_and_batches(solver):
     rates = jnp.array([1.0, 2.0])
     found = jax.vmap(solve, (0, None))(rates, 0.0)
     angles = np.outer(rates, [0.5, 1.0])[:, :, None] * np.ones(2)
-    # Some hundred times the tolerance, as an error of each step.
+    # The tolerance is that of one step, of which there are some hundred.
     np.testing.assert_allclose(found["a"], np.cos(angles), atol=2e-4)
     np.testing.assert_allclose(found["b"], -np.sin(angles), atol=2e-4)
 
@@ -329,7 +329,7 @@ def test_misuse():
 @pytest.mark.slow
 @either
 def test_memory_of_a_solve(solver):
-    # 40 times the parameters are allowed; nothing here depends on the number of stages.
+    # 40 vectors of parameters are allowed, whatever the number of stages.
     size = 100_000
     rates = jnp.linspace(0.0, 1e4, size)
     field = lambda t, y, args: -args * y
@@ -364,7 +364,7 @@ def test_the_flow_of_a_smooth_network(solver, wave, smooth_net, smooth_field):
     np.testing.assert_allclose(flat(flow.final), exact, atol=3e-5)
     assert 0 < flow.stats["num_hessian_products"] < flow.stats["num_field_evaluations"] / 10
     assert flow.stats["num_field_evaluations"] >= 2 * flow.stats["num_steps"]
-    # The local errors of the dissipation add up: that of each step is near the tolerance.
+    # The errors of the dissipation add up, each near the tolerance.
     assert jnp.abs(flow.diagnostics.energy).max() < 1e-6 * flow.stats["num_steps"]
     if isinstance(solver, gflow.ROCK4):
         in_pieces = gflow.solve_flow(wave, smooth_net, **options, progress=True)
@@ -392,8 +392,8 @@ def test_slides_that_end_do_not_begin_again_without_end():
     options = {"t1": 1e4, "ts": [1e4], "solver": gflow.ROCK4()}
     close = gflow.solve_flow(known.risk, known.net, rtol=1e-6, **options)
     assert close.kinks.counts()["slide begins"] == 18
-    # What is left of the stiff modes moves the weights of slides by much: some end too early. Of
-    # those that follow there would be thousands if the tolerance gave them no slack.
+    # Errors of the stiff modes end some slides too early. Without the slack of the tolerance,
+    # thousands of slides would follow.
     loose = gflow.solve_flow(known.risk, known.net, rtol=1e-5, throw=False, **options)
     assert loose.ts[-1] == 1e4 and loose.kinks.counts()["slide begins"] < 1_000
     assert abs(loose.risk[-1] - close.risk[-1]) < 1e-5 * close.risk[-1]

@@ -17,7 +17,7 @@ CDF, ORTHANT = jax.jit(bivariate_normal_cdf), jax.jit(lambda *a: orthant(*a))
 
 
 def exact(h, k, minus, plus):
-    """∫ φ(x) Φ((k − ρx)/q) dx up to h, with 25 digits; the smaller of 1 − ρ and 1 + ρ counts."""
+    """∫ φ(x) Φ((k − ρx)/q) dx up to h, with 25 digits, from the smaller of 1 − ρ and 1 + ρ."""
     with mp.workdps(25):
         h, k, minus, plus = map(mp.mpf, (h, k, minus, plus))
         rho = 1 - minus if minus <= plus else plus - 1
@@ -37,7 +37,7 @@ def close(got, cases, atol):
         assert abs(float(mp.mpf(float(value)) - exact(*case))) < atol, case
 
 
-# Errors seen are below 2e-16.
+# The errors that occur are below 2e-16.
 def test_random_correlations():
     rng = np.random.default_rng(0)
     cases = [(*rng.normal(size=2) * rng.choice([0.1, 1, 3]), rng.uniform(-1, 1)) for _ in range(40)]
@@ -49,7 +49,7 @@ def test_random_correlations():
 def test_nearly_aligned_and_opposite():
     rng = np.random.default_rng(1)
     cases = []
-    # At 1e-16 the rounding of h decides on which side of the corner the origin is.
+    # At 1e-16 the rounding of h decides on which side of the corner the origin lies.
     angles, shifts = (1e-1, 1e-4, 1e-8, 1e-12, 1e-16, 0.0), (0, 3e-16, 1e-15, 1e-8, 1e-3)
     for angle, shift in itertools.product(angles, shifts):
         h = rng.normal()
@@ -86,7 +86,7 @@ def test_identities(h, k, rho):
 
 
 def test_small_probabilities_have_a_small_error():
-    # It goes with the larger tail, not with 1; its relative rounding is k²/2 times that of k.
+    # It is relative to the larger tail, whose relative rounding error is about k²/2 units.
     h, k, rho = -6.0, -5.0, 0.3
     got = float(CDF(jnp.asarray(h), jnp.asarray(k), jnp.asarray(rho)))
     want = exact(h, k, 1 - mp.mpf(rho), 1 + mp.mpf(rho))
