@@ -258,6 +258,7 @@ def test_single_precision_says_what_to_expect(wave):
         gflow.solve_flow(wave, gflow.ShallowNet(1, 8, key=KEY, activation="tanh"), t1=1.0)
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
