@@ -244,6 +244,7 @@ def test_deep_networks_are_certified_at_large_last_layers(out_size, last):
     assert large.rate == pytest.approx(100 * certificate.rate, rel=0.1)
 
 
+@pytest.mark.slow
 def test_flow_and_descent_keep_the_promises():
     risk, net = deep(1e2)
     certificate = deep_certificate(1e2)

@@ -294,6 +294,7 @@ def test_every_result_has_a_name():
     assert all(RESULTS[getattr(RESULTS, name)] for name in RESULT_NAMES)
 
 
+@pytest.mark.slow
 def test_arguments_of_another_type_are_named():
     # Without the type checker of these tests, which would object first.
     script = """

@@ -145,6 +145,7 @@ def test_risk_and_gradient_of_random_networks(seed, scale, like_teacher, no_weig
     assert VALUE(gflow.GaussianRisk(teacher), net) > -1e-14
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_symmetries(seed):
@@ -186,6 +187,7 @@ def test_hessian_products_are_derivatives_of_the_gradient(activation):
 # ---- at and near the teacher --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "erf"])
 def test_at_the_teacher(activation):
     net = make(KEYS[3], 2, 4, activation=activation)
@@ -265,6 +267,7 @@ def test_flow_and_descent():
     assert gd.risk[-1] == pytest.approx(float(flow.risk[-1]), rel=0.05)
 
 
+@pytest.mark.slow
 def test_flow_stays_at_the_teacher_and_degenerate_units_stay():
     teacher = make(KEYS[7], 3, 3, use_bias=False)
     teacher = eqx.tree_at(lambda n: n.v, teacher, teacher.v.at[2].set(0.0))

@@ -92,6 +92,7 @@ def test_parameters_of_the_references(reference):
     assert np.abs(flow.diagnostics.energy).max() < 1e-7
 
 
+@pytest.mark.slow
 def test_kinks_of_the_references(reference):
     known, flow = reference
     expected_times = [kink.time for kink in known.kinks]
@@ -148,6 +149,7 @@ def test_full_order_through_kinks_and_slides(solver, order, sizes, exact_end):
     assert observed > order - 0.2, errors
 
 
+@pytest.mark.slow
 def test_gradient_descent_has_order_one_through_crossings_and_slides(exact_end):
     risk, net = small_problem()
     sizes = 0.02 / 2.0 ** np.arange(5)

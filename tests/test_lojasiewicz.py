@@ -31,7 +31,9 @@ def to_one(net):
     return (net.w[0] * net.w[1] - 1) ** 2
 
 
-@pytest.fixture(scope="module", params=[2, 3, 4])
+@pytest.fixture(
+    scope="module", params=[2, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (3, 4))]
+)
 def chain(request):
     """A ReLU chain of equal weights, whose risk is (w_0^{-(2K-2)} + (2K-2) t)^{-K/(K-1)} / 2."""
     flow = gflow.solve_flow(to_zero, Product(jnp.full(request.param, 0.8)), t1=1e6)

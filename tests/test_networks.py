@@ -19,6 +19,7 @@ def by_hand(net: gflow.ShallowNet, x: np.ndarray) -> np.ndarray:
     return np.maximum(w @ x + b, 0) @ (net.output_scale * v) + c
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     in_size=st.integers(1, 4),

@@ -91,6 +91,7 @@ def test_kinks_and_breakpoints(wave):
     assert sum(len(line.get_xdata()) == len(flow) for line in ax.lines) == 8
 
 
+@pytest.mark.slow
 def test_kinks_at_the_start_are_drawn_on_the_logarithmic_axis(wave):
     flow = gflow.solve_flow(wave, gflow.ShallowNet(1, 8, key=jax.random.key(4)), t1=12.0, rtol=1e-6)
     early = eqx.tree_at(lambda f: f.kinks.time, flow, flow.kinks.time.at[:2].set(0.0))

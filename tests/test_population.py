@@ -29,8 +29,11 @@ from tests.helpers.one_input_risks import (
     [
         (1, 36, {}),
         (8, 72, {}),
-        (50, 60, {"activation": "leaky_relu(0.3)", "output_scale": 0.7}),
-        (200, 32, {}),
+        pytest.param(
+            *(50, 60, {"activation": "leaky_relu(0.3)", "output_scale": 0.7}),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(200, 32, {}, marks=pytest.mark.slow),
     ],
 )
 def test_risk_and_gradient_against_50_digits(width, cases, options):

@@ -91,6 +91,7 @@ def test_invariants_along_the_flow(constant_target):
     np.testing.assert_allclose(v + 8 * dissipated, v[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_flow_of_a_dead_network(constant_target):
     """O9: c − m decays like e^(−2t) with m = ∫ f p, the risk like Var f + (c0 − m)² e^(−4t)."""
     risk, xi = constant_target

@@ -12,6 +12,7 @@ T = np.append(0.0, np.geomspace(1e-3, 100, 200))
 
 
 # Without shrinking, which takes minutes for fits of some tenths of a second.
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     law=st.sampled_from(["exponential", "power"]),

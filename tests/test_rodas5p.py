@@ -167,6 +167,7 @@ def test_order_with_fixed_steps(exact_pendulum):
     assert gflow.observed_order(sizes, errors).value == pytest.approx(5.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_order_of_the_dense_output_of_one_step(exact_pendulum):
     # The order of a single step is one more, here at two fifths of it. Both ends are exact.
     sizes = 0.05 * 2.0 ** np.arange(3)

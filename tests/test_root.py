@@ -17,6 +17,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @settings(deadline=None, max_examples=20)
 @given(root=st.floats(0.01, 0.99))

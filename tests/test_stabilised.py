@@ -223,6 +223,7 @@ def power(matrix, start):
     return stabilised.spectral_radius(lambda v: matrix @ v, start, jnp.zeros(()))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**31), st.sampled_from(["indefinite", "negative", "decaying"]))
 def test_spectral_radius_with_its_safety(seed, kind):
@@ -325,6 +326,7 @@ def test_misuse():
         gflow.ROCK4(max_stages=151)
 
 
+@pytest.mark.slow
 @either
 def test_memory_of_a_solve(solver):
     # 40 vectors of parameters are allowed, whatever the number of stages.
