@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, to_rgba
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from gflow.arguments import ArgumentError, Described
 from gflow.compare import Comparison, ConvergenceOrder
@@ -164,6 +164,7 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
         if those.any():
             ax.plot(time[those], unit[those], marker, color=colour, ms=5, ls="", label=kind.label)
     ax.set(xlabel="flow time t", ylabel="unit")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     if len(time):
         ax.set_xscale("log")
         ax.legend(
