@@ -42,7 +42,7 @@ def solve(run: AbstractRun, max_steps: int, pauses: Pauses) -> Solved:
         return _solve_in_pieces(start, max_steps, pauses)
     if pauses.progress or pauses.checkpoint is not None:
         name = "progress" if pauses.progress else "checkpoint"
-        got = Described("a risk that JAX traces")
+        got = Described("a traced risk")
         raise ArgumentError(name, got, "known arrays: no jax.jit")
     return Solved(run, run.advance(run.init(), max_steps))
 
