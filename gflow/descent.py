@@ -1,7 +1,7 @@
 """`descend`: discrete gradient descent, with any optax optimiser, as a trajectory."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -21,9 +21,17 @@ from gflow.arguments import (
     positive_int,
 )
 from gflow.nonsmooth.gradients import squared_norm
-from gflow.parameters import Net, split_trainable
+from gflow.optimisers import Optimiser, as_optimiser
+from gflow.parameters import Net, TimeScales, split_trainable
 from gflow.progress import progress_bar
-from gflow.recording import States, finish, record as record_trajectory, truncated, with_retry
+from gflow.recording import (
+    States,
+    as_observations,
+    finish,
+    record as record_trajectory,
+    truncated,
+    with_retry,
+)
 from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
 
@@ -43,6 +51,8 @@ def descend(
     batch_size: int | None = None,
     key: PRNGKeyArray | None = None,
     trainable: Sequence[str] | PyTree | None = None,
+    time_scales: PyTree | None = None,
+    observe: Mapping[str, Callable[[Any], Any]] | None = None,
     progress: bool = False,
     throw: bool = True,
 ) -> Trajectory[Net]:
@@ -55,10 +65,12 @@ def descend(
 
     **Arguments:**
 
-    - `risk`, `net`, `trainable`, `throw`: as in `solve_flow`.
+    - `risk`, `net`, `trainable`, `observe`, `throw`: as in `solve_flow`.
     - `optimiser`: a function from the step size to an optax transformation, such as `optax.sgd`
       (plain gradient descent) or `optax.adam`; or a transformation. With a function, other step
-      sizes run the same compiled loop; a new transformation compiles anew.
+      sizes run the same compiled loop; a new transformation compiles anew. Labels and masks, as of
+      `optax.multi_transform`, are trees like the network or like its trained part. Of
+      `optax.lookahead` the fast parameters are recorded.
     - `step_size`: h, the flow time of one step. A transformation has its own learning rate inside;
       then h only sets the times.
     - `num_steps`: the number of steps.
@@ -66,6 +78,7 @@ def descend(
       last step is always recorded.
     - `batch_size`: rows drawn for each step, uniformly with replacement, with `key`; all if None.
       Needs a risk with `minibatch`, such as `EmpiricalRisk`.
+    - `time_scales`: τ as in `solve_flow`, factors of the updates: u becomes τ ⊙ u.
     - `progress`: shows a progress bar; Ctrl-C then ends the run with the result "interrupted".
 
     **Returns:** a `Trajectory` at the recorded steps. Its risk and gradient norm are those of all
@@ -79,24 +92,31 @@ def descend(
         step_size = positive("step_size", step_size)
     marks = _marks(record, positive_int("num_steps", num_steps))
     _check_batches(risk, batch_size, key)
-    if not callable(optimiser) and not isinstance(optimiser, optax.GradientTransformation):
-        raise ArgumentError("optimiser", optimiser, "an optax transformation, or optax.sgd")
     trained, frozen = split_trainable(net, trainable)
+    scales = TimeScales.of(time_scales, net, trained)
+    observations = as_observations(observe, net)
+    if progress and not is_concrete(risk, net, step_size, key):
+        raise ArgumentError("progress", True, "False where JAX traces the descent")
     dtype = jax.tree.leaves(trained)[0].dtype
     h = jnp.asarray(step_size, dtype)
-    problem = DescentProblem(risk, trained, frozen, optimiser, h, batch_size, key)
+    problem = DescentProblem(risk, trained, frozen, optimiser, h, batch_size, key, scales)
 
     run = _run_in_pieces if progress else _run_whole
     state, recorded = run(problem, jnp.asarray(marks))
     method = _method(optimiser, batch_size)
-    trajectory = with_retry(lambda: _record(problem, recorded, state, method))
+    trajectory = with_retry(lambda: _record(problem, recorded, state, method, observations))
     if is_concrete(recorded.num_filled):
         trajectory = truncated(trajectory, int(recorded.num_filled))
     return finish(trajectory, throw=throw)
 
 
 def _method(optimiser, batch_size: int | None) -> str:
-    name = getattr(optimiser, "__name__", "optax")
+    name = getattr(optimiser, "__name__", type(optimiser).__name__)
+    name = {
+        "<lambda>": "own optimiser",
+        "GradientTransformation": "optax",
+        "GradientTransformationExtraArgs": "optax",
+    }.get(name, name)
     method = "gradient descent" if optimiser is optax.sgd else f"descent, {name}"
     return method if batch_size is None else f"{method}, minibatches of {batch_size}"
 
@@ -109,27 +129,21 @@ class DescentProblem(eqx.Module):
     step_size: Float[Array, ""]
     batch_size: int | None = eqx.field(static=True)
     key: PRNGKeyArray | None
+    time_scales: TimeScales
 
     def start(self) -> "DescentState":
         no = jnp.zeros((), self.step_size.dtype)
-        opt_state = self._transformation().init(self.trained)
+        opt_state = self._optimiser(self._value).init(self.trained)
         return DescentState(jnp.asarray(0), self.trained, opt_state, no, jnp.asarray(True))
 
     def step(self, state: "DescentState") -> "DescentState":
         """One step; a step that is not finite is not taken."""
         value_of = lambda params: self._value(params, state.step)
         value, gradient = jax.value_and_grad(value_of)(state.params)
-        # optax mixes number types, which a user's strict promotion would refuse.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = self._transformation().update(
-                gradient,
-                state.opt_state,
-                state.params,
-                value=value,
-                grad=gradient,
-                value_fn=value_of,
-            )
-        squared = squared_norm(updates)
+        optimiser = self._optimiser(value_of)
+        updates, opt_state = optimiser.update(gradient, state.opt_state, state.params, value)
+        updates = self.time_scales.times(updates)
+        squared = squared_norm(self.time_scales.scaled(updates))
         new = DescentState(
             state.step + 1,
             optax.apply_updates(state.params, updates),
@@ -140,7 +154,7 @@ class DescentProblem(eqx.Module):
         old = state._replace(finite=new.finite)
         return jax.tree.map(lambda a, b: jnp.where(new.finite, a, b), new, old)
 
-    def _value(self, params, step):
+    def _value(self, params, step=0):
         net = eqx.combine(params, self.frozen)
         if self.batch_size is None or self.key is None:
             return self.risk(net)
@@ -148,11 +162,8 @@ class DescentProblem(eqx.Module):
         rows = jax.random.randint(key, (self.batch_size,), 0, self.risk.num_data)
         return self.risk.minibatch(net, rows)
 
-    def _transformation(self) -> optax.GradientTransformationExtraArgs:
-        given = self.optimiser
-        if not isinstance(given, optax.GradientTransformation):
-            given = given(self.step_size)
-        return optax.with_extra_args_support(given)
+    def _optimiser(self, value_fn: Callable[[PyTree], Array]) -> Optimiser:
+        return as_optimiser(self.optimiser, self.step_size, self.trained, self.frozen, value_fn)
 
 
 class DescentState(NamedTuple):
@@ -249,7 +260,11 @@ def _join(
 
 @eqx.filter_jit
 def _record(
-    problem: DescentProblem, recorded: RecordedDescent, state: DescentState, method: str
+    problem: DescentProblem,
+    recorded: RecordedDescent,
+    state: DescentState,
+    method: str,
+    observe: dict[str, Callable],
 ) -> Trajectory:
     rows = recorded.rows
     return record_trajectory(
@@ -265,7 +280,10 @@ def _record(
             "num_steps": jnp.asarray(state.step),
             "num_field_evaluations": jnp.asarray(state.step),
             "step_size": problem.step_size,
+            **problem.time_scales.stats(problem.trained),
         },
+        observe=observe,
+        time_scales=problem.time_scales,
         result=recorded.result,
         kind="descent",
         method=method,

@@ -37,6 +37,9 @@ def as_dataset(trajectory: "Trajectory") -> "xarray.Dataset":
         name: (dims, np.asarray(array), {"long_name": f"parameter {name}"})
         for name, dims, array in named_parameters(trajectory.params)
     }
+    for name, array in trajectory.observed.items():
+        dims = ("time", *(f"{name}_{axis}" for axis in range(array.ndim - 1)))
+        variables[f"observed_{name}"] = (dims, np.asarray(array), {"long_name": name})
     if trajectory.kinks is not None:
         variables |= {
             f"kink_{name}": ("kink", np.asarray(getattr(trajectory.kinks, name)))

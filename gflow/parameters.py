@@ -1,4 +1,4 @@
-"""The trained parameters of a network, and their places in the flat vector θ."""
+"""The trained parameters of a network, their places in the flat vector θ, and its time scales."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 from typing_extensions import TypeVar
 
-from gflow.arguments import ArgumentError, Described, PyTree
+from gflow.arguments import ArgumentError, Described, PyTree, is_concrete, positive
 
 # Any network: an equinox module, or another pytree of arrays.
 Net = TypeVar("Net", default=Any)
@@ -24,7 +24,7 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
     `("v", "c")`, or an equinox filter specification (a pytree of booleans, or a prefix of one).
 
     **Raises:** `ArgumentError` for unknown names, a choice without floating-point arrays, and
-    trained arrays of several types.
+    trained arrays that are complex or of several types.
     """
     spec = trainable
     if trainable is None:
@@ -33,26 +33,42 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
         raise ArgumentError("trainable", trainable, f"a tuple of names, ({trainable!r},)")
     elif isinstance(trainable, (list, tuple)) and all(isinstance(n, str) for n in trainable):
         for name in trainable:
-            if name not in vars(net):
-                fields = [f for f in vars(net) if eqx.is_array(getattr(net, f))]
-                raise ArgumentError("trainable", name, f"fields of the network: {fields}")
-        spec = jax.tree.map(lambda _: False, net)
-        chosen = [n for n in trainable if getattr(net, n) is not None]
-        spec = eqx.tree_at(
-            lambda s: [getattr(s, n) for n in chosen],
-            spec,
-            [jax.tree.map(eqx.is_inexact_array, getattr(net, n)) for n in chosen],
+            _check_field("trainable", name, net)
+        spec = jax.tree.map_with_path(
+            lambda path, leaf: _field(path) in trainable and eqx.is_inexact_array(leaf), net
         )
-    trained, frozen = eqx.partition(net, spec)
+    try:
+        trained, frozen = eqx.partition(net, spec)
+    except ValueError:
+        wanted = "names of fields, or a filter specification of the network's structure"
+        raise ArgumentError("trainable", trainable, wanted) from None
     arrays = jax.tree.leaves(trained)
     if not arrays or not all(eqx.is_inexact_array(a) for a in arrays):
         raise ArgumentError(
             "trainable", Described(repr(trainable)), "a choice of at least one array of floats"
         )
+    if any(jnp.iscomplexobj(a) for a in arrays):
+        got = Described("complex parameters")
+        raise ArgumentError("net", got, "real ones, such as real and imaginary parts")
     if len({a.dtype for a in arrays}) > 1:
         found = ", ".join(sorted({str(a.dtype) for a in arrays}))
         raise ArgumentError("net", Described(f"parameters of types {found}"), "one floating type")
     return trained, frozen
+
+
+def _field(path: tuple[Any, ...]) -> Any:
+    """The field of a network, or the key of a dict, that a leaf belongs to."""
+    key = path[0] if path else None
+    return getattr(key, "name", getattr(key, "key", getattr(key, "idx", None)))
+
+
+def _check_field(argument: str, name: Any, net: PyTree) -> None:
+    named = net if isinstance(net, Mapping) else getattr(net, "__dict__", {})
+    if name in named or name in getattr(net, "_fields", ()):
+        return
+    paths = jax.tree_util.tree_leaves_with_path(eqx.filter(net, eqx.is_inexact_array))
+    fields = list(dict.fromkeys(_field(path) for path, _ in paths))
+    raise ArgumentError(argument, name, f"fields of the network: {fields}")
 
 
 class ParameterLayout:
@@ -87,6 +103,88 @@ class ParameterLayout:
         names = [name for name in by_name if getattr(self.places, name) is not None]
         names.sort(key=lambda name: getattr(self.places, name).flat[0])
         return jnp.concatenate([by_name[name].reshape(*lead, -1) for name in names], axis=-1)
+
+
+class TimeScales(eqx.Module):
+    r"""Positive numbers τ, one for each entry of θ, of the flow dθ/dt = −τ ⊙ ∇L(θ).
+
+    In the coordinates $\varphi = \theta/\sqrt\tau$ it is the gradient flow
+    $d\varphi/dt = -\nabla_\varphi L$. Along kinks it slides by the projection in the metric 1/τ,
+    the Euclidean one of φ. `roots` are √τ, None where all are 1.
+    """
+
+    roots: Float[Array, " size"] | None = None
+
+    @classmethod
+    def of(cls, given: PyTree, net: PyTree, trained: PyTree) -> "TimeScales":
+        """From one number, numbers by field, or a pytree of numbers that is a prefix of `net`.
+
+        **Raises:** `ArgumentError` for unknown fields, and numbers that are not positive.
+        """
+        if given is None:
+            return cls()
+        leaves = jax.tree.leaves(trained)
+        roots = jnp.sqrt(jnp.asarray(_numbers(given, net, trained), leaves[0].dtype))
+        return cls(jnp.repeat(roots, np.array([a.size for a in leaves])))
+
+    def theta(self, phi: Float[Array, " *size"]) -> Float[Array, " *size"]:
+        """θ = √τ φ."""
+        return phi if self.roots is None else self.roots * phi
+
+    def phi(self, theta: Float[Array, " *size"]) -> Float[Array, " *size"]:
+        """φ = θ/√τ."""
+        return theta if self.roots is None else theta / self.roots
+
+    def scaled(self, params: PyTree) -> PyTree:
+        """φ, as a pytree like θ."""
+        return params if self.roots is None else unflat(params, self.phi(flat(params)))
+
+    def of_gradient(self, gradient: PyTree) -> PyTree:
+        """The gradient by φ from that by θ."""
+        if self.roots is None:
+            return gradient
+        return unflat(gradient, self.roots * flat(gradient))
+
+    def times(self, updates: PyTree) -> PyTree:
+        """τ ⊙ updates."""
+        return self.of_gradient(self.of_gradient(updates))
+
+    def stats(self, trained: PyTree) -> dict[str, Array]:
+        """`time_scale_NAME` of each trained array; {} where all are 1."""
+        if self.roots is None:
+            return {}
+        places = jax.tree_util.tree_leaves_with_path(ParameterLayout(trained).places)
+        named = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+        return {f"time_scale_{named(p)}": self.roots[place.flat[0]] ** 2 for p, place in places}
+
+    def by_phi(self, derivative: Array, places: np.ndarray | None) -> Array:
+        """A derivative by one trained array, with these places in θ, as that by its φ."""
+        if self.roots is None or places is None:
+            return derivative
+        return self.roots[places.flat[0]] * derivative
+
+
+UNSCALED = TimeScales()
+
+
+def _numbers(given: PyTree, net: PyTree, trained: PyTree) -> list[Any]:
+    """The number of each trained array, in the order of θ."""
+    if isinstance(given, Mapping):
+        for name in given:
+            _check_field("time_scales", name, net)
+        spread = jax.tree.map_with_path(lambda path, _: given.get(_field(path), 1.0), trained)
+    else:
+        try:
+            spread = jax.tree.broadcast(given, net)
+        except ValueError:
+            wanted = "a number, numbers by field such as {'v': 0.1}, or a prefix of the network"
+            raise ArgumentError("time_scales", given, wanted) from None
+        spread = jax.tree.map(lambda _, number: number, trained, spread)
+    numbers = jax.tree.leaves(spread)
+    for number in numbers:
+        if is_concrete(number):
+            positive("time_scales", number)
+    return numbers
 
 
 def flat(trained: PyTree) -> Float[Array, " size"]:

@@ -1,6 +1,6 @@
 """How `solve_flow` and `descend` turn trained parameters along times into a trajectory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,11 +9,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gflow.arguments import PyTree, is_concrete
+from gflow.arguments import ArgumentError, Described, PyTree, is_concrete
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.gradients import squared_norm
+from gflow.parameters import TimeScales
 from gflow.results import RESULTS, SUCCESSES
 from gflow.trajectory import Diagnostics, Trajectory, TrajectoryError
+
+
+def as_observations(observe: Any, net: PyTree) -> dict[str, Callable[[Any], Array]]:
+    """The functions of a network to be observed, by name.
+
+    **Raises:** `ArgumentError` if one cannot be called on `net`, or does not return one array.
+    """
+    wanted = "functions of a network by name, such as {'test_risk': test_risk}"
+    if observe is None:
+        return {}
+    if not isinstance(observe, Mapping):
+        raise ArgumentError("observe", observe, wanted)
+    for name, function in observe.items():
+        if not isinstance(name, str) or not callable(function):
+            raise ArgumentError("observe", Described(f"{name!r}: {function!r}"), wanted)
+        found = eqx.filter_eval_shape(function, net)
+        if jax.tree.structure(found) != jax.tree.structure(0):
+            got = Described(f"{name!r}, which returns {eqx.tree_pformat(found)}")
+            raise ArgumentError("observe", got, "functions that return one array each")
+    return dict(observe)
 
 
 class States(NamedTuple):
@@ -30,19 +51,29 @@ class States(NamedTuple):
 
 
 def record(
-    risk: Callable, start: PyTree, frozen: PyTree, states: States, *, result: RESULTS, **rest: Any
+    risk: Callable,
+    start: PyTree,
+    frozen: PyTree,
+    states: States,
+    *,
+    result: RESULTS,
+    observe: Mapping[str, Callable],
+    time_scales: TimeScales,
+    **rest: Any,
 ) -> Trajectory:
     """The trajectory through `states` from the trained parameters `start`.
 
     `rest` are the other fields of `Trajectory`. Jittable; memory beyond the result is that of one
-    gradient.
+    gradient, and of what is observed.
     """
 
     def measure(params):
         value, gradient = jax.value_and_grad(lambda p: risk(eqx.combine(p, frozen)))(params)
-        return value, jnp.sqrt(squared_norm(gradient))
+        net = eqx.combine(params, frozen)
+        observed = {name: jnp.asarray(of(net)) for name, of in observe.items()}
+        return value, jnp.sqrt(squared_norm(time_scales.of_gradient(gradient))), observed
 
-    values, norms = jax.lax.map(measure, states.trained)
+    values, norms, observed = jax.lax.map(measure, states.trained)
     at_start = risk(eqx.combine(start, frozen))
     result = RESULTS.where(jnp.isfinite(at_start), result, RESULTS.nonfinite)
     energy = at_start - values - states.dissipated
@@ -55,8 +86,9 @@ def record(
         params=eqx.combine(states.trained, still),
         risk=values,
         grad_norm=norms if states.field_norm is None else states.field_norm,
-        diagnostics=Diagnostics(energy, _balance_drift(frozen, start, states.trained)),
+        diagnostics=Diagnostics(energy, _balance_drift(frozen, start, states.trained, time_scales)),
         result=result,
+        observed=observed,
         **rest,
     )
 
@@ -71,13 +103,17 @@ def with_retry(make: Callable[[], Trajectory]) -> Trajectory:
         return eqx.tree_at(lambda t: t.result, trajectory, RESULTS.interrupted)
 
 
-def _balance_drift(frozen: PyTree, start: PyTree, trained: PyTree) -> Array | None:
+def _balance_drift(
+    frozen: PyTree, start: PyTree, trained: PyTree, time_scales: TimeScales
+) -> Array | None:
     net = eqx.combine(start, frozen)
     if not isinstance(net, ShallowNet) or not net.activation.homogeneous:
         return None
     if any(getattr(frozen, name) is not None for name in ("w", "b", "v")):
         return None
-    return jax.vmap(lambda p: eqx.combine(p, frozen).balance() - net.balance())(trained)
+    balance = lambda params: eqx.combine(time_scales.scaled(params), frozen).balance()
+    at_start = balance(start)
+    return jax.vmap(lambda params: balance(params) - at_start)(trained)
 
 
 def truncated(trajectory: Trajectory, count: int) -> Trajectory:
@@ -95,10 +131,13 @@ def truncated(trajectory: Trajectory, count: int) -> Trajectory:
         trajectory.risk,
         trajectory.grad_norm,
         trajectory.diagnostics,
+        trajectory.observed,
     )
     kept = jax.tree.map(lambda a: a[:count] if eqx.is_array(a) else a, saved)
     return eqx.tree_at(
-        lambda t: (t.ts, t.params, t.risk, t.grad_norm, t.diagnostics), trajectory, kept
+        lambda t: (t.ts, t.params, t.risk, t.grad_norm, t.diagnostics, t.observed),
+        trajectory,
+        kept,
     )
 
 

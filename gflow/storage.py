@@ -59,6 +59,11 @@ def load_trajectory(path: Path | str, like: PyTree = None) -> Trajectory:
         kind=attributes["kind"],
         method=attributes["method"],
         kinks=_kink_log(data),
+        observed={
+            name.removeprefix("observed_"): jnp.asarray(data[name].to_numpy())
+            for name in map(str, data)
+            if name.startswith("observed_")
+        },
         kinks_ignored=bool(attributes["kinks_ignored"]),
         switches=tuple(
             Switch(solver, jnp.asarray(time), jnp.asarray(num_steps))

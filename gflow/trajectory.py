@@ -34,13 +34,15 @@ class TrajectoryError(RuntimeError):
 class Diagnostics(eqx.Module):
     """Drifts of identities at the saved times; all are zero along an exact gradient flow.
 
-    - `energy`, shape (times,): L(θ(0)) − L(θ(t)) − ∫₀ᵗ‖θ'‖² ds. Along a descent the integral is
+    - `energy`, shape (times,): L(θ(0)) − L(θ(t)) − ∫₀ᵗ‖θ'‖² ds, with ‖θ'‖² = Σ θ'²/τ for time
+      scales τ. Along a descent the integral is
       that of its polygon, Σ‖Δθ‖²/h, and the drift is of order h. For a flow it is of order
       rtol · L(θ(0)), mostly from the error of the integral, not from that of L(θ(t)). If kinks are
       ignored and units slide along them, the integral counts the chatter across the kink: the drift
       then shows the sliding, at any tolerance, and not the accuracy.
     - `balance`, shape (times, width): the drift of ‖w_i‖² + b_i² − ‖v_i‖² since the start, for each
-      unit of a `ShallowNet` with homogeneous activation that is trained as a whole; None otherwise.
+      unit of a `ShallowNet` with homogeneous activation that is trained as a whole, each square
+      divided by its time scale; None otherwise.
     """
 
     energy: Float[Array, " times"]
@@ -68,11 +70,14 @@ class Trajectory(eqx.Module, Generic[Net]):
     - `risk`, shape (times,): L(θ(t)), over all data also for minibatch descents.
     - `grad_norm`, shape (times,): the norm of the field that was followed, in the trained
       parameters: ‖G(θ(t))‖ of the generalized gradient, or, with located kinks, the norm of the
-      minimal-norm Clarke subgradient, which vanishes at critical points with kinks, too.
+      minimal-norm Clarke subgradient, which vanishes at critical points with kinks, too. With time
+      scales τ, the norm with the squares weighted by τ, so that dL/dt = −grad_norm².
     - `kinks`: the `KinkLog`, None where kinks were not located; `kinks_ignored`: whether the
       network has kinks that were integrated as if they were smooth.
     - `switches`: the solvers that took over on the way, a `Switch` each.
     - `diagnostics`: see `Diagnostics`.
+    - `observed`: the quantities that `observe` asked for, by name, each an array with a leading
+      axis of times.
     - `stats`: numbers of steps, of field evaluations, and more, by name.
     - `result`: a `RESULTS` member; `message` is its sentence, `succeeded` whether all went well.
     - `kind`: "flow" or "descent"; `method`: the method in words.
@@ -90,6 +95,7 @@ class Trajectory(eqx.Module, Generic[Net]):
     kinks: KinkLog | None = None
     kinks_ignored: bool = eqx.field(static=True, default=False)
     switches: tuple[Switch, ...] = ()
+    observed: dict[str, Array] = eqx.field(default_factory=dict)
 
     @property
     def final(self) -> Net:
@@ -153,6 +159,9 @@ class Trajectory(eqx.Module, Generic[Net]):
             facts["kinks"] = f"{crossings:,} crossings, {slides:,} slides ({on:,} at the end)"
         elif self.kinks_ignored:
             facts["kinks"] = self.advice() or "ignored"
+        for name, values in self.observed.items():
+            if values.ndim == 1:
+                facts[name] = f"{values[0]:.6g} → {values[-1]:.6g}"
         for name in ("step_size", "rtol", "atol"):
             if name in self.stats:
                 facts[name.replace("_", " ")] = f"{float(self.stats[name]):g}"

@@ -94,11 +94,11 @@ def test_the_last_step_is_always_recorded():
 
 def test_memory_is_that_of_the_records():
     from gflow import descent
-    from gflow.parameters import split_trainable
+    from gflow.parameters import UNSCALED, split_trainable
 
     trained, frozen = split_trainable(START)
     problem = descent.DescentProblem(
-        quadratic, trained, frozen, optax.sgd, jnp.array(0.1), None, None
+        quadratic, trained, frozen, optax.sgd, jnp.array(0.1), None, None, UNSCALED
     )
     run: Any = descent._run
     lowered = run.lower(problem, descent._start(problem), jnp.array([0, 10, 10**9]))

@@ -98,10 +98,6 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         return theta.at[0].set(jnp.where(pattern.sliding[0, 0], 0.0, theta[0]))
 
     @property
-    def metric(self):
-        return None
-
-    @property
     def padding(self):
         return jnp.arange(2 + self.num_padding) >= 2 if self.num_padding else None
 

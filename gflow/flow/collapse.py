@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from gflow.activations import PiecewiseLinear
 from gflow.flow.problem import FlowProblem, Method
 from gflow.networks import ShallowNet
-from gflow.parameters import ParameterLayout, unflat
+from gflow.parameters import ParameterLayout, flat, unflat
 from gflow.risks import BoxRisk, GaussianRisk, PopulationRisk
 
 # Above this multiple of rtol, (‖v‖² − ‖u‖²)/‖v‖² at the start is not an error of the solver.
@@ -39,10 +39,10 @@ def is_possible(problem: FlowProblem, method: Method) -> bool:
     return problem.trained.w is not None and (net.b is None or problem.trained.b is not None)
 
 
-def num_collapsed(problem: FlowProblem, theta: Float[Array, " size"]) -> Array:
+def num_collapsed(problem: FlowProblem, phi: Float[Array, " size"]) -> Array:
     """How many units are zero in w and b that were not at the start."""
     degenerate = lambda net: jnp.all(net.incoming() == 0, axis=1)
-    return jnp.sum(degenerate(unflat(problem.trained, theta)) & ~degenerate(problem.trained))
+    return jnp.sum(degenerate(problem.params(phi)) & ~degenerate(problem.trained))
 
 
 def of_inner(solution: diffrax.Solution) -> diffrax.Solution:
@@ -120,7 +120,9 @@ class WithCollapse(
         """The units that can reach zero, by their balance at the start.
 
         Units that are smaller than the tolerance are not resolved, and left as they are."""
-        net = eqx.combine(self.problem.trained, self.problem.frozen)
+        problem = self.problem
+        phi = problem.time_scales.phi(flat(problem.trained))
+        net = eqx.combine(unflat(problem.trained, phi), problem.frozen)
         size = _norm(net.v.reshape(net.width, -1))
         if self.problem.trained.v is None:
             return size > 0

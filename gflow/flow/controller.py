@@ -6,12 +6,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gflow.flow.problem import Method
+from gflow.parameters import TimeScales
 
 _DAMPED = {"pcoeff": 0.4, "icoeff": 0.3}
 
 
 def step_size_controller(
     method: Method,
+    time_scales: TimeScales,
     *,
     damped: bool,
     min_step: Float[Array, ""] | None = None,
@@ -24,18 +26,26 @@ def step_size_controller(
     smooth flow, whose steps grow with time, it lags behind, and takes up to a third more steps.
 
     A step whose error is not finite is rejected and the next is smaller; below `min_step` the solve
-    ends rather than shrink for ever. Entries of θ that are `padding` count in no norm.
+    ends rather than shrink for ever. Entries of θ that are `padding` count in no norm. Tolerances
+    are those of θ, whatever the time scales.
     """
     if method.step_size is not None:
         return diffrax.ConstantStepSize()
     return diffrax.PIDController(
         method.rtol,
-        method.atol,
+        _atol_of_state(method.atol, time_scales),
         **(_DAMPED if damped else {}),
         norm=finite_rms if padding is None else eqx.Partial(_rms_of_others, padding),
         dtmin=min_step,
         force_dtmin=False,
     )
+
+
+def _atol_of_state(atol: Float[Array, ""], time_scales: TimeScales) -> Array:
+    """The absolute tolerances of (φ, ∫‖φ'‖²)."""
+    if time_scales.roots is None:
+        return atol
+    return jnp.append(time_scales.phi(atol), atol)
 
 
 def finite_rms(error: Float[Array, " size"]) -> Float[Array, ""]:

@@ -120,7 +120,7 @@ def _with_better_solver(solved: Solved, before: Snapshot, now: Snapshot) -> Solv
         step_size=now.step_size,
         radius=lambda: run.spectral_radius(state),
         rtol=float(run.method.rtol),
-        num_params=len(run.theta0),
+        num_params=len(run.phi0),
         located=run.locates_kinks,
     )
     solver = better_solver(progress, after=switches[-1].solver if switches else None)

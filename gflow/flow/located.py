@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gflow.flow.events import EventAccuracy
-from gflow.flow.loop import LocatedState, Loop, advance, begin, handed_over
+from gflow.flow.located_state import LocatedState
+from gflow.flow.loop import Loop, advance, begin, handed_over
 from gflow.flow.output import FlowOutput
 from gflow.flow.problem import FlowProblem, Method, Span
 from gflow.flow.run import MAX_PIECE_STEPS, AbstractRun, Snapshot
@@ -26,7 +27,7 @@ class LocatedRun(AbstractRun[LocatedState]):
     problem: FlowProblem
     method: Method
     span: Span
-    theta0: Float[Array, " size"]
+    phi0: Float[Array, " size"]
     risk: AbstractPatternRisk
     max_kinks: int = eqx.field(static=True)
 
@@ -37,17 +38,18 @@ class LocatedRun(AbstractRun[LocatedState]):
     @property
     def loop(self) -> Loop:
         method = self.method
-        eps = _KINK_DISTANCE.get(str(self.theta0.dtype), 1e-5)
+        eps = _KINK_DISTANCE.get(str(self.phi0.dtype), 1e-5)
         return Loop(
             self.risk,
             method.with_solver(with_jacobian(method.solver, self.risk.jacobian)),
             self.span,
+            self.problem.time_scales,
             EventAccuracy(eps, accurate_fraction(method.solver)),
             self.max_kinks,
         )
 
     def init(self) -> LocatedState:
-        return begin(self.loop, self.theta0)
+        return begin(self.loop, self.phi0)
 
     def advance(self, state: LocatedState, max_steps: int) -> LocatedState:
         return advance(self.loop, state, jnp.asarray(max_steps))

@@ -1,99 +1,24 @@
 """The flow with located kinks: segments of smooth field, each ended by an event."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from gflow.flow.controller import step_size_controller
 from gflow.flow.events import SLIDE_SCALE, SLIDES, Aim, EventAccuracy, Step
+from gflow.flow.located_state import EventLog, LocatedState, Resolved, Stepping, Trial
 from gflow.flow.output import SavedStates, StepCounts
 from gflow.flow.problem import Method, Span, first_step
 from gflow.flow.stopping import FlowPoint
-from gflow.nonsmooth.pattern import AbstractPattern, Event
+from gflow.nonsmooth.pattern import AbstractPattern
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, KinkResolution
+from gflow.parameters import TimeScales
 from gflow.results import RESULTS
 from gflow.solvers.work import is_counted, nothing_done, total, work_of_step
-
-
-class EventLog(NamedTuple):
-    """The kinks met; the first `num_logged` entries of each array are filled."""
-
-    num_logged: Int[Array, ""]
-    time: Float[Array, " kinks"]
-    unit: Int[Array, " kinks"]
-    row: Int[Array, " kinks"]
-    kind: Int[Array, " kinks"]
-
-    def with_event(self, t: Float[Array, ""], event: Event, shared: bool) -> "EventLog":
-        """With the event of one row, or, if kinks can be `shared`, of all its members."""
-        if shared:
-            rows, count = jnp.arange(len(event.members)), jnp.sum(event.members)
-            # Past the end, where nothing is written, for the others.
-            after = self.num_logged + jnp.cumsum(event.members) - 1
-            places, kinds = jnp.where(event.members, after, len(self.time)), event.kinds
-        else:
-            places, rows, kinds, count = self.num_logged, event.row, event.kinds[event.row], 1
-        write = lambda array, entry: array.at[places].set(entry, mode="drop")
-        return EventLog(
-            self.num_logged + count,
-            write(self.time, t),
-            write(self.unit, event.unit),
-            write(self.row, rows),
-            write(self.kind, kinds),
-        )
-
-
-class Stepping(NamedTuple):
-    """What one step hands to the next: its size, the states of step-size controller and solver,
-    the event it is aimed at, and whether the field has just jumped."""
-
-    size: Float[Array, ""]
-    controller_state: Any
-    aim: Aim
-    solver_state: Any
-    made_jump: Bool[Array, ""]
-
-
-class LocatedState(NamedTuple):
-    """Where a flow with located kinks is, and what it left on the way."""
-
-    t: Float[Array, ""]
-    y: Float[Array, " size"]
-    pattern: AbstractPattern
-    stepping: Stepping
-    saved: SavedStates
-    counts: StepCounts
-    log: EventLog
-    repelled: Bool[Array, ""]
-    result: RESULTS
-
-
-class Trial(NamedTuple):
-    """A step that was tried: where it leads, its dense output from 0 on, whether its error is
-    `good`, the size of the next step, and the states of controller and solver after it."""
-
-    t: Float[Array, ""]
-    y: Float[Array, " size"]
-    dense: diffrax.AbstractLocalInterpolation
-    dt: Float[Array, ""]
-    good: Bool[Array, ""]
-    next_size: Float[Array, ""]
-    controller_state: Any
-    solver_state: Any
-
-
-class Resolved(NamedTuple):
-    """What is left when all events at one time are dealt with, and how many there were."""
-
-    y: Float[Array, " size"]
-    pattern: AbstractPattern
-    log: EventLog
-    num_events: Int[Array, ""]
-    repelled: Bool[Array, ""]
 
 
 class Loop(eqx.Module):
@@ -102,6 +27,7 @@ class Loop(eqx.Module):
     risk: AbstractPatternRisk
     method: Method
     span: Span
+    time_scales: TimeScales
     accuracy: EventAccuracy
     max_kinks: int = eqx.field(static=True)
 
@@ -115,7 +41,8 @@ class Loop(eqx.Module):
 
     @property
     def controller(self) -> diffrax.AbstractStepSizeController:
-        return step_size_controller(self.method, damped=True, padding=self.risk.padding)
+        padding = self.risk.padding
+        return step_size_controller(self.method, self.time_scales, damped=True, padding=padding)
 
     def controller_start(self, y: Float[Array, " size"]) -> Any:
         """The state of the controller before the first step, whose size is known."""
@@ -241,10 +168,14 @@ class Loop(eqx.Module):
         result = RESULTS.where(jnp.isfinite(s.y).all(), result, RESULTS.nonfinite)
         full = s.log.num_logged > self.max_kinks
         result = RESULTS.where(full, RESULTS.max_kinks_reached, result)
-        theta = s.y[:-1]
-        speed = self.speed(s.y, s.pattern)
-        elapsed = s.t - self.span.t0
-        point = FlowPoint(elapsed, theta, s.y[-1], self.risk.value(theta), speed)
+        phi, speed = s.y[:-1], self.speed(s.y, s.pattern)
+        point = FlowPoint(
+            elapsed=s.t - self.span.t0,
+            theta=self.time_scales.theta(phi),
+            dissipated=s.y[-1],
+            risk=self.risk.value(phi),
+            grad_norm=speed,
+        )
         fired = self.method.stop.fired(point)
         return RESULTS.where(keep & ~(fired == RESULTS.successful), fired, result)
 

@@ -11,23 +11,32 @@ from jaxtyping import Array, Float, Int
 
 from gflow.arguments import PyTree
 from gflow.flow.stopping import Stop
-from gflow.parameters import unflat
+from gflow.parameters import UNSCALED, TimeScales, unflat
 
 
 class FlowProblem(eqx.Module):
-    """A risk, and the trained and the other parameters of the network that the flow starts from."""
+    """A risk, and the trained and the other parameters of the network that the flow starts from.
+
+    Solvers see θ in the coordinates φ = θ/√τ of the time scales, in which the flow follows the
+    negative gradient; φ = θ without time scales.
+    """
 
     risk: Callable[[Any], Array]
     trained: PyTree
     frozen: PyTree
+    time_scales: TimeScales = UNSCALED
 
-    def gradient(self, theta: Float[Array, " size"]) -> tuple[Array, Float[Array, " size"]]:
-        """L(θ) and G(θ)."""
-        value = lambda p: self.risk(eqx.combine(unflat(self.trained, p), self.frozen))
-        return jax.value_and_grad(value)(theta)
+    def params(self, phi: Float[Array, " size"]) -> PyTree:
+        """The trained parameters."""
+        return unflat(self.trained, self.time_scales.theta(phi))
+
+    def gradient(self, phi: Float[Array, " size"]) -> tuple[Array, Float[Array, " size"]]:
+        """L and its generalized gradient in φ."""
+        value = lambda p: self.risk(eqx.combine(self.params(p), self.frozen))
+        return jax.value_and_grad(value)(phi)
 
     def field(self, t, y, args):
-        """d/dt of (θ, ∫‖θ'‖²)."""
+        """d/dt of (φ, ∫‖φ'‖²)."""
         del t, args
         _, gradient = self.gradient(y[:-1])
         return jnp.append(-gradient, jnp.sum(gradient**2))

@@ -29,12 +29,15 @@ class Snapshot(NamedTuple):
 
 
 class AbstractRun(eqx.Module, Generic[State]):
-    """One flow to be solved. Its state is a pytree of arrays, from which it can go on later."""
+    """One flow to be solved. Its state is a pytree of arrays, from which it can go on later.
+
+    It starts from `phi0`, which is θ in the coordinates of the time scales.
+    """
 
     problem: eqx.AbstractVar[FlowProblem]
     method: eqx.AbstractVar[Method]
     span: eqx.AbstractVar[Span]
-    theta0: eqx.AbstractVar[Float[Array, " size"]]
+    phi0: eqx.AbstractVar[Float[Array, " size"]]
 
     @property
     @abstractmethod

@@ -41,7 +41,7 @@ class SmoothRun(AbstractRun[SmoothState]):
     problem: FlowProblem
     method: Method
     span: Span
-    theta0: Float[Array, " size"]
+    phi0: Float[Array, " size"]
 
     @property
     def locates_kinks(self) -> bool:
@@ -82,7 +82,7 @@ class SmoothRun(AbstractRun[SmoothState]):
 
     def piece_length(self, num_steps: int) -> int:
         """Always the same, as the program is compiled for it."""
-        return MAX_PIECE_STEPS // (2 if len(self.theta0) < _LARGE else 8)
+        return MAX_PIECE_STEPS // (2 if len(self.phi0) < _LARGE else 8)
 
     def spectral_radius(self, state: SmoothState) -> float:
         return float(_spectral_radius(self.problem, state.y[:-1]))
@@ -95,19 +95,19 @@ class SmoothRun(AbstractRun[SmoothState]):
 
 @eqx.filter_jit
 def _begin(run: SmoothRun) -> SmoothState:
-    theta0, method, span = run.theta0, run.method, run.span
-    y0, zero = jnp.append(theta0, jnp.zeros((), theta0.dtype)), jnp.asarray(0)
+    phi0, method, span = run.phi0, run.method, run.span
+    y0, zero = jnp.append(phi0, jnp.zeros((), phi0.dtype)), jnp.asarray(0)
     size = method.step_size
     if size is None:
-        gradient = run.problem.gradient(theta0)[1]
-        size = jnp.minimum(first_step(theta0, _norm(gradient)), span.t1 - span.t0)
+        gradient = run.problem.gradient(phi0)[1]
+        size = jnp.minimum(first_step(phi0, _norm(gradient)), span.t1 - span.t0)
     terms = diffrax.ODETerm(run.problem.field)
     inner = method.solver.init(terms, span.t0, span.t1, y0, None)
     return SmoothState(
         t=span.t0,
         y=y0,
         step_size=size,
-        saved=SavedStates(zero, jnp.full((len(span.ts), len(y0)), jnp.nan, theta0.dtype), None),
+        saved=SavedStates(zero, jnp.full((len(span.ts), len(y0)), jnp.nan, phi0.dtype), None),
         counts=StepCounts(
             zero, zero, zero, nothing_done() if is_counted(method.solver, inner) else None
         ),
@@ -134,7 +134,9 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
             subs=[diffrax.SubSaveAt(ts=jnp.maximum(ts, s.t)), diffrax.SubSaveAt(t1=True)],
             solver_state=True,
         ),
-        stepsize_controller=step_size_controller(method, damped=False, min_step=min_step),
+        stepsize_controller=step_size_controller(
+            method, run.problem.time_scales, damped=False, min_step=min_step
+        ),
         event=diffrax.Event(events) if events else None,
         max_steps=max_steps,
         throw=False,
@@ -166,7 +168,8 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
 
 def _point(run: SmoothRun, t, y) -> FlowPoint:
     value, gradient = run.problem.gradient(y[:-1])
-    return FlowPoint(t - run.span.t0, y[:-1], y[-1], value, _norm(gradient))
+    theta = run.problem.time_scales.theta(y[:-1])
+    return FlowPoint(t - run.span.t0, theta, y[-1], value, _norm(gradient))
 
 
 def _norm(gradient: Array) -> Array:

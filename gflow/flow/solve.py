@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import diffrax
@@ -34,8 +34,8 @@ from gflow.flow.smooth import SmoothRun
 from gflow.flow.solver_setup import as_solver, with_tolerances
 from gflow.flow.stopping import Stop, as_stop
 from gflow.nonsmooth.recognition import pattern_risk_of
-from gflow.parameters import Net, flat, split_trainable, unflat
-from gflow.recording import States, finish, record, truncated, with_retry
+from gflow.parameters import Net, TimeScales, flat, split_trainable
+from gflow.recording import States, as_observations, finish, record, truncated, with_retry
 from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
 
@@ -56,6 +56,8 @@ def solve_flow(
     max_kinks: int = 50_000,
     step_size: RealScalar | None = None,
     trainable: Sequence[str] | PyTree | None = None,
+    time_scales: PyTree | None = None,
+    observe: Mapping[str, Callable[[Any], Any]] | None = None,
     progress: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     throw: bool = True,
@@ -91,6 +93,11 @@ def solve_flow(
     - `step_size`: fixed steps of this size instead of adaptive ones, for studies of convergence.
     - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
       equinox filter specification.
+    - `time_scales`: positive numbers τ of the flow dθ/dt = −τ ⊙ G(θ): by field, such as
+      `{"v": 0.01}` (1 for the others), or a pytree of numbers that is a prefix of `net`. Slides are
+      projected in the metric 1/τ.
+    - `observe`: functions of a network by name, each to one array, such as `{"test_risk":
+      test_risk}`; they are evaluated at the saved times (`Trajectory.observed`).
     - `progress`: shows a progress bar. Ctrl-C then ends the flow with the result "interrupted".
     - `checkpoint`: a directory where the state is kept from time to time. An interrupted flow
       continues from there when it is solved again with the same arguments, and comes to the same
@@ -113,28 +120,31 @@ def solve_flow(
     max_kinks = positive_int("max_kinks", max_kinks)
     stop = as_stop(stop)
     trained, frozen = split_trainable(net, trainable)
+    scales = TimeScales.of(time_scales, net, trained)
     theta0 = flat(trained)
     _check_start(theta0)
+    start = scales.phi(theta0)
+    observations = as_observations(observe, net)
     span = _span(t0, t1, ts, theta0.dtype)
     if step_size is not None:
         known = positive("step_size", step_size) if is_concrete(step_size) else step_size
         step_size = jnp.asarray(known, theta0.dtype)
     tolerances = _tolerances(rtol, atol, theta0)
     method = Method(with_tolerances(as_solver(solver), *tolerances), *tolerances, step_size, stop)
-    problem = FlowProblem(risk, trained, frozen)
-    pattern_risk = pattern_risk_of(risk, trained, frozen)
+    problem = FlowProblem(risk, trained, frozen, scales)
+    pattern_risk = pattern_risk_of(risk, trained, frozen, scales)
     if pattern_risk is None or kinks == "ignore":
-        run = SmoothRun(problem, method, span, theta0)
+        run = SmoothRun(problem, method, span, start)
     else:
-        run = LocatedRun(problem, method, span, theta0, pattern_risk, max_kinks)
+        run = LocatedRun(problem, method, span, start, pattern_risk, max_kinks)
     # What is traced is solved in one program, where nothing can be chosen on the way.
-    choose = solver is None and step_size is None and is_concrete(problem, theta0, span)
+    choose = solver is None and step_size is None and is_concrete(problem, span)
     pauses = Pauses(choose, progress, _checkpoint(checkpoint, run, kinks, choose, max_kinks))
     solved = solve(run, max_steps, pauses)
     ignored = pattern_risk is not None and kinks == "ignore"
     names = [type(method.solver).__name__, *(switch.solver for switch in solved.switches)]
     words = "gradient flow, " + ", then ".join(names)
-    trajectory = with_retry(lambda: _record(solved, words, ignored))
+    trajectory = with_retry(lambda: _record(solved, words, ignored, observations))
     if is_concrete(trajectory.ts):
         trajectory = truncated(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
     if advice := trajectory.advice():
@@ -147,7 +157,7 @@ def _checkpoint(
 ) -> Checkpoint | None:
     if directory is None:
         return None
-    parts = run.problem, run.method, run.theta0, run.span, kinks, choose
+    parts = run.problem, run.method, run.phi0, run.span, kinks, choose
     if not is_concrete(parts):
         raise ArgumentError("checkpoint", Described("traced arrays"), "known ones: no jax.jit")
     budget = max_kinks if run.locates_kinks else None
@@ -155,18 +165,22 @@ def _checkpoint(
 
 
 @eqx.filter_jit
-def _record(solved: Solved, method: str, kinks_ignored: bool) -> Trajectory:
+def _record(
+    solved: Solved, method: str, kinks_ignored: bool, observe: dict[str, Callable]
+) -> Trajectory:
     run = solved.run
     problem, output = run.problem, run.output(solved.state).with_end()
     result = RESULTS.interrupted if solved.interrupted else output.result
     dissipated = output.saved.ys[:, -1]
-    trained = jax.vmap(lambda theta: unflat(problem.trained, theta))(output.saved.ys[:, :-1])
+    trained = jax.vmap(problem.params)(output.saved.ys[:, :-1])
     stats = _stats(run, output)
     return record(
         problem.risk,
         problem.trained,
         problem.frozen,
         States(output.ts, trained, dissipated, output.saved.speeds),
+        observe=observe,
+        time_scales=problem.time_scales,
         kinks=output.kinks,
         stats={name: jnp.asarray(value) for name, value in stats.items()},
         result=result,
@@ -193,6 +207,7 @@ def _stats(run: AbstractRun, output: FlowOutput) -> dict[str, Any]:
         stats["num_shortened_steps"] = counts.shortened
         stats["num_kinks"] = jnp.sum(jnp.isfinite(kinks.time))
         stats["num_segments"] = 1 + stats["num_kinks"]
+    stats |= run.problem.time_scales.stats(run.problem.trained)
     if collapse.is_possible(run.problem, run.method):
         stats["num_collapsed_units"] = collapse.num_collapsed(run.problem, output.y[:-1])
     return stats

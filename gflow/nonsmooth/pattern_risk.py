@@ -41,6 +41,8 @@ class Transition(NamedTuple):
 class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
     """The risk of a network with kinks, with the pattern of their sides as an argument.
 
+    θ stands for the coordinates in which the flow follows the negative gradient: those of the time
+    scales, θ/√τ, if there are any.
     `first_datum` is the datum that stands for each row in the log: the first of those that are
     equal.
     """
@@ -120,11 +122,6 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         unit: Int[Array, ""],
     ) -> Float[Array, " size"]:
         """θ moved by the least distance onto all kinks that a unit slides on."""
-
-    @property
-    @abstractmethod
-    def metric(self) -> Float[Array, " size"] | None:
-        """The diagonal of the metric in which slides are projected; None for the Euclidean one."""
 
     @property
     @abstractmethod

@@ -5,8 +5,11 @@ from typing import Any
 from gflow.arguments import PyTree
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
+from gflow.parameters import TimeScales
 
 
-def pattern_risk_of(risk: Any, trained: PyTree, frozen: PyTree) -> AbstractPatternRisk | None:
+def pattern_risk_of(
+    risk: Any, trained: PyTree, frozen: PyTree, time_scales: TimeScales
+) -> AbstractPatternRisk | None:
     """The risk pattern by pattern, or None where no kinks are known: there it counts as smooth."""
-    return ShallowPatternRisk.of(risk, trained, frozen)
+    return ShallowPatternRisk.of(risk, trained, frozen, time_scales)

@@ -61,7 +61,7 @@ def _free_hessian(
     if risk.trained.v is None:
         return hessian
 
-    x = scale * jnp.einsum("ro,ird->iod", slope, moves)
+    x = risk.by_phi("v", scale * jnp.einsum("ro,ird->iod", slope, moves))
     by_u = jnp.einsum("iod,ij->iojd", x, jnp.eye(width, dtype=z.dtype))
     by_v = jnp.zeros((width, outs, width, outs), z.dtype)
     tall = risk.assembled(by_u, by_v, by_v[:, :, 0]).reshape(width * outs, -1)

@@ -40,7 +40,7 @@ from gflow.nonsmooth.shallow.kink_geometry import (
 )
 from gflow.nonsmooth.shallow.pattern import Evaluation, ShallowPattern
 from gflow.nonsmooth.shallow.transitions import transition
-from gflow.parameters import ParameterLayout, unflat
+from gflow.parameters import UNSCALED, ParameterLayout, TimeScales, unflat
 from gflow.risks import EmpiricalRisk
 
 _MAX_SLIDES = 64
@@ -51,8 +51,8 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
 
     Rows that are equal have one kink: `rows` are the distinct ones, `group` says to which each
     datum belongs, `first_datum` which datum stands for each. `normals` are the rows' normals in the
-    trained ones of (w_i, b_i). Preactivations are measured by the norms of their unit, at the start
-    of a step, and of their row, in `sizes`.
+    trained ones of (w_i, b_i), in the coordinates of the time scales. Preactivations are measured
+    by the norms of their unit, at the start of a step, and of their row, in `sizes`.
     """
 
     trained: PyTree
@@ -65,11 +65,14 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
     normals: Float[Array, "rows dim"]
     sizes: Float[Array, " rows"]
     lines: NormalLines
+    time_scales: TimeScales
     loss: Any = eqx.field(static=True)
     negative_slope: float = eqx.field(static=True)
 
     @classmethod
-    def of(cls, risk: Any, trained: PyTree, frozen: PyTree) -> "ShallowPatternRisk | None":
+    def of(
+        cls, risk: Any, trained: PyTree, frozen: PyTree, time_scales: TimeScales = UNSCALED
+    ) -> "ShallowPatternRisk | None":
         """The pattern risk of a network and its data, or None where no kinks are known.
 
         That is where the risk is not the `EmpiricalRisk` of a `ShallowNet`, its activation is
@@ -104,9 +107,10 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
             first_datum=first,
             y=risk.y.astype(dtype) if jnp.issubdtype(risk.y.dtype, jnp.floating) else risk.y,
             weights=jnp.asarray(like.full(n, 1 / n, dtype) if weights is None else weights, dtype),
-            normals=jnp.asarray(normals),
+            normals=_by_phi(jnp.asarray(normals), trained, time_scales),
             sizes=jnp.asarray(sizes, dtype),
             lines=normal_lines(normals, sizes),
+            time_scales=time_scales,
             loss=risk.loss,
             negative_slope=activation.negative_slope,
         )
@@ -230,10 +234,6 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         return self._moved(theta, unit, -(past @ pattern.lift[unit]))
 
     @property
-    def metric(self) -> None:
-        return None
-
-    @property
     def padding(self) -> None:
         return None
 
@@ -251,18 +251,24 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         return zero and self.normals.shape[1] > 1
 
     def net(self, theta: Float[Array, " size"]) -> ShallowNet:
-        return eqx.combine(unflat(self.trained, theta), self.frozen)
+        return eqx.combine(unflat(self.trained, self.time_scales.theta(theta)), self.frozen)
 
     def preactivations(self, net: ShallowNet) -> Float[Array, "units rows"]:
         z = net.w @ self.rows.T
         return z if net.b is None else z + net.b[:, None]
 
     def assembled(self, by_u: Array, by_v: Array, by_c: Array) -> Array:
-        """Packs arrays for u (.., units, dim), v (.., units, outs) and c (.., outs) in the order of
-        θ."""
-        features = self.rows.shape[1]
+        """Packs derivatives by u (.., units, dim), in the coordinates of the time scales, by v
+        (.., units, outs) and by c (.., outs) in the order of θ."""
+        features, layout = self.rows.shape[1], ParameterLayout(self.trained)
+        by_v, by_c = self.by_phi("v", by_v), self.by_phi("c", by_c)
         by_name = {"w": by_u[..., :features], "b": by_u[..., -1], "v": by_v, "c": by_c}
-        return ParameterLayout(self.trained).assembled(by_name, lead=by_u.shape[:-2])
+        return layout.assembled(by_name, lead=by_u.shape[:-2])
+
+    def by_phi(self, name: str, derivative: Array) -> Array:
+        """A derivative by one field as that by its coordinates of the time scales."""
+        places = getattr(ParameterLayout(self.trained).places, name)
+        return self.time_scales.by_phi(derivative, places)
 
     def _moved(self, theta: Array, unit, by: Float[Array, " dim"]) -> Array:
         """θ after moving the trained ones of (w_i, b_i) of one unit."""
@@ -329,3 +335,15 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         ahead = along[pattern.slots] > 0
         smallest = jnp.where(ahead, below, above)
         return smallest, jnp.where(ahead, above, below) - smallest
+
+
+def _by_phi(
+    normals: Float[Array, "rows dim"], trained: PyTree, time_scales: TimeScales
+) -> Float[Array, "rows dim"]:
+    """The normals in the trained ones of (w_i, b_i) in the coordinates of the time scales."""
+    if time_scales.roots is None:
+        return normals
+    places = ParameterLayout(trained).places
+    parts = [] if places.w is None else [(normals[:, : places.w.shape[1]], places.w)]
+    parts += [] if places.b is None else [(normals[:, -1:], places.b)]
+    return jnp.concatenate([time_scales.by_phi(part, place) for part, place in parts], axis=1)
