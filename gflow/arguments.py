@@ -35,7 +35,8 @@ def _describe(value: Any) -> str:
     if isinstance(value, np.ndarray) or hasattr(value, "aval"):
         return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
     text = value if isinstance(value, Described) else repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."
+    most = 400 if isinstance(value, Described) else 200
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def is_concrete(*values: Any) -> bool:

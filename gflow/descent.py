@@ -43,7 +43,7 @@ _PADDED_TO = 64
 def descend(
     risk: Callable[[Any], Array],
     net: Net,
-    optimiser: Callable[..., Any] | optax.GradientTransformation = optax.sgd,
+    optimiser: Callable[..., Any] | optax.GradientTransformation | optax.MultiSteps = optax.sgd,
     *,
     step_size: RealScalar,
     num_steps: int,
@@ -125,7 +125,7 @@ class DescentProblem(eqx.Module):
     risk: Any
     trained: PyTree
     frozen: PyTree
-    optimiser: Callable | optax.GradientTransformation
+    optimiser: Callable | optax.GradientTransformation | optax.MultiSteps
     step_size: Float[Array, ""]
     batch_size: int | None = eqx.field(static=True)
     key: PRNGKeyArray | None

@@ -45,7 +45,7 @@ def as_optimiser(
     **Raises:** `ArgumentError` if it cannot be used with the trained parameters.
     """
     transformation = _transformation(given, step_size)
-    first: Exception | None = None
+    reason: Exception | None = None
     is_trained = eqx.combine(
         jax.tree.map(lambda _: True, trained), jax.tree.map(lambda _: False, frozen)
     )
@@ -58,14 +58,17 @@ def as_optimiser(
             updates, after = jax.eval_shape(optimiser.update, trained, state, trained, value)
         except Exception as error:
             # Optimisers that are called in a wrong way raise errors of many types.
-            first = error if first is None and make is _on_trained else first
+            if make is _on_trained and "unexpected keyword" not in str(error):
+                reason = reason or error
             continue
         if jax.tree.structure((updates, after)) == jax.tree.structure((trained, state)):
             return optimiser
     raise ArgumentError(
         "optimiser",
-        Described(f"one that fails on the trained parameters ({first})"),
-        "an optax transformation of parameters like eqx.filter(net, eqx.is_inexact_array)",
+        Described(f"one that fails on the trained parameters ({str(reason)[:300]})"),
+        "an optax transformation of parameters like eqx.filter(net, eqx.is_inexact_array). Labels "
+        "and masks that are networks have to be wrapped, `lambda _: labels`, as optax calls what "
+        "it can call",
     )
 
 

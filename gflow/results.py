@@ -22,6 +22,9 @@ class RESULTS(eqx.Enumeration):
         "stopped early: the parameter norm grew to the requested value, while the risk still fell. "
         "A value far above that of the start indicates weights that diverge to infinity"
     )
+    reached_seconds = (
+        "stopped early: the requested seconds were over. With a `checkpoint`, the same call goes on"
+    )
     max_steps_reached = (
         "the step budget `max_steps` ran out before t1. Raise it, loosen `rtol` and `atol`, or "
         "shorten t1. Both kinks of ReLU and stiffness make the steps small"
@@ -52,6 +55,7 @@ SUCCESSES = (
     "reached_risk",
     "reached_progress",
     "reached_param_norm",
+    "reached_seconds",
 )
 FAILURES = (
     "max_steps_reached",

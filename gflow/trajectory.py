@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gflow.arguments import PyTree, is_concrete
+from gflow.arguments import ArgumentError, Described, PyTree, is_concrete
+from gflow.dense import DenseOutput
 from gflow.display import fact_lines, fact_table
 from gflow.export import as_dataset
 from gflow.kink_log import KinkLog
@@ -17,6 +19,10 @@ from gflow.results import RESULT_NAMES, RESULTS, SUCCESSES
 
 if TYPE_CHECKING:
     import xarray
+
+
+# Times that differ by this fraction are the same.
+_SAME_TIME = 1e-13
 
 
 class TrajectoryError(RuntimeError):
@@ -78,6 +84,7 @@ class Trajectory(eqx.Module, Generic[Net]):
     - `diagnostics`: see `Diagnostics`.
     - `observed`: the quantities that `observe` asked for, by name, each an array with a leading
       axis of times.
+    - `dense`: the interpolants of the steps, if `dense=True` asked for them.
     - `stats`: numbers of steps, of field evaluations, and more, by name.
     - `result`: a `RESULTS` member; `message` is its sentence, `succeeded` whether all went well.
     - `kind`: "flow" or "descent"; `method`: the method in words.
@@ -96,6 +103,7 @@ class Trajectory(eqx.Module, Generic[Net]):
     kinks_ignored: bool = eqx.field(static=True, default=False)
     switches: tuple[Switch, ...] = ()
     observed: dict[str, Array] = eqx.field(default_factory=dict)
+    dense: DenseOutput | None = None
 
     @property
     def final(self) -> Net:
@@ -123,6 +131,43 @@ class Trajectory(eqx.Module, Generic[Net]):
     def __getitem__(self, index: int) -> Net:
         """The network at the saved time of that index."""
         return jax.tree.map(lambda a: a[index] if eqx.is_array(a) else a, self.params)
+
+    def __call__(self, t: Any) -> Net:
+        """The network at time t; at many times, with a leading axis of times.
+
+        With `solve_flow(..., dense=True)` at any time of the flow, as accurate as the flow; without
+        it at saved times.
+
+        **Raises:** `ArgumentError` for other times.
+        """
+        times = np.atleast_1d(np.asarray(t, float)) if is_concrete(t) else jnp.atleast_1d(t)
+        if self.dense is not None:
+            return self._at_any_time(times, one=jnp.ndim(t) == 0)
+        saved = np.asarray(self.ts)
+        nearest = np.abs(saved[None, :] - times[:, None]).argmin(axis=1)
+        unsaved = np.abs(saved[nearest] - times) > _SAME_TIME * np.abs(times)
+        if unsaved.any():
+            wanted = "saved times" + (
+                "; solve_flow(..., dense=True) gives all others" if self.kind == "flow" else ""
+            )
+            raise ArgumentError("t", Described(f"{times[unsaved][0]:.17g}"), wanted)
+        places = nearest if np.ndim(t) else nearest[0]
+        return jax.tree.map(lambda a: a[places] if eqx.is_array(a) else a, self.params)
+
+    def _at_any_time(self, times: Any, *, one: bool) -> Net:
+        dense = self.dense
+        assert dense is not None
+        if is_concrete(times, dense):
+            start, end = float(dense.start), float(dense.end)
+            outside = ~((times >= start) & (times <= end))
+            if outside.any():
+                wanted = f"times of the flow, {start:.6g} to {end:.6g}"
+                raise ArgumentError("t", Described(f"{times[outside][0]:.17g}"), wanted)
+        trained = dense(times)
+        spread = lambda a: jnp.broadcast_to(a[:1], (len(times), *a.shape[1:]))
+        still = jax.tree.map(lambda a: spread(a) if eqx.is_array(a) else a, self.params)
+        params = eqx.combine(trained, still)
+        return jax.tree.map(lambda a: a[0] if eqx.is_array(a) else a, params) if one else params
 
     def advice(self) -> str | None:
         """What to do about kinks that were ignored, if the step size collapsed on them."""

@@ -5,12 +5,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gflow.dense import Steps
 from gflow.flow.events import EventAccuracy
 from gflow.flow.located_state import LocatedState
 from gflow.flow.loop import Loop, advance, begin, handed_over
 from gflow.flow.output import FlowOutput
 from gflow.flow.problem import FlowProblem, Method, Span
-from gflow.flow.run import MAX_PIECE_STEPS, AbstractRun, Snapshot
+from gflow.flow.run import MAX_PIECE_SECONDS, MAX_PIECE_STEPS, AbstractRun, Snapshot
 from gflow.flow.solver_setup import accurate_fraction, with_jacobian
 from gflow.kink_log import KinkLog
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
@@ -19,6 +20,10 @@ from gflow.solvers.stabilised import radius_at
 
 # Kinks are located to this distance, relative to the size of the preactivations.
 _KINK_DISTANCE = {"float64": 1e-12, "float32": 1e-5}
+
+
+# The most numbers that are kept of steps between pauses.
+_KEPT_ENTRIES = 10_000_000
 
 
 class LocatedRun(AbstractRun[LocatedState]):
@@ -30,6 +35,7 @@ class LocatedRun(AbstractRun[LocatedState]):
     phi0: Float[Array, " size"]
     risk: AbstractPatternRisk
     max_kinks: int = eqx.field(static=True)
+    keeps_steps: bool = eqx.field(static=True)
 
     @property
     def locates_kinks(self) -> bool:
@@ -46,6 +52,7 @@ class LocatedRun(AbstractRun[LocatedState]):
             self.problem.time_scales,
             EventAccuracy(eps, accurate_fraction(method.solver)),
             self.max_kinks,
+            self._most_steps_kept() if self.keeps_steps else 0,
         )
 
     def init(self) -> LocatedState:
@@ -82,8 +89,18 @@ class LocatedRun(AbstractRun[LocatedState]):
             unfinished=bool(state.result == RESULTS.successful) and bool(state.t < self.span.t1),
         )
 
-    def piece_length(self, num_steps: int) -> int:
-        return min(MAX_PIECE_STEPS, max(num_steps, MAX_PIECE_STEPS // 4))
+    def last_steps(self, state: LocatedState) -> Steps | None:
+        return state.steps
+
+    def piece_length(self, num_steps: int, seconds_per_step: float) -> int:
+        most = self._most_steps_kept() if self.keeps_steps else MAX_PIECE_STEPS
+        within = MAX_PIECE_SECONDS / seconds_per_step if seconds_per_step > 0 else most
+        return max(1, min(most, int(within), max(num_steps, MAX_PIECE_STEPS // 4)))
+
+    def _most_steps_kept(self) -> int:
+        """As many as fit into some memory, about a dozen states for each."""
+        entries = 12 * len(self.phi0)
+        return max(8, min(MAX_PIECE_STEPS, _KEPT_ENTRIES // entries))
 
     def spectral_radius(self, state: LocatedState) -> float:
         return float(_spectral_radius(self.risk, state))

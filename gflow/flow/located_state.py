@@ -6,6 +6,7 @@ import diffrax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gflow.dense import Steps
 from gflow.flow.events import Aim
 from gflow.flow.output import SavedStates, StepCounts
 from gflow.nonsmooth.pattern import AbstractPattern, Event
@@ -52,7 +53,8 @@ class Stepping(NamedTuple):
 
 
 class LocatedState(NamedTuple):
-    """Where a flow with located kinks is, and what it left on the way."""
+    """Where a flow with located kinks is, and what it left on the way; the `steps` are those since
+    the last pause, None if they are not kept."""
 
     t: Float[Array, ""]
     y: Float[Array, " size"]
@@ -63,6 +65,7 @@ class LocatedState(NamedTuple):
     log: EventLog
     repelled: Bool[Array, ""]
     result: RESULTS
+    steps: Steps | None
 
 
 class Trial(NamedTuple):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from gflow.dense import Steps
 from gflow.flow.controller import step_size_controller
 from gflow.flow.events import SLIDE_SCALE, SLIDES, Aim, EventAccuracy, Step
 from gflow.flow.located_state import EventLog, LocatedState, Resolved, Stepping, Trial
@@ -30,6 +31,7 @@ class Loop(eqx.Module):
     time_scales: TimeScales
     accuracy: EventAccuracy
     max_kinks: int = eqx.field(static=True)
+    kept_steps: int = eqx.field(static=True)
 
     @property
     def terms(self) -> diffrax.ODETerm:
@@ -100,7 +102,7 @@ class Loop(eqx.Module):
             s.counts.shortened + cut,
             total(s.counts.work, work, 2 * after.num_events),
         )
-        s = LocatedState(
+        after_step = LocatedState(
             t=t,
             y=after.y,
             pattern=after.pattern,
@@ -110,8 +112,9 @@ class Loop(eqx.Module):
             log=after.log,
             repelled=s.repelled | after.repelled,
             result=s.result,
+            steps=None if s.steps is None else s.steps.with_step(s.t, t, trial.dense, keep),
         )
-        return s._replace(result=self._result(s, keep))
+        return after_step._replace(result=self._result(after_step, keep))
 
     def _try(self, s: LocatedState, aimed, last) -> Trial:
         """One step to the event aimed at, to t1 if it is the `last`, or of the planned size."""
@@ -178,6 +181,13 @@ class Loop(eqx.Module):
         )
         fired = self.method.stop.fired(point)
         return RESULTS.where(keep & ~(fired == RESULTS.successful), fired, result)
+
+    def no_steps(self, s: LocatedState) -> Steps | None:
+        """Room for the steps up to the next pause, if they are to be kept."""
+        if self.kept_steps == 0:
+            return None
+        trial = eqx.filter_eval_shape(self._try, s, jnp.asarray(False), jnp.asarray(False))
+        return Steps.none_of(trial.dense, self.kept_steps, s.t)
 
     # ---- saved times and events -------------------------------------------------------------
 
@@ -264,7 +274,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
     at_start = jnp.arange(len(ts)) < (ts <= t0).astype(int).sum()
     solver_state = method.solver.init(loop.terms, t0, t1, y, pattern)
     counted = is_counted(method.solver, solver_state)
-    return LocatedState(
+    state = LocatedState(
         t=t0,
         y=y,
         pattern=pattern,
@@ -290,7 +300,9 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
         ),
         repelled=risk.repels(theta, pattern),
         result=RESULTS.successful,
+        steps=None,
     )
+    return state._replace(steps=loop.no_steps(state))
 
 
 @eqx.filter_jit
@@ -304,12 +316,15 @@ def handed_over(loop: Loop, state: LocatedState) -> LocatedState:
         controller_state=loop.controller_start(state.y),
     )
     work = state.counts.work if is_counted(solver, inner) else None
-    return state._replace(stepping=stepping, counts=state.counts._replace(work=work))
+    state = state._replace(stepping=stepping, counts=state.counts._replace(work=work))
+    return state._replace(steps=loop.no_steps(state))
 
 
 @eqx.filter_jit
 def advance(loop: Loop, state: LocatedState, max_steps) -> LocatedState:
     """The state at t1, or where a budget or a failure ended the flow; see `AbstractRun.advance`."""
+    if state.steps is not None:
+        state = state._replace(steps=state.steps._replace(num_filled=jnp.asarray(0)))
     return _advance(loop, state, max_steps)
 
 

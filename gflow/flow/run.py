@@ -7,11 +7,13 @@ import diffrax
 import equinox as eqx
 from jaxtyping import Array, Float
 
+from gflow.dense import Steps
 from gflow.flow.output import FlowOutput
 from gflow.flow.problem import FlowProblem, Method, Span
 
-# The most steps between pauses: for the progress bar, Ctrl-C, checkpoints and the choice of solver.
-MAX_PIECE_STEPS = 512
+# The most steps between pauses: for the progress bar, Ctrl-C, checkpoints and the choice of solver;
+# and their seconds, roughly.
+MAX_PIECE_STEPS, MAX_PIECE_SECONDS = 512, 2.0
 
 State = TypeVar("State")
 
@@ -31,13 +33,15 @@ class Snapshot(NamedTuple):
 class AbstractRun(eqx.Module, Generic[State]):
     """One flow to be solved. Its state is a pytree of arrays, from which it can go on later.
 
-    It starts from `phi0`, which is θ in the coordinates of the time scales.
+    It starts from `phi0`, which is θ in the coordinates of the time scales, and may keep its steps
+    for dense output.
     """
 
     problem: eqx.AbstractVar[FlowProblem]
     method: eqx.AbstractVar[Method]
     span: eqx.AbstractVar[Span]
     phi0: eqx.AbstractVar[Float[Array, " size"]]
+    keeps_steps: eqx.AbstractVar[bool]
 
     @property
     @abstractmethod
@@ -62,8 +66,12 @@ class AbstractRun(eqx.Module, Generic[State]):
         """How far a state is."""
 
     @abstractmethod
-    def piece_length(self, num_steps: int) -> int:
-        """The number of steps up to the next pause, after `num_steps` steps."""
+    def last_steps(self, state: State) -> Steps | None:
+        """The steps since the last pause, for dense output; None if they are not kept."""
+
+    @abstractmethod
+    def piece_length(self, num_steps: int, seconds_per_step: float) -> int:
+        """The number of steps up to the next pause, after `num_steps` steps that took so long."""
 
     @abstractmethod
     def spectral_radius(self, state: State) -> float:

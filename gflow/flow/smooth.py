@@ -4,15 +4,17 @@ from typing import NamedTuple
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gflow.arguments import is_concrete
+from gflow.dense import Steps
 from gflow.flow import collapse
 from gflow.flow.controller import step_size_controller
 from gflow.flow.output import FlowOutput, SavedStates, StepCounts
 from gflow.flow.problem import FlowProblem, Method, Span, first_step
-from gflow.flow.run import MAX_PIECE_STEPS, AbstractRun, Snapshot
+from gflow.flow.run import MAX_PIECE_SECONDS, MAX_PIECE_STEPS, AbstractRun, Snapshot
 from gflow.flow.stopping import FlowPoint, first_result
 from gflow.results import RESULTS
 from gflow.solvers.stabilised import radius_at
@@ -25,7 +27,8 @@ _MIN_STEP = 1e-3
 
 
 class SmoothState(NamedTuple):
-    """Where a smooth flow is, the size of its next step, and what it left on the way."""
+    """Where a smooth flow is, the size of its next step, and what it left on the way; the `steps`
+    are those since the last pause, None if they are not kept."""
 
     t: Float[Array, ""]
     y: Float[Array, " size"]
@@ -33,6 +36,7 @@ class SmoothState(NamedTuple):
     saved: SavedStates
     counts: StepCounts
     result: RESULTS
+    steps: Steps | None
 
 
 class SmoothRun(AbstractRun[SmoothState]):
@@ -42,6 +46,7 @@ class SmoothRun(AbstractRun[SmoothState]):
     method: Method
     span: Span
     phi0: Float[Array, " size"]
+    keeps_steps: bool = eqx.field(static=True)
 
     @property
     def locates_kinks(self) -> bool:
@@ -80,9 +85,13 @@ class SmoothRun(AbstractRun[SmoothState]):
             unfinished=bool(well) and bool(state.t < self.span.t1),
         )
 
-    def piece_length(self, num_steps: int) -> int:
-        """Always the same, as the program is compiled for it."""
-        return MAX_PIECE_STEPS // (2 if len(self.phi0) < _LARGE else 8)
+    def last_steps(self, state: SmoothState) -> Steps | None:
+        return state.steps
+
+    def piece_length(self, num_steps: int, seconds_per_step: float) -> int:
+        """One of two, as a program is compiled for each."""
+        length = MAX_PIECE_STEPS // (2 if len(self.phi0) < _LARGE else 8)
+        return length if length * seconds_per_step <= MAX_PIECE_SECONDS else length // 16
 
     def spectral_radius(self, state: SmoothState) -> float:
         return float(_spectral_radius(self.problem, state.y[:-1]))
@@ -112,6 +121,7 @@ def _begin(run: SmoothRun) -> SmoothState:
             zero, zero, zero, nothing_done() if is_counted(method.solver, inner) else None
         ),
         result=RESULTS.successful,
+        steps=None,
     )
 
 
@@ -133,6 +143,7 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
         saveat=diffrax.SaveAt(
             subs=[diffrax.SubSaveAt(ts=jnp.maximum(ts, s.t)), diffrax.SubSaveAt(t1=True)],
             solver_state=True,
+            dense=run.keeps_steps,
         ),
         stepsize_controller=step_size_controller(
             method, run.problem.time_scales, damped=False, min_step=min_step
@@ -150,11 +161,13 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
     count = jnp.maximum(s.saved.num_saved, jnp.sum(jnp.isfinite(saved_ts)))
     steps, rejected = solution.stats["num_steps"], solution.stats["num_rejected_steps"]
     kept = jnp.maximum(steps - rejected, 1)
+    # Each step that is rejected is followed by one of at least a fifth.
+    size = jnp.where(t > s.t, (t - s.t) / kept, s.step_size * 0.2**rejected)
     fixed = method.step_size is not None
     return SmoothState(
         t=t,
         y=y,
-        step_size=s.step_size if fixed else jnp.minimum((t - s.t) / kept, t1 - t),
+        step_size=s.step_size if fixed else jnp.minimum(size, t1 - t),
         saved=SavedStates(count, jnp.where(old[:, None], s.saved.ys, saved_ys), None),
         counts=StepCounts(
             s.counts.steps + steps,
@@ -163,6 +176,18 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
             total(s.counts.work, work_of_solve(solver, solution)),
         ),
         result=_result(run, solution, y),
+        steps=_steps(solution) if run.keeps_steps else None,
+    )
+
+
+def _steps(solution: diffrax.Solution) -> Steps:
+    dense = solution.interpolation
+    assert isinstance(dense, diffrax.DenseInterpolation)
+    starts, ends = dense.ts[:-1], dense.ts[1:]
+    # From 0, as the fraction of a small step at a late time would be lost to rounding.
+    of_step = lambda size, info: dense.interpolation_cls(t0=jnp.zeros_like(size), t1=size, **info)
+    return Steps(
+        starts, ends, jax.vmap(of_step)(ends - starts, dense.infos), jnp.asarray(dense.ts_size - 1)
     )
 
 

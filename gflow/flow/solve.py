@@ -23,6 +23,7 @@ from gflow.arguments import (
     positive,
     positive_int,
 )
+from gflow.dense import DenseOutput, joined
 from gflow.flow import collapse
 from gflow.flow.checkpoint import Checkpoint, fingerprint
 from gflow.flow.driver import Pauses, Solved, solve
@@ -36,7 +37,6 @@ from gflow.flow.stopping import Stop, as_stop
 from gflow.nonsmooth.recognition import pattern_risk_of
 from gflow.parameters import Net, TimeScales, flat, split_trainable
 from gflow.recording import States, as_observations, finish, record, truncated, with_retry
-from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
 
 
@@ -60,6 +60,7 @@ def solve_flow(
     observe: Mapping[str, Callable[[Any], Any]] | None = None,
     progress: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
+    dense: bool = False,
     throw: bool = True,
 ) -> Trajectory[Net]:
     r"""Follows the gradient flow of a risk from a network,
@@ -102,11 +103,14 @@ def solve_flow(
     - `checkpoint`: a directory where the state is kept from time to time. An interrupted flow
       continues from there when it is solved again with the same arguments, and comes to the same
       result; `max_steps`, `progress` and `throw` may differ.
+    - `dense`: keeps the interpolants of all steps, so that `trajectory(t)` is as accurate as the
+      flow at any time t; some ten times the size of θ for each step. Not with `checkpoint`.
     - `throw`: raise a `TrajectoryError`, which holds the trajectory, if the flow does not reach its
       end; if False, return the trajectory, with a `result` that says what happened.
 
     **Returns:** a `Trajectory`. Can be used under `jax.jit` and `jax.vmap` (with `progress=False`);
-    there the slots past an early end have time inf and hold NaN. Derivatives (`jax.grad`) are for
+    there the slots past an early end have time inf and hold NaN, and the solver stays that of the
+    start. Derivatives (`jax.grad`) are for
     flows without located kinks only.
 
     **Raises:** `ArgumentError` (a `ValueError`) for arguments that cannot be used;
@@ -118,7 +122,6 @@ def solve_flow(
     one_of("kinks", kinks, ("locate", "ignore"))
     max_steps = positive_int("max_steps", max_steps)
     max_kinks = positive_int("max_kinks", max_kinks)
-    stop = as_stop(stop)
     trained, frozen = split_trainable(net, trainable)
     scales = TimeScales.of(time_scales, net, trained)
     theta0 = flat(trained)
@@ -130,26 +133,41 @@ def solve_flow(
         known = positive("step_size", step_size) if is_concrete(step_size) else step_size
         step_size = jnp.asarray(known, theta0.dtype)
     tolerances = _tolerances(rtol, atol, theta0)
-    method = Method(with_tolerances(as_solver(solver), *tolerances), *tolerances, step_size, stop)
+    solver_used = with_tolerances(as_solver(solver), *tolerances)
+    method = Method(solver_used, *tolerances, step_size, as_stop(stop, theta0.dtype))
     problem = FlowProblem(risk, trained, frozen, scales)
     pattern_risk = pattern_risk_of(risk, trained, frozen, scales)
+    parts = {"problem": problem, "method": method, "span": span, "phi0": start}
     if pattern_risk is None or kinks == "ignore":
-        run = SmoothRun(problem, method, span, start)
+        run = SmoothRun(**parts, keeps_steps=dense)
     else:
-        run = LocatedRun(problem, method, span, start, pattern_risk, max_kinks)
+        run = LocatedRun(**parts, risk=pattern_risk, max_kinks=max_kinks, keeps_steps=dense)
     # What is traced is solved in one program, where nothing can be chosen on the way.
     choose = solver is None and step_size is None and is_concrete(problem, span)
-    pauses = Pauses(choose, progress, _checkpoint(checkpoint, run, kinks, choose, max_kinks))
-    solved = solve(run, max_steps, pauses)
+    kept = _checkpoint(checkpoint, run, kinks, choose, max_kinks)
+    pauses = Pauses(choose, progress, kept, dense, None if stop is None else stop.seconds)
     ignored = pattern_risk is not None and kinks == "ignore"
-    names = [type(method.solver).__name__, *(switch.solver for switch in solved.switches)]
-    words = "gradient flow, " + ", then ".join(names)
-    trajectory = with_retry(lambda: _record(solved, words, ignored, observations))
-    if is_concrete(trajectory.ts):
-        trajectory = truncated(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
+    solved, first_solver = solve(run, max_steps, pauses), type(method.solver).__name__
+    trajectory = _trajectory(solved, first_solver, ignored, observations)
     if advice := trajectory.advice():
         warnings.warn(advice, stacklevel=2)
     return finish(trajectory, throw=throw)
+
+
+def _trajectory(
+    solved: Solved, first_solver: str, kinks_ignored: bool, observe: dict[str, Callable[[Any], Any]]
+) -> Trajectory:
+    names = [first_solver, *(switch.solver for switch in solved.switches)]
+    words = "gradient flow, " + ", then ".join(names)
+    steps, solved = joined(list(solved.steps)), solved._replace(steps=())
+    trajectory = with_retry(lambda: _record(solved, words, kinks_ignored, observe))
+    if is_concrete(trajectory.ts):
+        trajectory = truncated(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
+    if not steps:
+        return trajectory
+    problem = solved.run.problem
+    dense = DenseOutput(steps, problem.trained, problem.time_scales)
+    return eqx.tree_at(lambda t: t.dense, trajectory, dense, is_leaf=lambda node: node is None)
 
 
 def _checkpoint(
@@ -157,6 +175,8 @@ def _checkpoint(
 ) -> Checkpoint | None:
     if directory is None:
         return None
+    if run.keeps_steps:
+        raise ArgumentError("dense", True, "False with a checkpoint, which does not hold the steps")
     parts = run.problem, run.method, run.phi0, run.span, kinks, choose
     if not is_concrete(parts):
         raise ArgumentError("checkpoint", Described("traced arrays"), "known ones: no jax.jit")
@@ -170,7 +190,7 @@ def _record(
 ) -> Trajectory:
     run = solved.run
     problem, output = run.problem, run.output(solved.state).with_end()
-    result = RESULTS.interrupted if solved.interrupted else output.result
+    result = output.result if solved.ended is None else solved.ended
     dissipated = output.saved.ys[:, -1]
     trained = jax.vmap(problem.params)(output.saved.ys[:, :-1])
     stats = _stats(run, output)

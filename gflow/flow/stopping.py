@@ -1,10 +1,12 @@
 """Criteria that end a flow early."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -41,6 +43,9 @@ class Stop(eqx.Module):
     - `param_norm`: ‖θ‖ over the trained parameters is at least this. The risk falls along every
       flow, so weights that grow to a bound far beyond their start diverge.
 
+    - `seconds`: so many seconds have passed since the solve began, compilation included. Looked at
+      between pieces of steps, about every two seconds; not for flows that JAX traces.
+
     The state where it stopped becomes the last saved one.
     """
 
@@ -48,6 +53,7 @@ class Stop(eqx.Module):
     risk: float | Float[Array, ""] | None = None
     progress: float | Float[Array, ""] | None = None
     param_norm: float | Float[Array, ""] | None = None
+    seconds: float | None = None
 
     def __check_init__(self):
         given = {n: x for n, x in vars(self).items() if isinstance(x, (int, float))}
@@ -94,12 +100,15 @@ def _is_far(bound, point: FlowPoint) -> Bool[Array, ""]:
     return jnp.sqrt(jnp.sum(point.theta**2)) >= bound
 
 
-def as_stop(stop: Stop | None) -> Stop:
+def as_stop(stop: Stop | None, dtype: Any) -> Stop:
+    """The criteria that a compiled solve looks at, as arrays, so that other numbers compile
+    nothing."""
     if stop is None:
         return Stop()
     if not isinstance(stop, Stop):
         raise ArgumentError("stop", stop, "a gflow.Stop, such as Stop(grad_norm=1e-8), or None")
-    return stop
+    compiled = dataclasses.replace(stop, seconds=None)
+    return jax.tree.map(lambda bound: jnp.asarray(bound, dtype), compiled)
 
 
 def first_result(pairs: Iterable[tuple[RESULTS, Bool[Array, ""]]]) -> RESULTS:
