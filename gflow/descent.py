@@ -199,7 +199,8 @@ def _run(problem: DescentProblem, state: DescentState, marks: Int[Array, " times
 
     state, rows = jax.lax.scan(to_mark, state, marks)
     # After divergence every further row repeats the last finite state; one of them is kept.
-    result = RESULTS.where(state.finite, RESULTS.successful, RESULTS.diverged)
+    lost = RESULTS.where(state.step == 0, RESULTS.nonfinite_start, RESULTS.diverged)
+    result = RESULTS.where(state.finite, RESULTS.successful, lost)
     new = jnp.append(True, rows.steps[1:] > rows.steps[:-1])
     return state, RecordedDescent(rows, jnp.sum(new), result)
 

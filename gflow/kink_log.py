@@ -37,6 +37,13 @@ class KinkLog(eqx.Module):
         each = np.bincount(np.asarray(self.kind), minlength=len(KinkKind))
         return {kind.label: int(each[kind]) for kind in KinkKind}
 
+    def branchings(self) -> list[tuple[float, int]]:
+        """Time and unit wherever the flow could have gone on to either side of a kink."""
+        there = np.asarray(self.kind) == KinkKind.SLIDE_BRANCHES
+        there &= np.isfinite(np.asarray(self.time))
+        times, units = np.asarray(self.time)[there], np.asarray(self.unit)[there]
+        return [(float(t), int(unit)) for t, unit in zip(times, units)]
+
     def sliding_at(self, t: float) -> set[tuple[int, int]]:
         """The pairs (unit, datum) that slide at time t."""
         sliding: set[tuple[int, int]] = set()

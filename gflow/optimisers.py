@@ -49,12 +49,13 @@ def as_optimiser(
     is_trained = eqx.combine(
         jax.tree.map(lambda _: True, trained), jax.tree.map(lambda _: False, frozen)
     )
+    # Errors of the risk are not those of the optimiser.
+    value, _ = jax.eval_shape(jax.value_and_grad(value_fn), trained)
     # `optax.lookahead` works on pairs of parameters; it warns where it gets others.
     for make, extras in itertools.product((_on_pairs, _on_trained, _on_all), _EXTRAS):
         optimiser = make(transformation, is_trained, _with_extras(transformation, extras, value_fn))
         try:
             state = jax.eval_shape(optimiser.init, trained)
-            value = jax.eval_shape(value_fn, trained)
             updates, after = jax.eval_shape(optimiser.update, trained, state, trained, value)
         except Exception as error:
             # Optimisers that are called in a wrong way raise errors of many types.

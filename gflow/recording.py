@@ -75,7 +75,7 @@ def record(
 
     values, norms, observed = jax.lax.map(measure, states.trained)
     at_start = risk(eqx.combine(start, frozen))
-    result = RESULTS.where(jnp.isfinite(at_start), result, RESULTS.nonfinite)
+    result = RESULTS.where(jnp.isfinite(at_start), result, RESULTS.nonfinite_start)
     energy = at_start - values - states.dissipated
     times = states.ts.shape[0]
     still = jax.tree.map(

@@ -8,9 +8,14 @@ class RESULTS(eqx.Enumeration):
 
     successful = "reached its end"
     repelled = (
-        "reached its end, along one of several solutions: at the start, or when the output weight "
-        "of a sliding unit passed 0, the flow could leave a kink to either side. It took the "
-        "inactive side, since ReLU'(0) = 0. A bias raised by about one rounding selects another"
+        "reached its end, along one of several solutions: the start is within rounding of a kink "
+        "that the flow could leave to either side. From z = 0 it takes the inactive side, since "
+        "ReLU'(0) = 0. A bias changed by a few roundings selects another"
+    )
+    branched = (
+        "reached its end, along one of several solutions: on the way the output weight of a "
+        "sliding unit passed 0, and the flow could leave the kink to either side. It took the "
+        "inactive side; descent may take the other. The log of kinks names unit and time"
     )
     reached_grad_norm = "stopped early: the gradient norm fell to the requested value"
     reached_risk = "stopped early: the risk fell to the requested value"
@@ -37,6 +42,10 @@ class RESULTS(eqx.Enumeration):
         "the step size fell below rounding: the field jumps, or is infinite or NaN just ahead. "
         "Look at the last saved network, loosen `rtol` and `atol`, or use float64"
     )
+    nonfinite_start = (
+        "the risk or its gradient is infinite or NaN at the start. Look at the data, and for "
+        "functions without a derivative at the start, such as a norm at 0"
+    )
     nonfinite = (
         "the risk or its gradient is infinite or NaN. Look at the last saved network: the loss "
         "overflows, or the weights diverge; `stop=Stop(param_norm=...)` ends such a run in time"
@@ -51,6 +60,7 @@ class RESULTS(eqx.Enumeration):
 SUCCESSES = (
     "successful",
     "repelled",
+    "branched",
     "reached_grad_norm",
     "reached_risk",
     "reached_progress",
@@ -61,6 +71,7 @@ FAILURES = (
     "max_steps_reached",
     "max_kinks_reached",
     "step_size_underflow",
+    "nonfinite_start",
     "nonfinite",
     "diverged",
     "interrupted",

@@ -169,17 +169,30 @@ class Trajectory(eqx.Module, Generic[Net]):
         params = eqx.combine(trained, still)
         return jax.tree.map(lambda a: a[0] if eqx.is_array(a) else a, params) if one else params
 
-    def advice(self) -> str | None:
-        """What to do about kinks that were ignored, if the step size collapsed on them."""
-        if not self.kinks_ignored or not _single(self):
-            return None
+    def collapsed(self) -> bool:
+        """Whether so many steps were rejected that the field seems to jump."""
+        if "num_rejected_steps" not in self.stats or not _single(self):
+            return False
         steps, rejected = (int(self.stats[f"num_{kind}"]) for kind in ("steps", "rejected_steps"))
         # An explicit solver at its bound of stability rejects up to a fifth of smooth steps.
-        if steps < 500 or rejected < 0.25 * steps:
+        return steps >= 500 and rejected >= 0.25 * steps
+
+    def advice(self) -> str | None:
+        """What to do if the step size collapsed."""
+        if not self.collapsed():
             return None
+        steps, rejected = (int(self.stats[f"num_{kind}"]) for kind in ("steps", "rejected_steps"))
+        collapsed = f"the step size collapsed, and {rejected:,} of {steps:,} steps were rejected"
+        if self.kinks_ignored:
+            return (
+                f"{collapsed}, on kinks that were ignored: "
+                'kinks="locate" follows each kink, at the full order of the solver'
+            )
         return (
-            f"kinks were ignored, and the step size collapsed on them: {rejected:,} of {steps:,} "
-            'steps were rejected; kinks="locate" follows each kink, at the full order of the solver'
+            f"{collapsed}, as at jumps of the gradient that are not located. Kinks are "
+            "located for a ShallowNet on an EmpiricalRisk with a differentiable loss. For other "
+            "networks with ReLU a tolerance such as rtol=1e-3 is cheaper, and a smooth activation "
+            "has no kinks"
         )
 
     def summary(self) -> dict[str, str]:
@@ -202,6 +215,9 @@ class Trajectory(eqx.Module, Generic[Net]):
             slides = counts["slide begins"] + counts["unit degenerates"]
             on = len(self.kinks.sliding_at(float(ts[-1])))
             facts["kinks"] = f"{crossings:,} crossings, {slides:,} slides ({on:,} at the end)"
+            branchings = [f"unit {unit} at t = {t:.6g}" for t, unit in self.kinks.branchings()]
+            if branchings:
+                facts["branchings"] = ", ".join(branchings)
         elif self.kinks_ignored:
             facts["kinks"] = self.advice() or "ignored"
         for name, values in self.observed.items():

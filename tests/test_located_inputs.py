@@ -167,7 +167,7 @@ def test_a_start_on_a_repelling_kink_is_said_to_be_one():
 def test_ignored_kinks_say_how_many_steps_were_rejected():
     risk = sine(40)
     net = gflow.ShallowNet(1, 30, key=jax.random.key(0))
-    with pytest.warns(UserWarning, match=r"of .* steps were rejected; kinks=\"locate\""):
+    with pytest.warns(UserWarning, match=r"of .* steps were rejected, on .*kinks=\"locate\""):
         flow = gflow.solve_flow(risk, net, t1=20.0, rtol=1e-7, kinks="ignore")
     assert f"{int(flow.stats['num_rejected_steps']):,} of" in flow.summary()["kinks"]
     located = gflow.solve_flow(risk, net, t1=20.0, rtol=1e-7)
@@ -201,10 +201,41 @@ def test_slides_of_biases_alone_end():
     assert float(flow.grad_norm[-1]) == pytest.approx(float(jnp.linalg.norm(clarke)), rel=1e-6)
 
 
-def test_fixed_steps_that_blow_up_say_so():
+@pytest.mark.parametrize("kinks", ["locate", "ignore"])
+@pytest.mark.parametrize("step_size", [2.0, 20.0])
+def test_fixed_steps_that_are_too_long_say_so(kinks, step_size):
     net = gflow.ShallowNet(1, 4, key=jax.random.key(0))
-    flow = gflow.solve_flow(sine(20), net, t1=10.0, step_size=20.0, throw=False)
-    assert flow.result_name == "nonfinite"
+    options = {"t1": 40.0, "step_size": step_size, "kinks": kinks, "throw": False}
+    with pytest.warns(UserWarning, match=f"steps of size {step_size:g} are too long: step_size"):
+        gflow.solve_flow(sine(20), net, **options)
+
+
+def test_fixed_steps_that_are_short_enough_say_nothing(recwarn):
+    net = gflow.ShallowNet(1, 4, key=jax.random.key(0))
+    gflow.solve_flow(sine(20), net, t1=4.0, step_size=0.05)
+    assert not recwarn
+
+
+# Rows, targets, and what the unit does from the start b = −0.1 to either side of it.
+BRANCHING_STARTS = [
+    # Both sides lead away from the kink of the first row.
+    (([0.1], [1.0]), [-2.0, 0.5]),
+    # Inactive, the unit rests; active, it leaves.
+    (([0.1], [-1.0]), [-1.0, 0.0]),
+]
+
+
+@pytest.mark.parametrize(("rows", "targets"), BRANCHING_STARTS)
+@pytest.mark.parametrize("toward", [-1.0, None, 1.0])
+def test_a_start_within_rounding_of_a_branching_is_said_to_be_one(rows, targets, toward):
+    risk = gflow.EmpiricalRisk(np.array(rows), np.array(targets))
+    bias = -0.1 if toward is None else np.nextafter(-0.1, toward)
+    flow = gflow.solve_flow(
+        risk, gflow.ShallowNet.from_arrays([[1.0]], [bias], [-1.0], 0.0), t1=1.0
+    )
+    assert flow.result_name == "repelled"
+    away = gflow.ShallowNet.from_arrays([[1.0]], [-0.1 + 1e-9], [-1.0], 0.0)
+    assert gflow.solve_flow(risk, away, t1=1.0).result_name == "successful"
 
 
 def test_a_kink_that_turns_repelling_is_said_to():
@@ -212,9 +243,14 @@ def test_a_kink_that_turns_repelling_is_said_to():
     risk = gflow.EmpiricalRisk(jnp.array([[0.0], [1.0], [2.0]]), jnp.array([-2.0, 2.2, -1.5]))
     net = gflow.ShallowNet.from_arrays([[1.0]], [0.001], [0.1], None)
     flow = gflow.solve_flow(risk, net, t1=3.0)
-    assert flow.kinks.names[:2] == ["slide begins", "slide ends to inactive"]
+    assert flow.kinks.names[:2] == ["slide begins", "slide branches"]
+    ((time, unit),) = flow.kinks.branchings()
+    assert time == float(flow.kinks.time[1]) and unit == 0
+    assert f"unit 0 at t = {time:.6g}" in repr(flow)
+    assert flow.kinks.sliding_at(3.0) == set()
     v = np.interp(float(flow.kinks.time[1]), flow.ts, flow.params.v[:, 0])
-    assert abs(v) < 1e-3 and flow.result_name == "repelled"
+    assert abs(v) < 1e-3 and flow.result_name == "branched"
+    assert "descent may take the other" in flow.message
 
 
 def test_implicit_solvers_take_the_tolerances_of_the_steps():

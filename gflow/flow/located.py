@@ -63,7 +63,8 @@ class LocatedRun(AbstractRun[LocatedState]):
 
     def output(self, state: LocatedState) -> FlowOutput:
         well = state.result == RESULTS.successful
-        result = RESULTS.where(well & state.repelled, RESULTS.repelled, state.result)
+        result = RESULTS.where(well & state.branched, RESULTS.branched, state.result)
+        result = RESULTS.where(well & state.repelled, RESULTS.repelled, result)
         result = RESULTS.where(well & (state.t < self.span.t1), RESULTS.max_steps_reached, result)
         log = state.log
         return FlowOutput(

@@ -53,8 +53,11 @@ class Stepping(NamedTuple):
 
 
 class LocatedState(NamedTuple):
-    """Where a flow with located kinks is, and what it left on the way; the `steps` are those since
-    the last pause, None if they are not kept."""
+    """Where a flow with located kinks is, and what it left on the way.
+
+    It may have been `repelled` at the start, and have `branched` since. `steps` are those since the
+    last pause, None if they are not kept.
+    """
 
     t: Float[Array, ""]
     y: Float[Array, " size"]
@@ -64,6 +67,7 @@ class LocatedState(NamedTuple):
     counts: StepCounts
     log: EventLog
     repelled: Bool[Array, ""]
+    branched: Bool[Array, ""]
     result: RESULTS
     steps: Steps | None
 
@@ -89,4 +93,4 @@ class Resolved(NamedTuple):
     pattern: AbstractPattern
     log: EventLog
     num_events: Int[Array, ""]
-    repelled: Bool[Array, ""]
+    branched: Bool[Array, ""]

@@ -110,7 +110,8 @@ class Loop(eqx.Module):
             saved=saved,
             counts=counts,
             log=after.log,
-            repelled=s.repelled | after.repelled,
+            repelled=s.repelled,
+            branched=s.branched | after.branched,
             result=s.result,
             steps=None if s.steps is None else s.steps.with_step(s.t, t, trial.dense, keep),
         )
@@ -232,7 +233,7 @@ class Loop(eqx.Module):
                     after,
                     done.log.with_event(t, event, self.risk.shares_kinks),
                     done.num_events + 1,
-                    done.repelled | event.repelled,
+                    done.branched | event.branches,
                 )
 
             return jax.lax.cond(due, resolve, lambda done: done, done), due
@@ -287,8 +288,8 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
         ),
         saved=SavedStates(
             num_saved=jnp.sum(at_start),
-            ys=jnp.where(at_start[:, None], y[None, :], jnp.nan),
-            speeds=jnp.where(at_start, speed, jnp.nan),
+            ys=jnp.where(at_start[:, None], y[None, :], 0.0),
+            speeds=jnp.where(at_start, speed, 0.0),
         ),
         counts=StepCounts(
             zero, zero, zero, nothing_done().plus(evaluations=1) if counted else None
@@ -299,6 +300,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
             *(jnp.zeros(kinks, int) for _ in range(3)),
         ),
         repelled=risk.repels(theta, pattern),
+        branched=jnp.asarray(False),
         result=RESULTS.successful,
         steps=None,
     )

@@ -43,6 +43,14 @@ class FlowOutput(NamedTuple):
     kinks: KinkLog | None
     result: RESULTS
 
+    def without_gaps(self) -> "FlowOutput":
+        """With the last filled slot in those that are not filled."""
+        saved = self.saved
+        last = jnp.maximum(saved.num_saved - 1, 0)
+        place = jnp.minimum(jnp.arange(self.ts.shape[0]), last)
+        speeds = None if saved.speeds is None else saved.speeds[place]
+        return self._replace(saved=SavedStates(saved.num_saved, saved.ys[place], speeds))
+
     def with_end(self) -> "FlowOutput":
         """With the state where an early end left off in the next slot of the saved ones."""
         (count, ys, speeds), ts = self.saved, self.ts

@@ -116,7 +116,7 @@ def _begin(run: SmoothRun) -> SmoothState:
         t=span.t0,
         y=y0,
         step_size=size,
-        saved=SavedStates(zero, jnp.full((len(span.ts), len(y0)), jnp.nan, phi0.dtype), None),
+        saved=SavedStates(zero, jnp.zeros((len(span.ts), len(y0)), phi0.dtype), None),
         counts=StepCounts(
             zero, zero, zero, nothing_done() if is_counted(method.solver, inner) else None
         ),

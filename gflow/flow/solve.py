@@ -25,6 +25,7 @@ from gflow.arguments import (
 )
 from gflow.dense import DenseOutput, joined
 from gflow.flow import collapse
+from gflow.flow.advice import advice_for
 from gflow.flow.checkpoint import Checkpoint, fingerprint
 from gflow.flow.driver import Pauses, Solved, solve
 from gflow.flow.located import LocatedRun
@@ -37,7 +38,11 @@ from gflow.flow.stopping import Stop, as_stop
 from gflow.nonsmooth.recognition import pattern_risk_of
 from gflow.parameters import Net, TimeScales, flat, split_trainable
 from gflow.recording import States, as_observations, finish, record, truncated, with_retry
+from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
+
+# Times to save at that are beyond an end by less than this fraction of the span are that end.
+_SAME_TIME = 1e-14
 
 
 def solve_flow(
@@ -108,10 +113,10 @@ def solve_flow(
     - `throw`: raise a `TrajectoryError`, which holds the trajectory, if the flow does not reach its
       end; if False, return the trajectory, with a `result` that says what happened.
 
-    **Returns:** a `Trajectory`. Can be used under `jax.jit` and `jax.vmap` (with `progress=False`);
-    there the slots past an early end have time inf and hold NaN, and the solver stays that of the
-    start. Derivatives (`jax.grad`) are for
-    flows without located kinks only.
+    **Returns:** a `Trajectory`. Can be used under `jax.jit` and `jax.vmap`, without `progress`,
+    `checkpoint`, `dense` and `Stop(seconds=...)`. There the slots past an early end have time inf
+    and repeat the last state, and the solver stays that of the start. Derivatives (`jax.grad`) are
+    for flows without located kinks only.
 
     **Raises:** `ArgumentError` (a `ValueError`) for arguments that cannot be used;
     `TrajectoryError` as above.
@@ -149,7 +154,7 @@ def solve_flow(
     ignored = pattern_risk is not None and kinks == "ignore"
     solved, first_solver = solve(run, max_steps, pauses), type(method.solver).__name__
     trajectory = _trajectory(solved, first_solver, ignored, observations)
-    if advice := trajectory.advice():
+    if is_concrete(trajectory) and (advice := advice_for(trajectory, solved.run)):
         warnings.warn(advice, stacklevel=2)
     return finish(trajectory, throw=throw)
 
@@ -189,8 +194,10 @@ def _record(
     solved: Solved, method: str, kinks_ignored: bool, observe: dict[str, Callable]
 ) -> Trajectory:
     run = solved.run
-    problem, output = run.problem, run.output(solved.state).with_end()
+    problem, output = run.problem, run.output(solved.state).with_end().without_gaps()
     result = output.result if solved.ended is None else solved.ended
+    lost_at_start = (result == RESULTS.nonfinite) & (output.t == run.span.t0)
+    result = RESULTS.where(lost_at_start, RESULTS.nonfinite_start, result)
     dissipated = output.saved.ys[:, -1]
     trained = jax.vmap(problem.params)(output.saved.ys[:, :-1])
     stats = _stats(run, output)
@@ -274,10 +281,14 @@ def _given_times(ts, t0, t1) -> np.ndarray:
         raise ArgumentError("ts", ts, wanted) from None
     if times.ndim != 1 or len(times) == 0:
         raise ArgumentError("ts", Described(f"an array of shape {times.shape}"), wanted)
+    if is_concrete(t0, t1):
+        # As np.arange(0, 0.31, 0.1), whose last entry is above 0.3 by a rounding.
+        for end in (t0, t1):
+            times = np.where(np.abs(times - end) <= _SAME_TIME * (t1 - t0), end, times)
     if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
         raise ArgumentError("ts", Described(f"{times}"), wanted)
     if is_concrete(t0, t1) and (times[0] < t0 or times[-1] > t1):
-        raise ArgumentError("ts", Described(f"times {times[0]:g} to {times[-1]:g}"), wanted)
+        raise ArgumentError("ts", Described(f"times {times[0]:.17g} to {times[-1]:.17g}"), wanted)
     return times
 
 

@@ -13,6 +13,9 @@ class KinkKind(IntEnum):
     SLIDE_ENDS_TO_INACTIVE = 4
     # The unit slides in all directions at once: w = b = 0.
     UNIT_DEGENERATES = 5
+    # Nothing pulls to the kink any more: the flow could go on to either side, and takes the
+    # inactive one.
+    SLIDE_BRANCHES = 6
 
     @property
     def label(self) -> str:
@@ -22,3 +25,8 @@ class KinkKind(IntEnum):
     @property
     def begins_slide(self) -> bool:
         return self in (KinkKind.SLIDE_BEGINS, KinkKind.UNIT_DEGENERATES)
+
+    @property
+    def ends_slide(self) -> bool:
+        ends = (KinkKind.SLIDE_ENDS_TO_ACTIVE, KinkKind.SLIDE_ENDS_TO_INACTIVE)
+        return self in (*ends, KinkKind.SLIDE_BRANCHES)

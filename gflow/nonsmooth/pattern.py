@@ -38,15 +38,18 @@ class AbstractPattern(eqx.Module):
 class Event(NamedTuple):
     """What happened at the kink of a unit at a row.
 
-    `members` are all rows that have the same kink, `kinds` the `KinkKind` of each row as integers,
-    and `repelled` says whether the flow could have gone on to either side.
+    `members` are all rows that have the same kink, `kinds` the `KinkKind` of each row as integers.
     """
 
     unit: Int[Array, ""]
     row: Int[Array, ""]
     members: Bool[Array, " rows"]
     kinds: Int[Array, " rows"]
-    repelled: Bool[Array, ""]
+
+    @property
+    def branches(self) -> Bool[Array, ""]:
+        """Whether the flow could have gone on to either side."""
+        return self.kinds[self.row] == KinkKind.SLIDE_BRANCHES
 
     @property
     def changes_slides(self) -> Bool[Array, ""]:

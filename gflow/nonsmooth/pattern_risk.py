@@ -55,7 +55,8 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
 
     @abstractmethod
     def repels(self, theta: Float[Array, " size"], pattern: Pattern) -> Bool[Array, ""]:
-        """Whether θ, where the pattern started, is on a kink that both sides lead away from."""
+        """Whether θ, where the pattern started, is within rounding of a kink that the flow could
+        leave to either side: both lead away from it, or one does and the other rests."""
 
     @abstractmethod
     def value(self, theta: Float[Array, " size"]) -> Float[Array, ""]:

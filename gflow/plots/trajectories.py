@@ -136,6 +136,7 @@ _KINK_STYLES = {
     KinkKind.SLIDE_ENDS_TO_ACTIVE: ("^", NEGATIVE),
     KinkKind.SLIDE_ENDS_TO_INACTIVE: ("v", NEGATIVE),
     KinkKind.UNIT_DEGENERATES: ("X", "black"),
+    KinkKind.SLIDE_BRANCHES: ("*", NEGATIVE),
 }
 
 
@@ -155,7 +156,7 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
     for t, i, datum, kind in zip(time, unit, np.asarray(log.datum), kinds):
         if KinkKind(kind).begins_slide:
             open_slides[i, datum] = t
-        elif kind in (KinkKind.SLIDE_ENDS_TO_ACTIVE, KinkKind.SLIDE_ENDS_TO_INACTIVE):
+        elif KinkKind(kind).ends_slide:
             ax.plot([open_slides.pop((i, datum)), t], [i, i], color=ACTIVE, lw=1.2, alpha=0.6)
     for (i, _), t in open_slides.items():
         ax.plot([t, end], [i, i], color=ACTIVE, lw=1.2, alpha=0.6)

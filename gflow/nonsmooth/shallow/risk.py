@@ -44,6 +44,8 @@ from gflow.parameters import UNSCALED, ParameterLayout, TimeScales, unflat
 from gflow.risks import EmpiricalRisk
 
 _MAX_SLIDES = 64
+# Preactivations of the start within so many roundings count as 0.
+_ROUNDINGS = 4
 
 
 class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
@@ -125,11 +127,14 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
 
     def repels(self, theta: Float[Array, " size"], pattern: ShallowPattern) -> Bool[Array, ""]:
         now = self.evaluate(theta, pattern)
+        size = self.scales(theta)[:, None] * self.sizes[None, :]
+        on_kink = jnp.abs(now.z) <= _ROUNDINGS * jnp.finfo(now.z.dtype).eps * size
         here = self.velocity(now, pattern) @ self.normals.T
         square = jnp.sum(self.normals**2, axis=1)
-        turned = jax.vmap(self.turns)(now.q, pattern.active, now.z == 0)
+        turned = jax.vmap(self.turns)(now.q, pattern.active, on_kink)
         on_active, on_inactive = (here - turn * square[None, :] for turn in turned)
-        return jnp.any((now.z == 0) & (on_inactive < 0) & (on_active > 0))
+        apart = (on_inactive <= 0) & (on_active >= 0) & (on_active > on_inactive)
+        return jnp.any(on_kink & apart)
 
     def value(self, theta: Float[Array, " size"]) -> Float[Array, ""]:
         net = self.net(theta)

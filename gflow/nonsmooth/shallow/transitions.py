@@ -80,7 +80,7 @@ def arrive(
     to_inactive = aligned == was_active
     crossed = jnp.where(to_inactive, KinkKind.CROSS_TO_INACTIVE, KinkKind.CROSS_TO_ACTIVE)
     kinds = jnp.where(slides, begins, crossed)
-    return changed, Event(unit, row, members, kinds, jnp.asarray(False))
+    return changed, Event(unit, row, members, kinds)
 
 
 def _crosses(
@@ -124,15 +124,15 @@ def leave(
 ) -> tuple[ShallowPattern, Event]:
     """The end of the slide whose λ has left [0, 1] farthest.
 
-    If the pull towards the kink was lost, the flow could leave to either side, or stay.
+    If the pull towards the kink was lost, the flow branches: it could leave to either side.
     """
     margins = risk.slide_margins(evaluation, pattern)
     unit, slot = jnp.unravel_index(jnp.argmin(margins), margins.shape)
     row = pattern.slots[unit, slot]
     to_active = risk.active_weights(evaluation, pattern)[unit, slot] > 0.5
-    repelled = risk.pulls(evaluation, pattern)[1][unit, slot] <= 0
+    branches = risk.pulls(evaluation, pattern)[1][unit, slot] <= 0
     members = risk.lines.members(row) & pattern.sliding[unit]
     sides = risk.lines.aligned(row) == to_active
     pattern = pattern.crossed(unit, members, sides).without_slide(unit, slot, members, slack)
     ends = jnp.where(sides, KinkKind.SLIDE_ENDS_TO_ACTIVE, KinkKind.SLIDE_ENDS_TO_INACTIVE)
-    return pattern, Event(unit, row, members, ends, repelled)
+    return pattern, Event(unit, row, members, jnp.where(branches, KinkKind.SLIDE_BRANCHES, ends))

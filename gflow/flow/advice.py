@@ -1,0 +1,75 @@
+"""What to do about a flow whose steps collapsed, or were too long."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from gflow.flow.run import AbstractRun
+from gflow.risks import EmpiricalRisk
+from gflow.trajectory import Trajectory
+
+# Steps of fixed size are too long if the drift of energy is this fraction of the risk's fall.
+_LARGE_DRIFT = 0.1
+# Explicit solvers are stable for step_size · sharpness up to 2 to 4.
+_STABLE = 2.0
+# Distances at which the slope of a loss is compared, relative to the outputs.
+_NEAR, _NEARER = 1e-3, 1e-4
+
+
+def advice_for(trajectory: Trajectory, run: AbstractRun) -> str | None:
+    """A sentence on what is wrong and what to do, None if there is nothing to say."""
+    step_size = run.method.step_size
+    if step_size is not None:
+        return _on_long_steps(trajectory, run, float(step_size))
+    if trajectory.succeeded and not trajectory.collapsed():
+        return None
+    risk, net = run.problem.risk, trajectory.final
+    if isinstance(risk, EmpiricalRisk) and (datum := kink_of_loss(risk, net)) is not None:
+        steps, t = int(trajectory.stats["num_steps"]), float(trajectory.ts[-1])
+        return (
+            f"{steps:,} steps were taken to t = {t:.4g}, since the loss is not differentiable "
+            f"where the flow is: its slope jumps at the output of datum {datum}. Kinks of losses "
+            "are not located; a loss with a continuous derivative, such as a Huber loss, has none"
+        )
+    return trajectory.advice()
+
+
+def _on_long_steps(trajectory: Trajectory, run: AbstractRun, step_size: float) -> str | None:
+    risk, drift = np.asarray(trajectory.risk), np.asarray(trajectory.diagnostics.energy)
+    if trajectory.succeeded and np.abs(drift).max() <= _LARGE_DRIFT * np.ptp(risk):
+        return None
+    stretch = step_size * run.spectral_radius(run.init())
+    if stretch <= _STABLE and trajectory.succeeded:
+        return None
+    return (
+        f"steps of size {step_size:g} are too long: step_size · sharpness is {stretch:.3g} at the "
+        "start, explicit solvers are stable up to about 3, and the energy drifted by "
+        f"{np.nanmax(np.abs(drift)):.2g}. Take a smaller step_size, or leave it to the solver"
+    )
+
+
+def kink_of_loss(risk: EmpiricalRisk, net: Any) -> int | None:
+    """The first datum at whose output the slope of the loss jumps, None if there is none."""
+    jumps = np.asarray(_slope_jumps(risk, net))
+    return int(np.argmax(jumps)) if jumps.any() else None
+
+
+@eqx.filter_jit
+def _slope_jumps(risk: EmpiricalRisk, net: Any) -> Array:
+    """For each datum, whether the slope of the loss changes as much within a small distance of its
+    output as within a larger one."""
+    outputs = jax.vmap(net)(risk.x)
+    slope = jax.vmap(jax.grad(risk.loss))
+
+    def change(distance):
+        by = distance * jnp.maximum(1.0, jnp.abs(outputs))
+        apart = jnp.abs(slope(outputs + by, risk.y) - slope(outputs - by, risk.y))
+        return jnp.max(apart.reshape(len(outputs), -1), axis=1)
+
+    near = change(_NEAR)
+    size = jnp.max(jnp.abs(slope(outputs, risk.y).reshape(len(outputs), -1)), axis=1)
+    return (change(_NEARER) > 0.5 * near) & (near > 1e-2 * jnp.maximum(size, jnp.max(size)))
