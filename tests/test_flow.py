@@ -332,7 +332,7 @@ def test_risks_that_hold_traced_arrays(wave, smooth_net):
     np.testing.assert_allclose(jax.vmap(end)(jnp.array([decay, 0.2]))[0], alone, rtol=1e-7)
     slope = (end(decay + step) - end(decay - step)) / (2 * step)
     np.testing.assert_allclose(jax.grad(end)(decay), slope, rtol=1e-4)
-    with pytest.raises(gflow.ArgumentError, match="`progress`: got a traced risk"):
+    with pytest.raises(gflow.ArgumentError, match="`progress`: got arrays that JAX traces"):
         jax.grad(
             lambda c: gflow.solve_flow(
                 lambda net: c * wave(net), smooth_net, t1=1.0, progress=True
