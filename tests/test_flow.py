@@ -190,7 +190,7 @@ def test_a_field_that_ends_is_reported():
 def test_a_risk_that_is_nan_from_the_start_is_no_success(smooth_net):
     risk = lambda net: jnp.log(-jnp.sum(net.w**2))
     flow = gflow.solve_flow(risk, smooth_net, t1=0.1, throw=False)
-    assert flow.result_name == "nonfinite"
+    assert flow.result_name == "nonfinite_start"
 
 
 def test_data_of_another_width_are_refused(smooth_net):
