@@ -127,11 +127,11 @@ class TimeScales(eqx.Module):
         roots = jnp.sqrt(jnp.asarray(_numbers(given, net, trained), leaves[0].dtype))
         return cls(jnp.repeat(roots, np.array([a.size for a in leaves])))
 
-    def theta(self, phi: Float[Array, " *size"]) -> Float[Array, " *size"]:
+    def theta(self, phi: Float[Array, "..."]) -> Float[Array, "..."]:
         """θ = √τ φ."""
         return phi if self.roots is None else self.roots * phi
 
-    def phi(self, theta: Float[Array, " *size"]) -> Float[Array, " *size"]:
+    def phi(self, theta: Float[Array, "..."]) -> Float[Array, "..."]:
         """φ = θ/√τ."""
         return theta if self.roots is None else theta / self.roots
 

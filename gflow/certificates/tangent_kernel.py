@@ -15,7 +15,7 @@ from gflow.arguments import ArgumentError, Described, PyTree
 from gflow.parameters import split_trainable
 from gflow.risks import EmpiricalRisk
 from gflow.risks.empirical import squared_loss
-from gflow.trajectory import Trajectory
+from gflow.trajectory import Trajectory, single_trajectory
 
 
 def tangent_kernel(
@@ -119,6 +119,7 @@ def pl_constants(
 
     **Returns:** `PLConstants`. Runs on the host, so not under `jax.jit`.
     """
+    trajectory = single_trajectory("trajectory", trajectory)
     risks, norms = np.asarray(trajectory.risk, float), np.asarray(trajectory.grad_norm, float)
     ratio = np.divide(norms**2, risks, out=np.full(len(risks), np.inf), where=risks > 0)
     bound = None

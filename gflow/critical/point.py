@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gflow.arguments import PyTree
 from gflow.critical.units import UnitGroups
 from gflow.hessian import Spectrum
+from gflow.pickling import PortableError
 
 
 class CriticalKind(enum.Enum):
@@ -140,7 +141,7 @@ def _floats(net: PyTree) -> list:
     ]
 
 
-class NotFoundError(RuntimeError):
+class NotFoundError(PortableError, RuntimeError):
     """No critical point was found near the start. `point` is where the search ended."""
 
     def __init__(self, point: CriticalPoint):

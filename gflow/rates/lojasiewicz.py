@@ -13,7 +13,7 @@ from gflow.rates.estimates import longest_tail
 from gflow.rates.fit import fit_rate
 from gflow.rates.laws import FORMS, LawName
 from gflow.rates.rate import Rate
-from gflow.trajectory import Trajectory
+from gflow.trajectory import Trajectory, single_trajectory
 
 # Exponents this close to 1/2 count as 1/2, so that the rate is exponential.
 _HALF_WIDTH = 0.01
@@ -113,6 +113,7 @@ def lojasiewicz(
     **Raises:** `ArgumentError` for fewer than 6 usable points, a limit that is not a number, or a
     network of other shapes.
     """
+    trajectory = single_trajectory("trajectory", trajectory)
     limit = finite("limit_risk", limit_risk)
     t, gap = tails.checked(trajectory.ts, np.asarray(trajectory.risk, dtype=float) - limit)
     norm = np.interp(t, np.asarray(trajectory.ts), np.asarray(trajectory.grad_norm))
