@@ -43,6 +43,8 @@ from gflow.trajectory import Diagnostics, Switch, Trajectory, TrajectoryError
 if TYPE_CHECKING:
     from gflow import plots
 
+    __version__: str
+
 __all__ = [
     "BDF5",
     "RESULTS",
@@ -79,6 +81,7 @@ __all__ = [
     "Switch",
     "Trajectory",
     "TrajectoryError",
+    "__version__",
     "chatterjee",
     "clarke_gradient",
     "compare",
@@ -105,6 +108,17 @@ __all__ = [
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("gflow-jax")
+        except PackageNotFoundError:  # the sources, on the path without an installation
+            return "unknown"
     if name == "plots":  # matplotlib is imported with the first figure
         return importlib.import_module("gflow.plots")
     raise AttributeError(f"module 'gflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from gflow.arguments import ArgumentError, Described, positive
+from gflow.display import Shown
 from gflow.rates.estimates import student_t
 from gflow.trajectory import Trajectory, single_trajectory
 
@@ -18,7 +19,7 @@ _NODES = 6
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Comparison:
+class Comparison(Shown):
     """The difference of a second trajectory from a first, at matched times.
 
     - `ts`, shape (times,): the times, saved in the second trajectory.
@@ -38,16 +39,21 @@ class Comparison:
         """sup_t of the distance over the matched times."""
         return float(np.max(self.distance))
 
-    def __repr__(self) -> str:
-        k = int(np.argmax(self.distance))
+    def title(self) -> str:
+        """How many times were matched, and how well."""
         exact = int(np.sum(self.interpolation_error == 0))
         return (
             f"Comparison at {len(self.ts)} times ({exact} saved in both, interpolation "
-            f"error of the rest at most {np.max(self.interpolation_error):.1e})\n"
-            f"  distance         largest {self.largest:.4g} at t = {self.ts[k]:.4g}, "
-            f"{self.distance[-1]:.4g} at the end\n"
-            f"  risk difference  {self.risk_difference[-1]:.4g} at the end"
+            f"error of the rest at most {np.max(self.interpolation_error):.1e})"
         )
+
+    def summary(self) -> dict[str, str]:
+        """The main facts in words, by name."""
+        k, end = int(np.argmax(self.distance)), f"{self.distance[-1]:.4g} at the end"
+        return {
+            "distance": f"largest {self.largest:.4g} at t = {self.ts[k]:.4g}, {end}",
+            "risk difference": f"{self.risk_difference[-1]:.4g} at the end",
+        }
 
 
 def compare(flow: Trajectory, other: Trajectory) -> Comparison:
@@ -145,8 +151,8 @@ def _lagrange(s: np.ndarray, data: np.ndarray, wanted: np.ndarray, index: np.nda
     return np.einsum("tk,tkp->tp", weights, data[index])
 
 
-@dataclass(frozen=True)
-class ConvergenceOrder:
+@dataclass(frozen=True, repr=False)
+class ConvergenceOrder(Shown):
     """The observed order p of a distance in the step size, distance ≈ C h^p.
 
     - `value`: p; `interval`: its 95 % confidence interval from the scatter of the fit.
@@ -158,9 +164,17 @@ class ConvergenceOrder:
     step_sizes: tuple[float, ...]
     distances: tuple[float, ...]
 
-    def __repr__(self) -> str:
+    def summary(self) -> dict[str, str]:
+        """The main facts in words, by name."""
         low, high = self.interval
-        return f"order {self.value:.3f} (95 % interval {low:.3f} to {high:.3f})"
+        pairs = zip(self.step_sizes, self.distances)
+        return {
+            "order": f"{self.value:.3f} (95 % interval {low:.3f} to {high:.3f})",
+            "distances": ", ".join(f"{d:.4g} at h = {h:.4g}" for h, d in pairs),
+        }
+
+    def __repr__(self) -> str:
+        return f"order {self.summary()['order']}"
 
 
 def observed_order(step_sizes: Any, distances: Any) -> ConvergenceOrder:

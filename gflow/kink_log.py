@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gflow.arguments import is_concrete
+from gflow.display import Shown
 from gflow.nonsmooth.kink_kinds import KinkKind
 
 
-class KinkLog(eqx.Module):
+class KinkLog(Shown, eqx.Module):
     """The kinks that a flow met, in the order of time.
 
     - `time`, shape (kinks,): when the preactivation of the pair became zero, or its slide ended.
@@ -51,6 +52,23 @@ class KinkLog(eqx.Module):
             change = sliding.add if KinkKind(kind).begins_slide else sliding.discard
             change((int(unit), int(datum)))
         return sliding
+
+    def title(self) -> str:
+        """How many kinks there are."""
+        if not is_concrete(self) or self.time.ndim != 1:
+            return f"KinkLog of {self.time.shape} entries"
+        return f"KinkLog of {len(self.used()):,} kinks"
+
+    def summary(self) -> dict[str, str]:
+        """The number of each kind in words, and the span of time."""
+        if not is_concrete(self) or self.time.ndim != 1:
+            return {}
+        log = self.used()
+        facts = {kind: f"{count:,}" for kind, count in log.counts().items() if count}
+        if len(log):
+            facts["times"] = f"t = {log.time[0]:.6g} to {log.time[-1]:.6g}"
+            facts["pairs"] = f"{len(set(zip(log.unit.tolist(), log.datum.tolist()))):,}"
+        return facts
 
     def within(self, first: Any, last: Any) -> "KinkLog":
         """The log from one time to another. Slides that are under way at the first are logged as

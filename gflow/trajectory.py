@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gflow.arguments import ArgumentError, Described, PyTree, is_concrete
-from gflow.display import fact_lines, fact_table
+from gflow.display import Shown, fact_lines, fact_table
 from gflow.export import as_dataset, as_table
 from gflow.indexing import increasing_indices, num_filled, taken
 from gflow.kink_log import KinkLog
@@ -42,7 +42,7 @@ class TrajectoryError(PortableError, RuntimeError):
         self.trajectory = trajectory
 
 
-class Diagnostics(eqx.Module):
+class Diagnostics(Shown, eqx.Module):
     """Drifts of identities at the saved times; all are zero along an exact gradient flow.
 
     - `energy`, shape (times,): L(θ(0)) − L(θ(t)) − ∫₀ᵗ‖θ'‖² ds, with ‖θ'‖² = Σ θ'²/τ for time
@@ -58,6 +58,15 @@ class Diagnostics(eqx.Module):
 
     energy: Float[Array, " times"]
     balance: Float[Array, "times width"] | None
+
+    def summary(self) -> dict[str, str]:
+        """The largest drifts in words, by name."""
+        drifts = {"energy": self.energy, "balance": self.balance}
+        return {
+            f"{name} drift": f"{np.nanmax(np.abs(np.asarray(drift)), initial=0.0):.2g}"
+            for name, drift in drifts.items()
+            if drift is not None and is_concrete(drift)
+        }
 
 
 class Switch(eqx.Module):
@@ -257,9 +266,7 @@ class Trajectory(eqx.Module, Generic[Net]):
             if name in self.stats:
                 facts[name.replace("_", " ")] = f"{float(self.stats[name]):g}"
         if self.kind == "flow":
-            facts["energy drift"] = f"{np.nanmax(np.abs(self.diagnostics.energy)):.2g}"
-            if self.diagnostics.balance is not None:
-                facts["balance drift"] = f"{np.nanmax(np.abs(self.diagnostics.balance)):.2g}"
+            facts |= self.diagnostics.summary()
         return facts | {"result": self.message}
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from gflow.arguments import ArgumentError, Described, RealScalar, finite
+from gflow.display import Shown
 from gflow.rates import tails
 from gflow.rates.estimates import longest_tail
 from gflow.rates.fit import fit_rate
@@ -41,8 +42,8 @@ class ImpliedRate(NamedTuple):
     interval: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Lojasiewicz:
+@dataclass(frozen=True, repr=False)
+class Lojasiewicz(Shown):
     r"""The inequality $|L - L_\infty|^\alpha \le C\,\|G\|$ along a trajectory.
 
     - `exponent`, `interval`: α, the slope of log ‖G‖ against log gap on the tail, and its 95 %
@@ -72,23 +73,27 @@ class Lojasiewicz:
     distance_bound: Bound | None
     distance_rate: Rate | None
 
-    def __repr__(self) -> str:
+    def title(self) -> str:
+        """The inequality."""
         half = (self.interval[1] - self.interval[0]) / 2
-        lines = [f"Lojasiewicz: gap^{self.exponent:.4g} ≤ {self.constant:.4g} ‖G‖ (α ± {half:.1g})"]
+        return f"Lojasiewicz: gap^{self.exponent:.4g} ≤ {self.constant:.4g} ‖G‖ (α ± {half:.1g})"
+
+    def summary(self) -> dict[str, str]:
+        """The main facts in words, by name."""
         implied = self.implied_law
         if self.implied is not None:
             implied = f"{self.implied_law} rate {self.implied.value:.4g}"
         same = "agrees" if self.agree else "does not agree"
-        lines.append(f"  implies {implied}, which {same} with the gap: {self.rate.verdict}")
+        facts = {"implies": f"{implied}, which {same} with the gap: {self.rate.verdict}"}
         bounds = {"gap": self.risk_bound, "distance": self.distance_bound}
         for name, bound in bounds.items():
             if bound is not None:
                 end = "falling" if bound.falling else "not falling"
-                lines.append(
-                    f"  {name} ≤ {bound.constant:.4g} (1 + t)^-{bound.exponent:.4g}, attained at "
+                facts[f"{name} ≤"] = (
+                    f"{bound.constant:.4g} (1 + t)^-{bound.exponent:.4g}, attained at "
                     f"t = {bound.at:.4g}, {end} at the end"
                 )
-        return "\n".join(lines)
+        return facts
 
 
 def lojasiewicz(
