@@ -12,6 +12,7 @@ from gflow.display import Shown
 from gflow.rates import tails
 from gflow.rates.estimates import longest_tail
 from gflow.rates.fit import fit_rate
+from gflow.rates.gap_checks import MIN_POINTS, checked_gap
 from gflow.rates.laws import FORMS, LawName
 from gflow.rates.rate import Rate
 from gflow.trajectory import Trajectory, single_trajectory
@@ -120,7 +121,7 @@ def lojasiewicz(
     """
     trajectory = single_trajectory("trajectory", trajectory)
     limit = finite("limit_risk", limit_risk)
-    t, gap = tails.checked(trajectory.ts, np.asarray(trajectory.risk, dtype=float) - limit)
+    t, gap = checked_gap(trajectory.ts, np.asarray(trajectory.risk, dtype=float) - limit)
     norm = np.interp(t, np.asarray(trajectory.ts), np.asarray(trajectory.grad_norm))
     rate = fit_rate(t, gap)
     points = tails.of_gaps(t, gap, None)
@@ -167,9 +168,9 @@ def _inequality(points: tails.Points, norms: np.ndarray) -> _Inequality:
     fall = np.maximum.accumulate(-logs)
     kept = np.append(True, np.diff(fall) > 0)
     fall, log_norms, logs, t = fall[kept], log_norms[kept], logs[kept], points.ends[kept, 0]
-    if len(fall) < tails.MIN_POINTS:
+    if len(fall) < MIN_POINTS:
         got = Described(f"{len(fall)} gaps that fall")
-        raise ArgumentError("trajectory", got, f"at least {tails.MIN_POINTS}")
+        raise ArgumentError("trajectory", got, f"at least {MIN_POINTS}")
     span = fall[-1] - fall[0]
     u = 1 + (fall - fall[-1]) / (1.001 * span)
     tail = longest_tail(FORMS["exponential"], u[:, None], log_norms)
