@@ -107,17 +107,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+if not TYPE_CHECKING:  # so that type checkers see misspelt names
 
-        try:
-            return version("gflow-jax")
-        except PackageNotFoundError:  # the sources, on the path without an installation
-            return "unknown"
-    if name == "plots":  # matplotlib is imported with the first figure
-        return importlib.import_module("gflow.plots")
-    raise AttributeError(f"module 'gflow' has no attribute {name!r}")
+    def __getattr__(name: str):
+        if name == "__version__":
+            from importlib.metadata import PackageNotFoundError, version
+
+            try:
+                return version("gflow-jax")
+            except PackageNotFoundError:  # the sources, on the path without an installation
+                return "unknown"
+        if name == "plots":  # matplotlib is imported with the first figure
+            return importlib.import_module("gflow.plots")
+        raise AttributeError(f"module 'gflow' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

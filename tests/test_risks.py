@@ -119,7 +119,7 @@ def test_a_network_of_other_output_shape_is_refused():
     [
         ((5, 1), "scalar", r"output of shape \(\).*target in y, \(1,\); y\[:, 0\] has"),
         ((5,), 1, r"output of shape \(1,\).*target in y, \(\); out_size='scalar' gives"),
-        ((5, 2), 3, r"output of shape \(3,\).*target in y, \(2,\)$"),
+        ((5, 2), 3, r"output of shape \(3,\).*target in y, \(2,\)"),
     ],
 )
 def test_targets_of_another_shape_are_known_by_shapes_alone(target, out_size, words):
@@ -131,8 +131,8 @@ def test_targets_of_another_shape_are_known_by_shapes_alone(target, out_size, wo
 @pytest.mark.parametrize(
     ("risk", "words"),
     [
-        (lambda p: p, r"returns f64\[3\], wanted .* one real number, such as a mean"),
-        (lambda p: (p[0], p[1]), "returns .*wanted"),
+        (lambda p: p, r"values of shape \(3,\), wanted .* one real number, such as a mean"),
+        (lambda p: (p[0], p[1]), "returns a tuple, wanted"),
         (lambda p: jnp.sum(p) + 1j, "to type complex128"),
         (lambda p: jnp.argmax(p), "to type int64"),
         (3.0, "got a float, wanted a function"),

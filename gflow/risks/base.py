@@ -30,8 +30,11 @@ def check_risk(risk: Any, net: PyTree) -> None:
     if not callable(risk):
         raise ArgumentError("risk", Described(f"a {type(risk).__name__}"), wanted)
     value = eqx.filter_eval_shape(risk, net)
-    if jax.tree.structure(value) != jax.tree.structure(0) or np.shape(value) != ():
-        got = Described(f"a function that returns {eqx.tree_pformat(value)}")
+    if jax.tree.structure(value) != jax.tree.structure(0):
+        got = Described(f"a function that returns a {type(value).__name__}")
+        raise ArgumentError("risk", got, wanted)
+    if np.shape(value) != ():
+        got = Described(f"a function with values of shape {np.shape(value)}")
         raise ArgumentError("risk", got, wanted + ", such as a mean")
     if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         got = Described(f"a function to type {jnp.result_type(value)}")

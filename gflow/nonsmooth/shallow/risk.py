@@ -95,7 +95,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         x = like.asarray(rows)
         if is_concrete(rows, risk.y):
             kept = np.asarray(first)
-            warn_of_near_rows(x, np.asarray(risk.y)[kept], kept)
+            warn_of_near_rows(np.asarray(x), np.asarray(risk.y)[kept], kept)
         ones = like.ones((x.shape[0], 1), x.dtype)
         parts = ([x] if trained.w is not None else []) + ([ones] if trained.b is not None else [])
         sizes = like.linalg.norm(x if net.b is None else like.concatenate([x, ones], 1), axis=1)
