@@ -1,4 +1,4 @@
-"""Pickles of trajectories and errors, so that they pass between processes."""
+"""Pickles of results and errors, so that they pass between processes."""
 
 import importlib
 import io
@@ -7,6 +7,8 @@ import sys
 from operator import attrgetter
 from types import FunctionType
 from typing import Any
+
+import jax
 
 # Where functions of JAX are found; some name private modules in which others have their names.
 _PUBLIC_MODULES = ("jax.nn", "jax.numpy", "jax.lax", "jax.scipy.special", "jax.numpy.linalg")
@@ -44,6 +46,31 @@ def _restored(
     if lost:
         error.__dict__["_left_behind"] = lost
     return error
+
+
+class Portable:
+    """An object that is pickled by its attributes, also where they hold functions of JAX."""
+
+    def __reduce__(self) -> Any:
+        return _rebuilt, (type(self), packed(self.__dict__))
+
+    def __copy__(self) -> Any:
+        return _with_attributes(type(self), self.__dict__)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        # Leaves do not change.
+        del memo
+        return _with_attributes(type(self), jax.tree.map(lambda leaf: leaf, self.__dict__))
+
+
+def _rebuilt(kind: type, attributes: bytes) -> Any:
+    return _with_attributes(kind, unpacked(attributes))
+
+
+def _with_attributes(kind: type, attributes: dict[str, Any]) -> Any:
+    made = object.__new__(kind)
+    made.__dict__.update(attributes)
+    return made
 
 
 def packed(thing: Any) -> bytes:

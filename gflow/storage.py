@@ -86,7 +86,7 @@ def _opened(path: Path) -> "xarray.Dataset":
         raise ArgumentError("path", got, "a store of `save_trajectory`") from None
     if not {"structure", "result", "stats_dtypes"} <= set(data.attrs):
         got = Described(f"{str(path)!r}, which holds something else")
-        raise ArgumentError("path", got, "a store of `save_trajectory`")
+        raise ArgumentError("path", got, "a store of `save_trajectory`, of this version of gflow")
     if data["risk"].dtype == np.float64 and jnp.zeros(()).dtype != jnp.float64:
         warnings.warn(
             f"{str(path)!r} holds numbers in float64, and JAX runs in float32, to which they are "

@@ -19,7 +19,7 @@ from gflow.export import as_dataset, as_table
 from gflow.indexing import increasing_indices, num_filled, taken
 from gflow.kink_log import KinkLog
 from gflow.parameters import Net
-from gflow.pickling import PortableError, packed, unpacked
+from gflow.pickling import Portable, PortableError
 from gflow.results import RESULT_NAMES, RESULTS, SUCCESSES
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Switch(eqx.Module):
         return [self.solver, float(self.time), int(self.num_steps)]
 
 
-class Trajectory(eqx.Module, Generic[Net]):
+class Trajectory(Portable, eqx.Module, Generic[Net]):
     """Parameters along saved times, with the risk, the gradient norm and how far to trust them.
 
     - `ts`, shape (times,): flow time; step k of a descent of step size h is at time k h.
@@ -298,16 +298,6 @@ class Trajectory(eqx.Module, Generic[Net]):
         as observed_NAME. Needs pandas (the extra `gflow-jax[app]`)."""
         return as_table(single_trajectory("trajectory", self))
 
-    def __reduce__(self) -> Any:
-        return _unpickled, (packed({name: getattr(self, name) for name in self.__dict__}),)
-
-    def __copy__(self) -> "Trajectory[Net]":
-        return jax.tree.map(lambda leaf: leaf, self)
-
-    def __deepcopy__(self, memo: Any) -> "Trajectory[Net]":
-        del memo
-        return self.__copy__()
-
 
 def single_trajectory(name: str, value: Any) -> Trajectory:
     """The trajectory, without slots past an early end, as `jax.jit` leaves them.
@@ -320,10 +310,6 @@ def single_trajectory(name: str, value: Any) -> Trajectory:
         raise ArgumentError(name, got, "a Trajectory, of `solve_flow` or `descend`")
     _require_single(value, name, known=True)
     return _trimmed(value)
-
-
-def _unpickled(pickled: bytes) -> Trajectory:
-    return Trajectory(**unpacked(pickled))
 
 
 def _require_single(
@@ -381,7 +367,7 @@ def _batch_summary(batch: Trajectory) -> dict[str, str]:
 
 def _number(value: Any) -> str:
     number = np.asarray(value).item()
-    return f"{number:.6g}" if isinstance(number, (float, complex)) else str(number)
+    return f"{number + 0.0:.6g}" if isinstance(number, (float, complex)) else str(number)
 
 
 def _growth(t: np.ndarray, params: PyTree) -> str:

@@ -1,6 +1,8 @@
 """Everything that is returned reads well, as text and as a table in a notebook."""
 
+import copy
 import importlib.metadata
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -42,11 +44,12 @@ def results(descent, smooth_flow, wave) -> list:
 
 
 @pytest.mark.slow
-def test_every_result_has_a_table_and_a_short_text(results):
+def test_every_result_has_a_table_a_short_text_and_a_pickle(results):
     for result in results:
         table, text = result._repr_html_(), repr(result)
         assert table.startswith("<table><caption>") and table.endswith("</table>")
         assert text.count("\n") < 8 and len(text) < 1200 and "Array(" not in text + table
+        assert repr(pickle.loads(pickle.dumps(result))) == repr(copy.deepcopy(result)) == text
         for fact in result.summary().values():
             assert isinstance(fact, str) and fact
 

@@ -19,6 +19,7 @@ from gflow.certificates.bounds import (
 )
 from gflow.certificates.criterion import CriterionProblem, SmallestRatio, criterion
 from gflow.display import Shown
+from gflow.pickling import Portable
 
 CertificateVerdict = Literal["certified", "refuted", "undecided"]
 
@@ -31,7 +32,7 @@ class Envelope(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Certificate(Shown):
+class Certificate(Shown, Portable):
     r"""Whether Chatterjee's criterion 4 f(x⁰) < r² α(x⁰, r) is proved, with what follows from it.
 
     - `verdict`: "certified", "refuted" or "undecided"; `reason` explains it.

@@ -12,7 +12,7 @@ from gflow.arguments import PyTree
 from gflow.critical.units import UnitGroups
 from gflow.display import Shown
 from gflow.hessian import Spectrum
-from gflow.pickling import PortableError
+from gflow.pickling import Portable, PortableError
 
 
 class CriticalKind(enum.Enum):
@@ -52,7 +52,7 @@ class ActiveKink(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class CriticalPoint(Shown):
+class CriticalPoint(Shown, Portable):
     r"""A critical point of a risk, 0 in its Clarke subdifferential, as `refine` found it.
 
     - `net`: the network there. `risk`: its risk. `kind`: a `CriticalKind`; `message`: why, in a
