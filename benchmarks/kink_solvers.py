@@ -129,9 +129,8 @@ class Field:
             -jax.grad(lambda p: given.risk(eqx.combine(unravel(p), frozen)))(theta)
         )
         self._field, self._jacobian = jax.jit(field), jax.jit(jax.jacfwd(field))
-        sharpness = lambda theta: gflow.sharpness(
-            given.risk, eqx.combine(unravel(theta), frozen), tol=1e-2
-        )
+        network = lambda theta: eqx.combine(unravel(theta), frozen)
+        sharpness = lambda theta: float(gflow.sharpness(given.risk, network(theta), tol=1e-2))
         self.classical = classical(field, sharpness)
 
     def restart(self) -> None:

@@ -73,7 +73,7 @@ def measured(t1: float, directory: Path) -> list[harness.Row]:
         }
 
     def by_classical():
-        sharpness = lambda theta: gflow.sharpness(risk, network(theta), TRAINED, tol=1e-2)
+        sharpness = lambda theta: float(gflow.sharpness(risk, network(theta), TRAINED, tol=1e-2))
         show = lambda t, n: print(f"{CLASSICAL}: t = {t:.4g}, {n:,d}", file=sys.stderr)
         theta, evaluations = classical(field, sharpness)(theta0, t1, show)
         return theta, {"steps": evaluations // 4, "field_evaluations": evaluations}

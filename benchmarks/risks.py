@@ -80,7 +80,7 @@ class Case(NamedTuple):
     study: str
     method: str
     net: gflow.ShallowNet
-    risk: gflow.risks.Risk | Sum
+    risk: gflow.Risk | Sum
     points: int | None = None
     exact: Callable[[], exact_risks.Exact] | None = None
 

@@ -20,6 +20,7 @@ from gflow.certificates import (
 from gflow.compare import Comparison, ConvergenceOrder, compare, observed_order
 from gflow.critical import CriticalKind, CriticalPoint, NotFoundError, refine
 from gflow.descent import descend
+from gflow.diagnostics import Diagnostics, Switch
 from gflow.flow import Stop, solve_flow
 from gflow.hessian import Spectrum, hessian_spectrum, sharpness
 from gflow.kink_log import KinkLog
@@ -38,10 +39,12 @@ from gflow.results import RESULTS
 from gflow.risks import BoxRisk, EmpiricalRisk, GaussianRisk, PopulationRisk, Risk
 from gflow.solvers import BDF5, RKC2, ROCK4, Rodas5P
 from gflow.storage import load_trajectory, save_trajectory
-from gflow.trajectory import Diagnostics, Switch, Trajectory, TrajectoryError
+from gflow.trajectory import Trajectory, TrajectoryError
 
 if TYPE_CHECKING:
     from gflow import plots
+
+    __version__: str
 
 __all__ = [
     "BDF5",
@@ -79,6 +82,7 @@ __all__ = [
     "Switch",
     "Trajectory",
     "TrajectoryError",
+    "__version__",
     "chatterjee",
     "clarke_gradient",
     "compare",
@@ -104,7 +108,20 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name == "plots":  # matplotlib is imported with the first figure
-        return importlib.import_module("gflow.plots")
-    raise AttributeError(f"module 'gflow' has no attribute {name!r}")
+if not TYPE_CHECKING:  # so that type checkers see misspelt names
+
+    def __getattr__(name: str):
+        if name == "__version__":
+            from importlib.metadata import PackageNotFoundError, version
+
+            try:
+                return version("gflow-jax")
+            except PackageNotFoundError:  # the sources, on the path without an installation
+                return "unknown"
+        if name == "plots":  # matplotlib is imported with the first figure
+            return importlib.import_module("gflow.plots")
+        raise AttributeError(f"module 'gflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,6 +11,8 @@ import jaxtyping
 import numpy as np
 from jaxtyping import Array, Shaped
 
+from gflow.pickling import PortableError
+
 if TYPE_CHECKING:
     # To type checkers jaxtyping's PyTree is unknown.
     PyTree: TypeAlias = Any
@@ -20,18 +22,19 @@ else:
 RealScalar = float | int | np.number | Shaped[Array, ""]
 
 
-class ArgumentError(ValueError):
+class ArgumentError(PortableError, ValueError):
     """An argument that cannot be used. The message says what was passed and what was wanted.
 
     - `name`: the argument.
     """
 
     def __init__(self, name: str, got: Any, wanted: str):
-        super().__init__(f"`{name}`: got {_describe(got)}, wanted {wanted}")
+        super().__init__(f"`{name}`: got {describe(got)}, wanted {wanted}")
         self.name = name
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """The value as an `ArgumentError` shows it."""
     if isinstance(value, np.ndarray) or hasattr(value, "aval"):
         return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
     text = value if isinstance(value, Described) else repr(value)

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from gflow.arguments import ArgumentError, Described, positive
+from gflow.display import Shown
 from gflow.rates.estimates import student_t
-from gflow.trajectory import Trajectory
+from gflow.trajectory import Trajectory, single_trajectory
 
 __all__ = ["Comparison", "ConvergenceOrder", "compare", "observed_order"]
 
@@ -18,7 +19,7 @@ _NODES = 6
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Comparison:
+class Comparison(Shown):
     """The difference of a second trajectory from a first, at matched times.
 
     - `ts`, shape (times,): the times, saved in the second trajectory.
@@ -38,16 +39,21 @@ class Comparison:
         """sup_t of the distance over the matched times."""
         return float(np.max(self.distance))
 
-    def __repr__(self) -> str:
-        k = int(np.argmax(self.distance))
+    def title(self) -> str:
+        """How many times were matched, and how well."""
         exact = int(np.sum(self.interpolation_error == 0))
         return (
             f"Comparison at {len(self.ts)} times ({exact} saved in both, interpolation "
-            f"error of the rest at most {np.max(self.interpolation_error):.1e})\n"
-            f"  distance         largest {self.largest:.4g} at t = {self.ts[k]:.4g}, "
-            f"{self.distance[-1]:.4g} at the end\n"
-            f"  risk difference  {self.risk_difference[-1]:.4g} at the end"
+            f"error of the rest at most {np.max(self.interpolation_error):.1e})"
         )
+
+    def summary(self) -> dict[str, str]:
+        """The main facts in words, by name."""
+        k, end = int(np.argmax(self.distance)), f"{self.distance[-1]:.4g} at the end"
+        return {
+            "distance": f"largest {self.largest:.4g} at t = {self.ts[k]:.4g}, {end}",
+            "risk difference": f"{self.risk_difference[-1]:.4g} at the end",
+        }
 
 
 def compare(flow: Trajectory, other: Trajectory) -> Comparison:
@@ -61,12 +67,15 @@ def compare(flow: Trajectory, other: Trajectory) -> Comparison:
 
     Runs on the host in NumPy, hence not under `jax.jit`.
 
-    **Raises:** `ArgumentError` if the networks differ in shape or no time matches.
+    **Raises:** `ArgumentError` if the networks differ in shape, no time matches, or one is a batch.
     """
+    flow, other = single_trajectory("flow", flow), single_trajectory("other", other)
     ours, theirs = _flat(flow), _flat(other)
     if ours.shape[1] != theirs.shape[1]:
         got = Described(f"a network of {theirs.shape[1]} parameters")
         raise ArgumentError("other", got, f"{ours.shape[1]}, as in `flow`")
+    if (found := _shapes(other)) != (wanted := _shapes(flow)):
+        raise ArgumentError("other", Described(f"parameters of shapes {found}"), f"{wanted}")
     nodes, ts = np.asarray(flow.ts), np.asarray(other.ts)
     slack = 4 * np.finfo(ts.dtype).eps * nodes[-1]
     inside = (ts >= nodes[0] - slack) & (ts <= nodes[-1] + slack)
@@ -88,6 +97,11 @@ def compare(flow: Trajectory, other: Trajectory) -> Comparison:
 def _flat(trajectory: Trajectory) -> np.ndarray:
     leaves = jax.tree.leaves(eqx.filter(trajectory.params, eqx.is_inexact_array))
     return np.concatenate([np.asarray(a).reshape(a.shape[0], -1) for a in leaves], axis=1)
+
+
+def _shapes(trajectory: Trajectory) -> str:
+    leaves = jax.tree.leaves(eqx.filter(trajectory.params, eqx.is_inexact_array))
+    return ", ".join(str(a.shape[1:]) for a in leaves)
 
 
 def _interpolate(
@@ -137,8 +151,8 @@ def _lagrange(s: np.ndarray, data: np.ndarray, wanted: np.ndarray, index: np.nda
     return np.einsum("tk,tkp->tp", weights, data[index])
 
 
-@dataclass(frozen=True)
-class ConvergenceOrder:
+@dataclass(frozen=True, repr=False)
+class ConvergenceOrder(Shown):
     """The observed order p of a distance in the step size, distance ≈ C h^p.
 
     - `value`: p; `interval`: its 95 % confidence interval from the scatter of the fit.
@@ -150,31 +164,37 @@ class ConvergenceOrder:
     step_sizes: tuple[float, ...]
     distances: tuple[float, ...]
 
-    def __repr__(self) -> str:
+    def summary(self) -> dict[str, str]:
+        """The main facts in words, by name."""
         low, high = self.interval
-        return f"order {self.value:.3f} (95 % interval {low:.3f} to {high:.3f})"
+        pairs = zip(self.step_sizes, self.distances)
+        return {
+            "order": f"{self.value:.3f} (95 % interval {low:.3f} to {high:.3f})",
+            "distances": ", ".join(f"{d:.4g} at h = {h:.4g}" for h, d in pairs),
+        }
+
+    def __repr__(self) -> str:
+        return f"order {self.summary()['order']}"
 
 
 def observed_order(step_sizes: Any, distances: Any) -> ConvergenceOrder:
     """The order in h by least squares of log distance = log C + p log h + a h.
 
-    The last term is the first correction to C h^p. It is fitted if there are four or more step
-    sizes; without it, the largest step sizes would bias the order. Gradient descent follows
+    The last term is the first correction to C h^p. It is fitted if there are four or more distinct
+    step sizes; without it, the largest step sizes would bias the order. Gradient descent follows
     gradient flow with order 1: the global error of Euler's method is at most
     h M (e^{ΛT} − 1)/(2Λ), with the Lipschitz constant Λ of ∇L and M = max ‖∇²L ∇L‖.
 
-    **Arguments:** `step_sizes`, `distances`: at least three of each, positive. Five or more give a
-    useful interval: three or four leave one degree of freedom for the scatter.
+    **Arguments:** `step_sizes`, `distances`: at least three of each, positive, with three distinct
+    step sizes. Five or more give a useful interval: three or four leave one degree of freedom for
+    the scatter.
 
-    **Raises:** `ArgumentError` for fewer than three, unequal numbers, or values that are not
-    positive.
+    **Raises:** `ArgumentError` for fewer than three distinct step sizes, unequal numbers, or values
+    that are not positive.
     """
-    if len(step_sizes) != len(distances) or len(step_sizes) < 3:
-        got = Described(f"{len(step_sizes)} step sizes and {len(distances)} distances")
-        raise ArgumentError("step_sizes", got, "at least three, one for each distance")
-    h = np.array([positive("step_sizes", x) for x in step_sizes])
-    d = np.array([positive("distances", x) for x in distances])
-    columns = [np.ones_like(h), np.log(h)] + ([h / h.max()] if len(h) >= 4 else [])
+    h, d = _checked(step_sizes, distances)
+    distinct = _num_distinct(h)
+    columns = [np.ones_like(h), np.log(h)] + ([h / h.max()] if distinct >= 4 else [])
     design = np.stack(columns, axis=1)
     solution, *_ = np.linalg.lstsq(design, np.log(d))
     freedom = len(h) - design.shape[1]
@@ -183,3 +203,24 @@ def observed_order(step_sizes: Any, distances: Any) -> ConvergenceOrder:
     reach = student_t(freedom) * error
     p = float(solution[1])
     return ConvergenceOrder(p, (p - reach, p + reach), tuple(map(float, h)), tuple(map(float, d)))
+
+
+def _checked(step_sizes: Any, distances: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The step sizes and the distances, at least three different step sizes among them."""
+    if np.ndim(step_sizes) != 1 or np.ndim(distances) != 1:
+        got = Described(f"shapes {np.shape(step_sizes)} and {np.shape(distances)}")
+        raise ArgumentError("step_sizes", got, "two lists of numbers")
+    if len(step_sizes) != len(distances) or len(step_sizes) < 3:
+        got = Described(f"{len(step_sizes)} step sizes and {len(distances)} distances")
+        raise ArgumentError("step_sizes", got, "at least three, one for each distance")
+    h = np.array([positive("step_sizes", x) for x in step_sizes])
+    d = np.array([positive("distances", x) for x in distances])
+    if (distinct := _num_distinct(h)) < 3:
+        got = Described(f"{len(h)} step sizes, {distinct} of them distinct")
+        raise ArgumentError("step_sizes", got, "at least three distinct ones")
+    return h, d
+
+
+def _num_distinct(h: np.ndarray) -> int:
+    """The number of step sizes, those counted once that differ by rounding only."""
+    return 1 + int(np.sum(np.diff(np.sort(np.log(h))) > 1e-6))

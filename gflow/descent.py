@@ -29,11 +29,11 @@ from gflow.recording import (
     as_observations,
     finish,
     record as record_trajectory,
-    truncated,
     with_retry,
 )
 from gflow.results import RESULTS
-from gflow.trajectory import Trajectory
+from gflow.risks.base import check_risk
+from gflow.trajectory import Trajectory, first_saved
 
 # Recorded steps between pauses for the progress bar; also keeps shapes, and so compilations, few.
 _PIECE = 8
@@ -94,6 +94,7 @@ def descend(
     _check_batches(risk, batch_size, key)
     trained, frozen = split_trainable(net, trainable)
     scales = TimeScales.of(time_scales, net, trained)
+    check_risk(risk, net)
     observations = as_observations(observe, net)
     if progress and not is_concrete(risk, net, step_size, key):
         raise ArgumentError("progress", True, "False where JAX traces the descent")
@@ -106,7 +107,7 @@ def descend(
     method = _method(optimiser, batch_size)
     trajectory = with_retry(lambda: _record(problem, recorded, state, method, observations))
     if is_concrete(recorded.num_filled):
-        trajectory = truncated(trajectory, int(recorded.num_filled))
+        trajectory = first_saved(trajectory, int(recorded.num_filled))
     return finish(trajectory, throw=throw)
 
 

@@ -1,13 +1,18 @@
 """The log of the kinks that a flow met."""
 
+from typing import Any
+
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from gflow.arguments import is_concrete
+from gflow.display import Shown
 from gflow.nonsmooth.kink_kinds import KinkKind
 
 
-class KinkLog(eqx.Module):
+class KinkLog(Shown, eqx.Module):
     """The kinks that a flow met, in the order of time.
 
     - `time`, shape (kinks,): when the preactivation of the pair became zero, or its slide ended.
@@ -47,10 +52,60 @@ class KinkLog(eqx.Module):
     def sliding_at(self, t: float) -> set[tuple[int, int]]:
         """The pairs (unit, datum) that slide at time t."""
         sliding: set[tuple[int, int]] = set()
-        columns = (np.asarray(a) for a in (self.time, self.unit, self.datum, self.kind))
+        columns = (np.asarray(a) for a in _columns(self))
         for time, unit, datum, kind in zip(*columns):
             if time > t:
                 break
             change = sliding.add if KinkKind(kind).begins_slide else sliding.discard
             change((int(unit), int(datum)))
         return sliding
+
+    def title(self) -> str:
+        """How many kinks there are."""
+        if not is_concrete(self) or self.time.ndim != 1:
+            return f"KinkLog of {self.time.shape} entries"
+        return f"KinkLog of {len(self.used()):,} kinks"
+
+    def summary(self) -> dict[str, str]:
+        """The number of each kind in words, and the span of time."""
+        if not is_concrete(self) or self.time.ndim != 1:
+            return {}
+        log = self.used()
+        facts = {kind: f"{count:,}" for kind, count in log.counts().items() if count}
+        if len(log):
+            facts["times"] = f"t = {log.time[0]:.6g} to {log.time[-1]:.6g}"
+            facts["pairs"] = f"{len(set(zip(log.unit.tolist(), log.datum.tolist()))):,}"
+        return facts
+
+    def within(self, first: Any, last: Any) -> "KinkLog":
+        """The log from one time to another. Slides that are under way at the first are logged as
+        if they began there."""
+        like = np if is_concrete(self, first, last) else jnp
+        time, unit, datum, kind = (like.asarray(a) for a in _columns(self))
+        size, before = len(self), time < first
+        begins = like.isin(kind, like.asarray([k for k in KinkKind if k.begins_slide]))
+        # A slide is under way if its begin is the last entry of its pair before the first time.
+        order = like.lexsort((like.arange(size), datum, unit))
+        pairs = like.stack([unit, datum])[:, order]
+        same = like.all(pairs[:, 1:] == pairs[:, :-1], axis=0) & before[order][1:]
+        ended = like.argsort(order)
+        followed = like.append(same, like.zeros(min(size, 1), bool))[ended]
+        under_way = before & begins & ~followed
+        time = like.where(under_way, first, time)
+        kept = under_way | (~before & (time <= last))
+        if like is np:
+            chosen = (a[kept] for a in (time, unit, datum, kind))
+        else:
+            order = jnp.argsort(~kept, stable=True)
+            time = jnp.where(kept, time, jnp.inf)
+            chosen = (a[order] for a in (time, unit, datum, kind))
+        return KinkLog(*(jnp.asarray(a) for a in chosen))
+
+    def used(self) -> "KinkLog":
+        """Without the entries that are not used."""
+        count = int(np.isfinite(np.asarray(self.time)).sum())
+        return KinkLog(*(jnp.asarray(np.asarray(a)[:count]) for a in _columns(self)))
+
+
+def _columns(log: KinkLog) -> tuple[Array, ...]:
+    return log.time, log.unit, log.datum, log.kind

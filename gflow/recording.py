@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from gflow.arguments import ArgumentError, Described, PyTree, is_concrete
+from gflow.diagnostics import Diagnostics
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.gradients import squared_norm
 from gflow.parameters import TimeScales
 from gflow.results import RESULTS, SUCCESSES
-from gflow.trajectory import Diagnostics, Trajectory, TrajectoryError
+from gflow.trajectory import Trajectory, TrajectoryError
 
 
 def as_observations(observe: Any, net: PyTree) -> dict[str, Callable[[Any], Array]]:
@@ -114,31 +114,6 @@ def _balance_drift(
     balance = lambda params: eqx.combine(time_scales.scaled(params), frozen).balance()
     at_start = balance(start)
     return jax.vmap(lambda params: balance(params) - at_start)(trained)
-
-
-def truncated(trajectory: Trajectory, count: int) -> Trajectory:
-    """The trajectory at its first `count` saved times, and the used entries of its log of kinks."""
-    if trajectory.kinks is not None:
-        used = int(np.isfinite(np.asarray(trajectory.kinks.time)).sum())
-        # By NumPy, much faster than a slice of a JAX array for each new length.
-        kinks = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[:used]), trajectory.kinks)
-        trajectory = eqx.tree_at(lambda t: t.kinks, trajectory, kinks)
-    if count == len(trajectory):
-        return trajectory
-    saved = (
-        trajectory.ts,
-        trajectory.params,
-        trajectory.risk,
-        trajectory.grad_norm,
-        trajectory.diagnostics,
-        trajectory.observed,
-    )
-    kept = jax.tree.map(lambda a: a[:count] if eqx.is_array(a) else a, saved)
-    return eqx.tree_at(
-        lambda t: (t.ts, t.params, t.risk, t.grad_norm, t.diagnostics, t.observed),
-        trajectory,
-        kept,
-    )
 
 
 def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:

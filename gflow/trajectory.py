@@ -1,7 +1,11 @@
 """Trajectories: what `solve_flow` and `descend` return."""
 
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html import escape
-from typing import TYPE_CHECKING, Any, Generic, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 import equinox as eqx
 import jax
@@ -11,21 +15,24 @@ from jaxtyping import Array, Float, Int
 
 from gflow.arguments import ArgumentError, Described, PyTree, is_concrete
 from gflow.dense import DenseOutput
+from gflow.diagnostics import Diagnostics, Switch
 from gflow.display import fact_lines, fact_table
-from gflow.export import as_dataset
+from gflow.export import as_dataset, as_table
+from gflow.indexing import increasing_indices, num_filled, saved_places, taken
 from gflow.kink_log import KinkLog
 from gflow.parameters import Net
+from gflow.pickling import Portable, PortableError
 from gflow.results import RESULT_NAMES, RESULTS, SUCCESSES
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
+# The fields with an axis of times.
+_SAVED = ("ts", "params", "risk", "grad_norm", "diagnostics", "observed")
 
-# Times that differ by this fraction are the same.
-_SAME_TIME = 1e-13
 
-
-class TrajectoryError(RuntimeError):
+class TrajectoryError(PortableError, RuntimeError):
     """A run that did not reach its end. `trajectory` holds what was computed until then."""
 
     def __init__(self, trajectory: "Trajectory"):
@@ -37,42 +44,13 @@ class TrajectoryError(RuntimeError):
         self.trajectory = trajectory
 
 
-class Diagnostics(eqx.Module):
-    """Drifts of identities at the saved times; all are zero along an exact gradient flow.
-
-    - `energy`, shape (times,): L(θ(0)) − L(θ(t)) − ∫₀ᵗ‖θ'‖² ds, with ‖θ'‖² = Σ θ'²/τ for time
-      scales τ. Along a descent the integral is
-      that of its polygon, Σ‖Δθ‖²/h, and the drift is of order h. For a flow it is of order
-      rtol · L(θ(0)), mostly from the error of the integral, not from that of L(θ(t)). If kinks are
-      ignored and units slide along them, the integral counts the chatter across the kink: the drift
-      then shows the sliding, at any tolerance, and not the accuracy.
-    - `balance`, shape (times, width): the drift of ‖w_i‖² + b_i² − ‖v_i‖² since the start, for each
-      unit of a `ShallowNet` with homogeneous activation that is trained as a whole, each square
-      divided by its time scale; None otherwise.
-    """
-
-    energy: Float[Array, " times"]
-    balance: Float[Array, "times width"] | None
-
-
-class Switch(eqx.Module):
-    """A change of solver: the one that took over, when, and after how many steps."""
-
-    solver: str = eqx.field(static=True)
-    time: Float[Array, ""]
-    num_steps: Int[Array, ""]
-
-    def as_list(self) -> list:
-        """Solver, time and number of steps as plain values, for files."""
-        return [self.solver, float(self.time), int(self.num_steps)]
-
-
-class Trajectory(eqx.Module, Generic[Net]):
+class Trajectory(Portable, eqx.Module, Generic[Net]):
     """Parameters along saved times, with the risk, the gradient norm and how far to trust them.
 
     - `ts`, shape (times,): flow time; step k of a descent of step size h is at time k h.
     - `params`: the network, every array with a leading axis of times; `trajectory[k]` is one
-      network, `final` the last.
+      network, `final` the last; `trajectory[j:k]` is a shorter trajectory, and a loop over a
+      trajectory goes through its networks.
     - `risk`, shape (times,): L(θ(t)), over all data also for minibatch descents.
     - `grad_norm`, shape (times,): the norm of the field that was followed, in the trained
       parameters: ‖G(θ(t))‖ of the generalized gradient, or, with located kinks, the norm of the
@@ -88,6 +66,9 @@ class Trajectory(eqx.Module, Generic[Net]):
     - `stats`: numbers of steps, of field evaluations, and more, by name.
     - `result`: a `RESULTS` member; `message` is its sentence, `succeeded` whether all went well.
     - `kind`: "flow" or "descent"; `method`: the method in words.
+
+    Out of `jax.vmap` it is a batch: each array has the axes `batch_shape` in front.
+    `trajectory.member(k)` is one of its trajectories, `members` are all.
     """
 
     ts: Float[Array, " times"]
@@ -108,17 +89,22 @@ class Trajectory(eqx.Module, Generic[Net]):
     @property
     def final(self) -> Net:
         """The network at the last saved time."""
-        return self[-1]
+        _require_single(self)
+        if is_concrete(self.ts):
+            return self[-1]
+        return taken(self.params, jnp.sum(jnp.isfinite(self.ts)) - 1)
 
     @property
     def message(self) -> str:
         """The sentence of `result`."""
+        _require_single(self, known=True)
         return RESULTS[self.result]
 
     @property
     def result_name(self) -> str:
         """The name of the `RESULTS` member."""
-        return next(n for n in RESULT_NAMES if bool(self.result == getattr(RESULTS, n)))
+        _require_single(self, known=True)
+        return _result_name(self.result)
 
     @property
     def succeeded(self) -> bool:
@@ -126,11 +112,79 @@ class Trajectory(eqx.Module, Generic[Net]):
         return self.result_name in SUCCESSES
 
     def __len__(self) -> int:
-        return self.ts.shape[0]
+        _require_single(self)
+        return num_filled(self.ts)
 
-    def __getitem__(self, index: int) -> Net:
-        """The network at the saved time of that index."""
-        return jax.tree.map(lambda a: a[index] if eqx.is_array(a) else a, self.params)
+    @overload
+    def __getitem__(self, index: int | np.integer) -> Net: ...
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | np.ndarray) -> "Trajectory[Net]": ...
+    @overload
+    def __getitem__(self, index: Array) -> Any: ...
+    def __getitem__(self, index: Any) -> Any:
+        """The network at the saved time of that index, or the trajectory at several of them.
+
+        Several are a slice, a boolean mask, or increasing indices. The part has the statistics and
+        the result of the whole run, drifts since its start, and the kinks within its own span of
+        time; slides that are under way where it begins are logged as beginning there.
+
+        **Raises:** `IndexError` out of range; `ArgumentError` for indices of other kinds, and for
+        none.
+        """
+        _require_single(self)
+        size = len(self)
+        if not is_concrete(index):
+            return taken(self.params, index)
+        if isinstance(index, bool) or not hasattr(index, "__index__") or np.ndim(index):
+            return self._at(increasing_indices("index", index, size))
+        place = operator.index(index)
+        if not -size <= place < size:
+            raise IndexError(f"index {place} of a trajectory with {size} saved times")
+        return taken(self.params, place % size)
+
+    def __iter__(self) -> Iterator[Net]:
+        """The networks at the saved times."""
+        return (self[k] for k in range(len(self)))
+
+    def _at(self, rows: Int[np.ndarray, " times"]) -> "Trajectory[Net]":
+        """The trajectory at some of its saved times."""
+        part = replace(self, **{name: taken(getattr(self, name), rows) for name in _SAVED})
+        if self.kinks is None:
+            return part
+        kinks = self.kinks.used() if is_concrete(self.kinks) else self.kinks
+        # Kinks before the first saved time and after the last belong to the run, too.
+        whole_start, whole_end = rows[0] == 0, rows[-1] == len(self) - 1
+        if not (whole_start and whole_end):
+            first = -np.inf if whole_start else part.ts[0]
+            kinks = kinks.within(first, np.inf if whole_end else part.ts[-1])
+        return replace(part, kinks=kinks)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The axes of a trajectory out of `jax.vmap`; () for a single one."""
+        return self.ts.shape[:-1]
+
+    def member(self, index: int | tuple[int, ...]) -> "Trajectory[Net]":
+        """One trajectory of those out of `jax.vmap`, without the slots past an early end.
+
+        `index` is its place in the batch; for nested batches a tuple, or a part of one, which
+        gives a smaller batch.
+
+        **Raises:** `IndexError` out of range; `ArgumentError` for a single trajectory.
+        """
+        shape, place = self.batch_shape, index if isinstance(index, tuple) else (index,)
+        if len(place) > len(shape):
+            got = Described(f"{index!r}, in a batch of shape {shape}")
+            raise ArgumentError("index", got, f"at most {len(shape)} indices, one for each axis")
+        place = tuple(operator.index(k) for k in place)
+        if not all(-size <= k < size for k, size in zip(place, shape)):
+            raise IndexError(f"member {index} of a batch of shape {shape}")
+        return _trimmed(taken(self, place))
+
+    @property
+    def members(self) -> "list[Trajectory[Net]]":
+        """All trajectories of those out of `jax.vmap`, the last axis of the batch fastest."""
+        return [self.member(place) for place in np.ndindex(self.batch_shape)]
 
     def __call__(self, t: Any) -> Net:
         """The network at time t; at many times, with a leading axis of times.
@@ -140,38 +194,29 @@ class Trajectory(eqx.Module, Generic[Net]):
 
         **Raises:** `ArgumentError` for other times.
         """
+        _require_single(self)
         times = np.atleast_1d(np.asarray(t, float)) if is_concrete(t) else jnp.atleast_1d(t)
-        if self.dense is not None:
-            return self._at_any_time(times, one=jnp.ndim(t) == 0)
-        saved = np.asarray(self.ts)
-        nearest = np.abs(saved[None, :] - times[:, None]).argmin(axis=1)
-        unsaved = np.abs(saved[nearest] - times) > _SAME_TIME * np.abs(times)
-        if unsaved.any():
-            wanted = "saved times" + (
-                "; solve_flow(..., dense=True) gives all others" if self.kind == "flow" else ""
+        if self.dense is None:
+            more = "; solve_flow(..., dense=True) gives all others" if self.kind == "flow" else ""
+            nets = taken(
+                self.params, saved_places("t", np.asarray(times), np.asarray(self.ts), more)
             )
-            raise ArgumentError("t", Described(f"{times[unsaved][0]:.17g}"), wanted)
-        places = nearest if np.ndim(t) else nearest[0]
-        return jax.tree.map(lambda a: a[places] if eqx.is_array(a) else a, self.params)
+        else:
+            nets = self._between(times, self.dense)
+        return nets if jnp.ndim(t) else taken(nets, 0)
 
-    def _at_any_time(self, times: Any, *, one: bool) -> Net:
-        dense = self.dense
-        assert dense is not None
-        if is_concrete(times, dense):
-            start, end = float(dense.start), float(dense.end)
-            outside = ~((times >= start) & (times <= end))
-            if outside.any():
-                wanted = f"times of the flow, {start:.6g} to {end:.6g}"
-                raise ArgumentError("t", Described(f"{times[outside][0]:.17g}"), wanted)
-        trained = dense(times)
-        spread = lambda a: jnp.broadcast_to(a[:1], (len(times), *a.shape[1:]))
-        still = jax.tree.map(lambda a: spread(a) if eqx.is_array(a) else a, self.params)
-        params = eqx.combine(trained, still)
-        return jax.tree.map(lambda a: a[0] if eqx.is_array(a) else a, params) if one else params
+    def _between(self, times: Any, dense: DenseOutput) -> Net:
+        start, end = dense.start, dense.end
+        if is_concrete(times, start) and np.any((times < start) | (times > end) | np.isnan(times)):
+            wanted = f"times of the flow, {start:.6g} to {end:.6g}"
+            raise ArgumentError("t", Described(f"{times.min():.17g} to {times.max():.17g}"), wanted)
+        still = taken(self.params, jnp.zeros(len(times), int))
+        return eqx.combine(dense(times), still)
 
     def collapsed(self) -> bool:
         """Whether so many steps were rejected that the field seems to jump."""
-        if "num_rejected_steps" not in self.stats or not _single(self):
+        _require_single(self)
+        if "num_rejected_steps" not in self.stats or not is_concrete(self):
             return False
         steps, rejected = (int(self.stats[f"num_{kind}"]) for kind in ("steps", "rejected_steps"))
         # An explicit solver at its bound of stability rejects up to a fifth of smooth steps.
@@ -197,6 +242,8 @@ class Trajectory(eqx.Module, Generic[Net]):
 
     def summary(self) -> dict[str, str]:
         """The main facts in words, by name."""
+        _require_single(self, known=True)
+        self = _trimmed(self)
         ts, risk, grad_norm = (np.asarray(a) for a in (self.ts, self.risk, self.grad_norm))
         steps = f"{int(self.stats['num_steps']):,}"
         if "num_rejected_steps" in self.stats:
@@ -222,46 +269,124 @@ class Trajectory(eqx.Module, Generic[Net]):
             facts["kinks"] = self.advice() or "ignored"
         for name, values in self.observed.items():
             if values.ndim == 1:
-                facts[name] = f"{values[0]:.6g} → {values[-1]:.6g}"
+                facts[name] = f"{_number(values[0])} → {_number(values[-1])}"
         for name in ("step_size", "rtol", "atol"):
             if name in self.stats:
                 facts[name.replace("_", " ")] = f"{float(self.stats[name]):g}"
         if self.kind == "flow":
-            facts["energy drift"] = f"{np.nanmax(np.abs(self.diagnostics.energy)):.2g}"
-            if self.diagnostics.balance is not None:
-                facts["balance drift"] = f"{np.nanmax(np.abs(self.diagnostics.balance)):.2g}"
+            facts |= self.diagnostics.summary()
         return facts | {"result": self.message}
 
     def __repr__(self) -> str:
-        if not _single(self):
+        if self.ts.ndim == 0 or not is_concrete(self):
             return eqx.tree_pformat(self)
+        if self.batch_shape:
+            return fact_lines("Trajectories", _batch_summary(self))
         return fact_lines("Trajectory", self.summary())
 
     def _repr_html_(self) -> str:
-        if not _single(self):
+        if self.ts.ndim == 0 or not is_concrete(self):
             return f"<pre>{escape(eqx.tree_pformat(self))}</pre>"
+        if self.batch_shape:
+            return fact_table(_batch_summary(self), caption="Trajectories")
         return fact_table(self.summary(), caption="Trajectory")
 
     def to_xarray(self) -> "xarray.Dataset":
         """A labelled copy: dimensions time, unit, feature and output, with units and long names.
 
         Parameters of a `ShallowNet` are the variables w, b, v and c; those of other networks carry
-        the path of the leaf. Needs xarray (the extra `gflow-jax[app]`).
+        the path of the leaf. It can be written to netCDF and to Zarr. Complex numbers are two
+        variables, of real and imaginary parts; types that files cannot hold are stored in others,
+        with the attribute `jax_dtype`. Needs xarray (the extra `gflow-jax[app]`).
         """
-        return as_dataset(self)
+        return as_dataset(single_trajectory("trajectory", self))
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A table with a row for each saved time: risk, grad_norm, energy, and the observed numbers
+        as observed_NAME. Needs pandas (the extra `gflow-jax[app]`)."""
+        return as_table(single_trajectory("trajectory", self))
 
 
-def _single(trajectory: Trajectory) -> bool:
-    """False under a trace and for trajectories with batch axes, as from `jax.vmap`."""
-    return is_concrete(trajectory) and trajectory.ts.ndim == 1
+def single_trajectory(name: str, value: Any) -> Trajectory:
+    """The trajectory, without slots past an early end, as `jax.jit` leaves them.
+
+    **Raises:** `ArgumentError` for a batch out of `jax.vmap`, traced arrays, and what is no
+    trajectory.
+    """
+    if not isinstance(value, Trajectory):
+        got = Described(f"a {type(value).__name__}")
+        raise ArgumentError(name, got, "a Trajectory, of `solve_flow` or `descend`")
+    _require_single(value, name, known=True)
+    return _trimmed(value)
+
+
+def _require_single(
+    trajectory: Trajectory, name: str = "trajectory", *, known: bool = False
+) -> None:
+    shape = trajectory.batch_shape
+    if shape:
+        got = Described(f"a batch of shape {shape}, as `jax.vmap` makes it")
+        wanted = "one trajectory: `trajectory.member(k)`, or each one of `trajectory.members`"
+        raise ArgumentError(name, got, wanted)
+    if trajectory.ts.ndim == 0:
+        raise ArgumentError(name, Described("one without an axis of times"), "saved times")
+    if known and not is_concrete(trajectory):
+        raise ArgumentError(name, Described("traced arrays"), "known ones: no jax.jit or jax.vmap")
+
+
+def _trimmed(trajectory: Trajectory) -> Trajectory:
+    """Without the slots past an early end and the unused entries of the log, where known."""
+    if trajectory.ts.ndim != 1 or not is_concrete(trajectory):
+        return trajectory
+    return first_saved(trajectory, num_filled(trajectory.ts))
+
+
+def first_saved(trajectory: Trajectory, count: int) -> Trajectory:
+    """The trajectory at its first saved times, and the used entries of its log of kinks."""
+    changed: dict[str, Any] = {}
+    kinks = trajectory.kinks
+    if kinks is not None and len(kinks) and not np.isfinite(np.asarray(kinks.time)[-1]):
+        changed["kinks"] = kinks.used()
+    if count < trajectory.ts.shape[0]:
+        changed |= {n: taken(getattr(trajectory, n), slice(count)) for n in _SAVED}
+    return replace(trajectory, **changed) if changed else trajectory
+
+
+def _result_name(result: RESULTS) -> str:
+    return next(n for n in RESULT_NAMES if bool(result == getattr(RESULTS, n)))
+
+
+def _batch_summary(batch: Trajectory) -> dict[str, str]:
+    """The main facts of a batch in words, by name."""
+    count = math.prod(batch.batch_shape)
+    ts, risk = (np.asarray(a).reshape(count, -1) for a in (batch.ts, batch.risk))
+    ends = [num_filled(row) - 1 for row in ts]
+    last, final = (a[np.arange(count), ends] for a in (ts, risk))
+    found = {name: int(np.sum(batch.result == getattr(RESULTS, name))) for name in RESULT_NAMES}
+    return {
+        "members": f"{count} (axes {batch.batch_shape}), each by trajectory.member(k)",
+        "method": batch.method,
+        "times": f"{ts.shape[1]} slots, to t = {last.min():.6g} or later",
+        "final risk": f"{final.min():.6g} to {final.max():.6g}, median {np.median(final):.6g}",
+        "succeeded": f"{sum(found[name] for name in SUCCESSES)} of {count}",
+        "results": ", ".join(f"{number} {name}" for name, number in found.items() if number),
+    }
+
+
+def _number(value: Any) -> str:
+    number = np.asarray(value).item()
+    return f"{number + 0.0:.6g}" if isinstance(number, (float, complex)) else str(number)
 
 
 def _growth(t: np.ndarray, params: PyTree) -> str:
     """‖θ‖ from start to end, and its growth in the last decade of t if that is above a tenth."""
-    leaves = [np.asarray(leaf).reshape(len(t), -1) for leaf in jax.tree.leaves(params)]
-    norm = np.linalg.norm(np.concatenate(leaves, axis=1), axis=1)
+    leaves = jax.tree.leaves(eqx.filter(params, eqx.is_inexact_array))
+    rows = [np.abs(np.asarray(a).astype(complex)).reshape(len(t), -1) for a in leaves]
+    norm = np.linalg.norm(np.concatenate(rows, axis=1), axis=1)
     words = f"{norm[0]:.4g} → {norm[-1]:.4g}"
     before = np.interp(t[-1] / 10, t, norm)
-    if norm[-1] <= 1.1 * before:
+    if before == 0 or norm[-1] <= 1.1 * before:
         return words
-    return words + f", by {norm[-1] / before - 1:.0%} in the last decade of time"
+    factor = norm[-1] / before
+    growth = f"by {factor - 1:.0%}" if factor < 10 else f"{factor:.3g} times as large"
+    return f"{words}, {growth} in the last decade of time"

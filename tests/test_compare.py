@@ -107,3 +107,42 @@ def test_the_interval_of_the_order_covers_as_often_as_it_says():
 def test_too_few_step_sizes_are_refused(arguments):
     with pytest.raises(ValueError, match="`step_sizes`: got .* wanted at least three"):
         gflow.observed_order(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ([0.1, 0.1, 0.1], "3 step sizes, 1 of them distinct"),
+        ([0.1, 0.1 * (1 + 1e-12), 0.2, 0.2], "4 step sizes, 2 of them distinct"),
+    ],
+)
+def test_step_sizes_have_to_be_distinct(sizes, words):
+    with pytest.raises(ValueError, match=f"`step_sizes`: got {words}, wanted at least three"):
+        gflow.observed_order(sizes, sizes)
+
+
+def test_there_is_no_correction_below_four_distinct_step_sizes():
+    h = np.array([0.1, 0.2, 0.4, 0.1])
+    d = np.array([0.1, 0.21, 0.4, 0.1])
+    order = gflow.observed_order(h, d)
+    slope = np.polyfit(np.log(h), np.log(d), 1)[0]
+    assert (
+        order.value == pytest.approx(slope, rel=1e-12) and order.interval[0] < 1 < order.interval[1]
+    )
+
+
+def test_networks_of_other_shapes_are_refused():
+    risk = lambda net: sum(jnp.sum(a**2) for a in jax.tree.leaves(net))
+    flows = [
+        gflow.descend(risk, [jnp.ones(shape)], step_size=0.1, num_steps=3)
+        for shape in ((2, 3), (3, 2))
+    ]
+    with pytest.raises(
+        ValueError, match=r"`other`: got parameters of shapes \(3, 2\), wanted \(2,"
+    ):
+        gflow.compare(*flows)
+
+
+def test_only_trajectories_are_compared(smooth_flow, unchecked_annotations):
+    with pytest.raises(ValueError, match="`flow`: got a list, wanted a Trajectory"):
+        gflow.compare([smooth_flow], smooth_flow)

@@ -41,7 +41,7 @@ def test_observed_quantities_in_tables_and_stores(tmp_path):
     risk, net = small_problem()
     flow = gflow.solve_flow(risk, net, t1=2.0, observe=OBSERVE)
     table = flow.to_xarray()
-    assert table["observed_outputs"].dims == ("time", "outputs_0")
+    assert table["observed_outputs"].dims == ("time", "observed_outputs_axis_0")
     assert "test_risk" in repr(flow)
     gflow.save_trajectory(flow, tmp_path / "flow.zarr")
     stored = gflow.load_trajectory(tmp_path / "flow.zarr")

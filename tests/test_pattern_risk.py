@@ -162,3 +162,27 @@ def test_sizes_of_jumps(activation):
     one, two = (risk.field(0.0, y, p)[:-1] for p in (pattern, turned))
     jump = risk.jump_sizes(risk.evaluate(theta, pattern))[unit, row]
     np.testing.assert_allclose(jnp.linalg.norm(one - two), jump, rtol=1e-10)
+
+
+def nearby(distance: float, step: float) -> gflow.EmpiricalRisk:
+    """Rows 3 and 7 are at this distance, their targets differ by this step."""
+    x = np.random.default_rng(0).uniform(-1, 1, (9, 2))
+    y = np.sin(x[:, 0])
+    x[7] = x[3] + [distance, 0.0]
+    y[7] = y[3] + step
+    return gflow.EmpiricalRisk(x, y)
+
+
+@pytest.mark.parametrize("distance", [1e-12, 1e-9, 1e-7])
+def test_rows_that_nearly_agree_are_named(distance):
+    net = gflow.ShallowNet(2, 3, key=jax.random.key(0))
+    with pytest.warns(UserWarning, match=r"3 and 7 differ by 1\.0e-.*targets by 0\.5") as caught:
+        ShallowPatternRisk.of(nearby(distance, 0.5), *split_trainable(net))
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(("distance", "step"), [(0.0, 0.5), (1e-9, 1e-9), (1e-5, 0.5)])
+def test_other_rows_are_not(distance, step, recwarn):
+    net = gflow.ShallowNet(2, 3, key=jax.random.key(0))
+    ShallowPatternRisk.of(nearby(distance, step), *split_trainable(net))
+    assert not recwarn.list

@@ -1,5 +1,6 @@
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings, strategies as st
@@ -238,7 +239,7 @@ def test_local_slopes_are_level_where_the_law_holds():
     [
         ((T, T[:-1]), "`ts, gap`: got shapes"),
         ((T[:5], np.ones(5)), "wanted at least 6 with t > 0 and gap > 0"),
-        ((T, -np.ones_like(T)), "got 0 usable points"),
+        ((T, -np.ones_like(T)), "200 entries that are zero or negative"),
         ((T[::-1], np.ones_like(T)), "wanted times in order"),
     ],
 )
@@ -248,7 +249,7 @@ def test_bad_input_is_named(arguments, message):
 
 
 def test_a_risk_that_does_not_decrease_has_no_rate():
-    with pytest.raises(ValueError, match="a decreasing gap"):
+    with pytest.raises(ValueError, match="a risk that falls"):
         gflow.fit_rate(T, 1 + T, known_limit=False)
 
 
@@ -262,3 +263,75 @@ def test_no_law_is_called_on_a_plateau():
     rate = gflow.fit_rate(t, np.exp(-2 * t) + 1e-3)
     assert rate.law == "undecided" and "limit" in rate.reason
     assert gflow.fit_rate(t, np.ones(400)).law == "undecided"
+
+
+TIMES = np.linspace(0.1, 10.0, 99)
+GAP = np.exp(-TIMES)
+SPIKE = np.append(GAP[:-1], 5.0)
+
+
+@pytest.mark.parametrize(
+    ("ts", "gap", "words"),
+    [
+        (TIMES, 1 / GAP, "`gap`: got a gap that grows, from 1.1"),
+        (TIMES, SPIKE, r"`gap`: got .* rises to 5 at t = 10, wanted .*window=\(0.1, 9.899\)"),
+        (TIMES, -GAP, "`gap`: got 99 of 99 entries that are zero or negative, down to -0.9"),
+        (TIMES, GAP - 0.1, "zero or negative.* a lower limit"),
+        (TIMES, np.nan * GAP, "`gap`: got 99 of 99 entries that are NaN"),
+        (TIMES, GAP + 0j, "`gap`: got .* complex128, wanted real numbers"),
+        (np.datetime64("2020-01-01") + np.arange(99), GAP, "`ts`: got .*datetime.*timedelta64"),
+        (TIMES, ["a"] * 99, "`gap`: got .* wanted real numbers"),
+        ([1.0, [2.0]], [1.0, 2.0], "`ts`: got .* wanted real numbers"),
+        (
+            np.ones((3, 9)),
+            np.ones((3, 9)),
+            r"one shape \(times,\), those of one `trajectory.member",
+        ),
+        (TIMES[:4], GAP[:4], "`gap`: got 4 points, wanted at least 6"),
+    ],
+)
+def test_gaps_without_a_law_are_told_what_is_wrong(ts, gap, words):
+    with pytest.raises(gflow.ArgumentError, match=words):
+        gflow.fit_rate(ts, gap)
+
+
+@pytest.mark.parametrize(
+    ("window", "words"),
+    [
+        ((9.0, 1.0), "first < last"),
+        ((1.0, np.nan), "first < last"),
+        ((1.0, 2.0, 3.0), "two times"),
+        ((90.0, 100.0), "holds 0 of the times, wanted at least 6 of those from 0.1 to 10"),
+    ],
+)
+def test_windows_that_hold_no_gap_are_named(window, words, unchecked_annotations):
+    with pytest.raises(gflow.ArgumentError, match=f"`window`: got .*{words}"):
+        gflow.fit_rate(TIMES, GAP, window=window)
+
+
+def test_a_window_leaves_out_a_rise_at_the_end():
+    rate = gflow.fit_rate(TIMES, SPIKE, window=(0.1, 9.899))
+    assert rate.law == "exponential" and rate.value == pytest.approx(1.0, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(np.nan, "2 of 99 entries that are NaN"), (-1e-3, "2 of 99 entries that are zero or neg")],
+)
+def test_entries_that_are_left_out_are_counted(value, words):
+    gap = np.where(np.isin(np.arange(99), (10, 20)), value, GAP)
+    with pytest.warns(UserWarning, match=f"`gap`: left out {words}") as caught:
+        rate = gflow.fit_rate(TIMES, gap)
+    assert len(caught) == 1 and rate.value == pytest.approx(1.0, rel=1e-9)
+
+
+def test_risks_of_unknown_limit_that_grow_are_refused():
+    with pytest.raises(gflow.ArgumentError, match="`gap`: got 0 decreases, from 1.1"):
+        gflow.fit_rate(TIMES, 1 / GAP, known_limit=False)
+
+
+def test_traced_gaps_and_trajectories_are_refused(smooth_flow):
+    with pytest.raises(gflow.ArgumentError, match="`gap`: got traced numbers"):
+        jax.jit(lambda gap: gflow.fit_rate(TIMES, gap).value)(GAP)
+    with pytest.raises(gflow.ArgumentError, match=r"`ts`: got a Trajectory, .*trajectory\.ts"):
+        gflow.fit_rate(smooth_flow, smooth_flow.risk)

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 import gflow
+from gflow.risks.base import check_risk
 
 KEY = jax.random.key(1)
 X, Y = np.linspace(-1, 1, 12).reshape(6, 2), np.array([1.0, -1, 1, 1, -1, 1])
@@ -111,3 +112,39 @@ def test_a_network_of_other_output_shape_is_refused():
     vector = gflow.EmpiricalRisk(X, Y, loss=lambda p, t: jnp.stack([p, t]))
     with pytest.raises(ValueError, match="a scalar for each row"):
         vector(NET)
+
+
+@pytest.mark.parametrize(
+    ("target", "out_size", "words"),
+    [
+        ((5, 1), "scalar", r"output of shape \(\).*target in y, \(1,\); y\[:, 0\] has"),
+        ((5,), 1, r"output of shape \(1,\).*target in y, \(\); out_size='scalar' gives"),
+        ((5, 2), 3, r"output of shape \(3,\).*target in y, \(2,\)"),
+    ],
+)
+def test_targets_of_another_shape_are_known_by_shapes_alone(target, out_size, words):
+    risk = gflow.EmpiricalRisk(np.ones((5, 1)), np.ones(target))
+    with pytest.raises(gflow.ArgumentError, match=f"`net`: got {words}"):
+        check_risk(risk, gflow.ShallowNet(1, 3, out_size, key=jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+    ("risk", "words"),
+    [
+        (lambda p: p, r"values of shape \(3,\), wanted .* one real number, such as a mean"),
+        (lambda p: (p[0], p[1]), "returns a tuple, wanted"),
+        (lambda p: jnp.sum(p) + 1j, "to type complex128"),
+        (lambda p: jnp.argmax(p), "to type int64"),
+        (3.0, "got a float, wanted a function"),
+    ],
+)
+def test_a_risk_is_one_real_number(risk, words):
+    with pytest.raises(gflow.ArgumentError, match=f"`risk`: .*{words}"):
+        check_risk(risk, jnp.ones(3))
+
+
+def test_risks_of_every_kind_pass_the_check():
+    net = gflow.ShallowNet(1, 3, key=jax.random.key(0))
+    for risk in (gflow.EmpiricalRisk(np.ones((5, 1)), np.ones(5)), gflow.GaussianRisk(net)):
+        check_risk(risk, net)
+    check_risk(lambda p: 1.0, jnp.ones(3))

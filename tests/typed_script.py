@@ -48,7 +48,10 @@ def look(flow: gflow.Trajectory[gflow.ShallowNet]) -> None:
     if kinks is not None:
         print(kinks.counts(), kinks.sliding_at(1.0), gflow.KinkKind.SLIDE_BEGINS.label)
     activation: gflow.Activation = flow.final.activation
-    print(activation.name, flow.final.activation.slope(ZEROS))
+    print(activation.name, flow.final.activation.slope(ZEROS), gflow.__version__)
+    part: gflow.Trajectory[gflow.ShallowNet] = flow[2:10]
+    nets: list[gflow.ShallowNet] = [*part, flow[np.int64(3)], part.member(()).final]
+    print(nets, part.members[0].batch_shape, part.to_pandas(), part.to_xarray())
 
 
 def compare(risk: gflow.EmpiricalRisk, net: gflow.ShallowNet) -> None:

@@ -110,7 +110,7 @@ def _compute(run: Run, say: Callable[[str], None]) -> None:
     if not np.isfinite(start):
         got = Described(f"{config.scale:g}, for which the risk at the start is {start}")
         raise ArgumentError("scale", got, "a smaller one")
-    run.sharpness = sharpness(risk, net)
+    run.sharpness = float(sharpness(risk, net))
     plan = _plan(run, say)
     with _timed(run, "flow"):
         run.flow = _flow(config, risk, net, 0.0, config.t1, _saved_times(config, plan))

@@ -18,7 +18,8 @@ from gflow.certificates.bounds import (
     network_bounds,
 )
 from gflow.certificates.criterion import CriterionProblem, SmallestRatio, criterion
-from gflow.display import fact_lines, fact_table
+from gflow.display import Shown
+from gflow.pickling import Portable
 
 CertificateVerdict = Literal["certified", "refuted", "undecided"]
 
@@ -31,7 +32,7 @@ class Envelope(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Certificate:
+class Certificate(Shown, Portable):
     r"""Whether Chatterjee's criterion 4 f(x⁰) < r² α(x⁰, r) is proved, with what follows from it.
 
     - `verdict`: "certified", "refuted" or "undecided"; `reason` explains it.
@@ -115,12 +116,6 @@ class Certificate:
             fall = 1 - self.contraction
             facts["descent"] = f"step size {self.step_size:.4g}, risk falls by {fall:.2g} a step"
         return facts
-
-    def __repr__(self) -> str:
-        return fact_lines("Certificate", self.summary())
-
-    def _repr_html_(self) -> str:
-        return fact_table(self.summary(), caption="Certificate")
 
 
 def chatterjee(

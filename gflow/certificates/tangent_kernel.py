@@ -12,10 +12,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from gflow.arguments import ArgumentError, Described, PyTree
+from gflow.display import Shown
 from gflow.parameters import split_trainable
 from gflow.risks import EmpiricalRisk
 from gflow.risks.empirical import squared_loss
-from gflow.trajectory import Trajectory
+from gflow.trajectory import Trajectory, single_trajectory
 
 
 def tangent_kernel(
@@ -71,7 +72,7 @@ def _min_eigenvalue(jacobian: Float[Array, "outputs parameters"]) -> Float[Array
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class PLConstants:
+class PLConstants(Shown):
     """The Polyak–Łojasiewicz ratio along a trajectory.
 
     - `ts`, shape (times,): the saved times.
@@ -92,19 +93,19 @@ class PLConstants:
         ratio is not smaller between them."""
         return float(np.min(self.ratio))
 
-    def __repr__(self) -> str:
-        k = int(np.argmin(self.ratio))
-        text = (
-            f"PLConstants at {len(self.ts)} times\n"
-            f"  ‖∇L‖²/L        {self.ratio[0]:.4g} → {self.ratio[-1]:.4g}, "
-            f"minimum {self.min_ratio:.4g} at t = {self.ts[k]:.4g}"
-        )
-        if self.kernel_bound is None:
-            return text
-        bound = self.kernel_bound
-        return text + (
-            f"\n  (4/n) λ_min(K) {bound[0]:.4g} → {bound[-1]:.4g}, minimum {np.min(bound):.4g}"
-        )
+    def title(self) -> str:
+        """At how many times."""
+        return f"PLConstants at {len(self.ts)} times"
+
+    def summary(self) -> dict[str, str]:
+        """The main facts in words, by name."""
+        k, ratio, bound = int(np.argmin(self.ratio)), self.ratio, self.kernel_bound
+        smallest = f"minimum {self.min_ratio:.4g} at t = {self.ts[k]:.4g}"
+        facts = {"‖∇L‖²/L": f"{ratio[0]:.4g} → {ratio[-1]:.4g}, {smallest}"}
+        if bound is not None:
+            change = f"{bound[0]:.4g} → {bound[-1]:.4g}, minimum {np.min(bound):.4g}"
+            facts["(4/n) λ_min(K)"] = change
+        return facts
 
 
 def pl_constants(
@@ -119,6 +120,7 @@ def pl_constants(
 
     **Returns:** `PLConstants`. Runs on the host, so not under `jax.jit`.
     """
+    trajectory = single_trajectory("trajectory", trajectory)
     risks, norms = np.asarray(trajectory.risk, float), np.asarray(trajectory.grad_norm, float)
     ratio = np.divide(norms**2, risks, out=np.full(len(risks), np.inf), where=risks > 0)
     bound = None

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from gflow.arguments import PyTree
 from gflow.critical.units import UnitGroups
+from gflow.display import Shown
 from gflow.hessian import Spectrum
+from gflow.pickling import Portable, PortableError
 
 
 class CriticalKind(enum.Enum):
@@ -49,8 +51,8 @@ class ActiveKink(NamedTuple):
     weight: float
 
 
-@dataclass(frozen=True)
-class CriticalPoint:
+@dataclass(frozen=True, repr=False)
+class CriticalPoint(Shown, Portable):
     r"""A critical point of a risk, 0 in its Clarke subdifferential, as `refine` found it.
 
     - `net`: the network there. `risk`: its risk. `kind`: a `CriticalKind`; `message`: why, in a
@@ -118,18 +120,27 @@ class CriticalPoint:
         leaves = zip(*(map(_floats, (self.net, there))))
         return math.sqrt(sum(float(jnp.sum((a - b) ** 2)) for a, b in leaves))
 
-    def __repr__(self) -> str:
-        lines = [
-            f"CriticalPoint: {self.kind}, risk {self.risk:.12g}, residual {self.residual:.1e}",
-            f"  {self.message}",
-            f"  {self.distance:.3g} from the start, in {self.num_steps} steps",
-        ]
+    def title(self) -> str:
+        """Its kind, its risk, and how well it is known."""
+        how = f"risk {self.risk:.12g}, residual {self.residual:.1e}"
+        return f"CriticalPoint: {self.kind}, {how}"
+
+    def summary(self) -> dict[str, str]:
+        """The main facts in words, by name."""
         values = self.spectrum.eigenvalues
+        facts = {
+            "kind": f"{self.kind}. {self.message}",
+            "found": f"{self.distance:.3g} from the start, in {self.num_steps} steps",
+        }
         if len(values):
-            lines.append(f"  {len(values)} eigenvalues from {values[0]:.3g} to {values[-1]:.3g}")
+            span = f"{values[0]:.3g} to {values[-1]:.3g}"
+            facts["spectrum"] = f"{len(values)} eigenvalues from {span}"
+        if self.active_kinks or self.weakly_active:
+            weak = f", {len(self.weakly_active)} weakly active" if self.weakly_active else ""
+            facts["kinks"] = f"{len(self.active_kinks)} active{weak}"
         if self.units is not None:
-            lines.append(f"  units: {self.units}")
-        return "\n".join(lines)
+            facts["units"] = str(self.units)
+        return facts
 
 
 def _floats(net: PyTree) -> list:
@@ -140,7 +151,7 @@ def _floats(net: PyTree) -> list:
     ]
 
 
-class NotFoundError(RuntimeError):
+class NotFoundError(PortableError, RuntimeError):
     """No critical point was found near the start. `point` is where the search ended."""
 
     def __init__(self, point: CriticalPoint):

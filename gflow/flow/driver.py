@@ -8,13 +8,13 @@ import numpy as np
 
 from gflow.arguments import ArgumentError, Described, is_concrete
 from gflow.dense import Steps
+from gflow.diagnostics import Switch
 from gflow.flow.checkpoint import Checkpoint
 from gflow.flow.run import AbstractRun, Snapshot
 from gflow.flow.solver_choice import SUCCESSORS, RunProgress, better_solver
 from gflow.interrupts import noted_interrupts
 from gflow.progress import progress_bar
 from gflow.results import RESULTS
-from gflow.trajectory import Switch
 
 
 class Pauses(NamedTuple):

@@ -37,9 +37,10 @@ from gflow.flow.solver_setup import as_solver, with_tolerances
 from gflow.flow.stopping import Stop, as_stop
 from gflow.nonsmooth.recognition import pattern_risk_of
 from gflow.parameters import Net, TimeScales, flat, split_trainable
-from gflow.recording import States, as_observations, finish, record, truncated, with_retry
+from gflow.recording import States, as_observations, finish, record, with_retry
 from gflow.results import RESULTS
-from gflow.trajectory import Trajectory
+from gflow.risks.base import check_risk
+from gflow.trajectory import Trajectory, first_saved
 
 # Times to save at that are beyond an end by less than this fraction of the span are that end.
 _SAME_TIME = 1e-14
@@ -132,6 +133,7 @@ def solve_flow(
     theta0 = flat(trained)
     _check_start(theta0)
     start = scales.phi(theta0)
+    check_risk(risk, net)
     observations = as_observations(observe, net)
     span = _span(t0, t1, ts, theta0.dtype)
     if step_size is not None:
@@ -167,7 +169,7 @@ def _trajectory(
     steps, solved = joined(list(solved.steps)), solved._replace(steps=())
     trajectory = with_retry(lambda: _record(solved, words, kinks_ignored, observe))
     if is_concrete(trajectory.ts):
-        trajectory = truncated(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
+        trajectory = first_saved(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
     if not steps:
         return trajectory
     problem = solved.run.problem

@@ -23,7 +23,7 @@ from matfree.stochtrace import sampler_sphere
 # Lanczos steps between two computations of the eigenvalues.
 STEPS = 20
 # Off-diagonal entries count as 0 below this multiple of the rounding unit times the largest entry.
-_ROUNDINGS = 100.0
+ROUNDINGS = 100.0
 
 
 class SymmetricOperator(eqx.Module):
@@ -91,7 +91,7 @@ def _usable(run: LanczosRun, scale: float) -> tuple[int, bool]:
         if not overlaps[j] <= eps**0.75:
             return j, j == 0
         scale = max(scale, abs(float(diagonal[j])), float(off[j - 1]) if j else 0.0)
-        if off[j] <= _ROUNDINGS * eps * scale:
+        if off[j] <= ROUNDINGS * eps * scale:
             return j + 1, True
     return len(diagonal), False
 

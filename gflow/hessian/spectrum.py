@@ -20,6 +20,7 @@ from gflow.arguments import (
     positive,
     positive_int,
 )
+from gflow.display import Shown
 from gflow.hessian.lanczos import STEPS, Extremes, SymmetricOperator, extremes, measures
 from gflow.parameters import split_trainable
 
@@ -28,7 +29,7 @@ _BATCH = 16
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Spectrum:
+class Spectrum(Shown):
     r"""Eigenvalues of a Hessian, $\lambda_1 \le \dots \le \lambda_{size}$, all or the extreme ones.
 
     - `size`: the number of trained parameters; `complete`: whether all eigenvalues are known.
@@ -148,6 +149,24 @@ class Spectrum:
             raise ArgumentError("probes", got, "at least one, for the density of a large Hessian")
         return self.nodes, self.weights
 
+    def summary(self) -> dict[str, str]:
+        """The main facts in words, by name."""
+        some = lambda values: ", ".join(f"{v:.5g}" for v in values[:3]) + ", …" * (len(values) > 3)
+        signs = f"{self.num_negative} negative, {self.num_zero} zero, {self.num_positive} positive"
+        late = int(np.sum(~self.converged))
+        facts = {
+            "parameters": f"{self.size:,}",
+            "known": "all eigenvalues" if self.complete else f"{len(self.eigenvalues)} eigenvalues",
+            "largest": some(self.largest),
+            "smallest": some(self.smallest),
+            "signs": f"{signs} (zero up to {self.zero_below:.1g})",
+        }
+        if not self.complete:
+            residual = f"up to {self.residuals.max(initial=0.0):.1g}"
+            facts["residuals"] = residual + (f", {late} not converged" if late else "")
+            facts["Hessian products"] = f"{self.num_products:,}"
+        return {name: text for name, text in facts.items() if text}
+
     def __repr__(self) -> str:
         if self.complete:
             values = self.eigenvalues
@@ -258,7 +277,8 @@ def hessian_spectrum(
     max_products = positive_int("max_products", max_products, minimum=wanted + STEPS)
     trained, frozen = split_trainable(net, trainable)
     if not is_concrete(risk, net):
-        raise ArgumentError("net", Described("traced arrays"), "known ones: outside jax.jit")
+        wanted = "known ones: outside jax.jit and jax.vmap, where `sharpness` can be used"
+        raise ArgumentError("net", Described("traced arrays"), wanted)
     hessian = Hessian(risk, trained, frozen)
     theta = hessian.theta
     tol = positive("tol", _default_tol(theta) if tol is None else tol)
@@ -270,7 +290,7 @@ def hessian_spectrum(
     try:
         found = extremes(hessian, theta, largest, smallest, **search)
     except FloatingPointError:
-        raise _not_finite() from None
+        raise not_finite() from None
     spectrum = _extreme(found, smallest, tol, zero_below)
     if not probes:
         return spectrum
@@ -302,9 +322,9 @@ def _default_tol(theta: Array) -> float:
 
 
 def _dense(hessian: Hessian, tol: float, zero_below: float | None) -> Spectrum:
-    matrix = np.asarray(_columns(hessian))
+    matrix = np.asarray(hessian_columns(hessian))
     if not np.all(np.isfinite(matrix)):
-        raise _not_finite()
+        raise not_finite()
     matrix = (matrix + matrix.T) / 2
     values, vectors = np.linalg.eigh(matrix)
     size = len(values)
@@ -328,7 +348,8 @@ def _rounding(values: np.ndarray, size: int) -> float:
     return float(10 * size * np.finfo(values.dtype).eps * np.abs(values).max())
 
 
-def _not_finite() -> ArgumentError:
+def not_finite() -> ArgumentError:
+    """What is raised where the Hessian is NaN or infinite."""
     got = Described("parameters where the Hessian is NaN or infinite")
     return ArgumentError("net", got, "a network with a finite Hessian")
 
@@ -340,7 +361,8 @@ def hessian_product(hessian: Hessian, v: Float[Array, " size"]) -> Float[Array, 
 
 
 @eqx.filter_jit
-def _columns(hessian: Hessian) -> Float[Array, "size size"]:
+def hessian_columns(hessian: Hessian) -> Float[Array, "size size"]:
+    """The matrix ∇²L."""
     theta = hessian.theta
     # Rows of 0 fill the last batch: a second batch size would be compiled separately.
     rows = jnp.eye(theta.size + -theta.size % _BATCH, theta.size, dtype=theta.dtype)

@@ -27,3 +27,7 @@ __all__ = [
     "spectrum",
     "unit_directions",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

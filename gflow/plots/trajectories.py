@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,11 +16,12 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from gflow.arguments import ArgumentError, Described
 from gflow.compare import Comparison, ConvergenceOrder
+from gflow.indexing import taken
 from gflow.networks import ShallowNet
 from gflow.nonsmooth import KinkKind
 from gflow.piecewise import PiecewisePolynomial
 from gflow.plots.style import ACTIVE, FLOW, NEGATIVE, new_axes
-from gflow.trajectory import Trajectory
+from gflow.trajectory import Trajectory, single_trajectory
 
 
 class _Curve(NamedTuple):
@@ -30,6 +32,11 @@ class _Curve(NamedTuple):
 
 def _labelled(items: Any, label: str) -> dict[str, Any]:
     return dict(items) if isinstance(items, Mapping) else {label: items}
+
+
+def _trajectories(items: Any) -> dict[str, Trajectory]:
+    labelled = _labelled(items, "flow")
+    return {name: single_trajectory("trajectories", t) for name, t in labelled.items()}
 
 
 def _colours(count: int) -> np.ndarray:
@@ -76,7 +83,7 @@ def risk(
     """L(θ(t)) − `limit` against t, for one trajectory, or for several by label."""
     curves = {
         name: _Curve(t.ts, np.asarray(t.risk) - limit, t.kind)
-        for name, t in _labelled(trajectories, "flow").items()
+        for name, t in _trajectories(trajectories).items()
     }
     ax = _along_time(curves, new_axes(ax), "risk L" if limit == 0 else f"L − {limit:.4g}")
     top = max((float(curve.values[0]) for curve in curves.values()), default=1.0)
@@ -89,7 +96,7 @@ def grad_norm(
     trajectories: Trajectory | Mapping[str, Trajectory], *, ax: Axes | None = None
 ) -> Axes:
     """‖G(θ(t))‖ against t, for one trajectory, or for several by label."""
-    labelled = _labelled(trajectories, "flow")
+    labelled = _trajectories(trajectories)
     curves = {name: _Curve(t.ts, t.grad_norm, t.kind) for name, t in labelled.items()}
     return _along_time(curves, new_axes(ax), "gradient norm ‖G‖")
 
@@ -142,6 +149,7 @@ _KINK_STYLES = {
 
 def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
     """The kinks along a flow: units against log t, by kind. A red line marks a slide."""
+    trajectory = single_trajectory("trajectory", trajectory)
     ax = new_axes(ax)
     log = trajectory.kinks
     if log is None:
@@ -180,6 +188,7 @@ def breakpoints(trajectory: Trajectory, x: Any, *, ax: Axes | None = None) -> Ax
     The data `x` are horizontal lines; during a slide a path lies on one of them. Paths are coloured
     by the sign of v_i at the end.
     """
+    trajectory = single_trajectory("trajectory", trajectory)
     ax = new_axes(ax)
     net = trajectory.params
     if not isinstance(net, ShallowNet) or net.in_size != 1 or net.b is None or np.ndim(net.v) != 2:
@@ -217,6 +226,7 @@ def learned_function(
     - `x`, shape (n,) or (n, 1), and `y`, shape (n,): the data, drawn as dots.
     - `target`: drawn as a line. `density`: drawn below the curves.
     """
+    trajectory = single_trajectory("trajectory", trajectory)
     ax = new_axes(ax)
     x = None if x is None else np.ravel(np.asarray(x))
     low, high = (-1.0, 1.0) if target is None else target.interval
@@ -230,8 +240,9 @@ def learned_function(
     wanted = np.geomspace(first, ts[-1], num_curves)
     shown = np.unique(np.append(0, np.abs(ts[:, None] - wanted).argmin(axis=0)))
     norm, colours = LogNorm(first, ts[-1]), plt.get_cmap("viridis_r")
-    evaluate = jax.jit(jax.vmap(lambda net, at: jax.vmap(net)(at), in_axes=(0, None)))
-    some = jax.tree.map(lambda a: a[shown], trajectory.params)
+    axes = (eqx.if_array(0), None)
+    evaluate = eqx.filter_jit(eqx.filter_vmap(lambda net, at: jax.vmap(net)(at), in_axes=axes))
+    some = taken(trajectory.params, shown)
     values = np.asarray(evaluate(some, grid[:, None]))
     if values.ndim != 2:
         raise ArgumentError("trajectory", Described("vector output"), "a network of scalar output")
@@ -276,6 +287,7 @@ def unit_directions(trajectory: Trajectory, features: Any = (), *, ax: Axes | No
 
     `features`: names of the inputs. The six inputs with the longest projections are drawn as lines.
     """
+    trajectory = single_trajectory("trajectory", trajectory)
     ax = new_axes(ax)
     net = trajectory.params
     if not isinstance(net, ShallowNet) or np.ndim(net.v) != 2 or net.in_size < 2:

@@ -7,6 +7,7 @@ import numpy as np
 from gflow.arguments import RealScalar, finite
 from gflow.rates import tails
 from gflow.rates.estimates import Estimate, Tail, longest_tail
+from gflow.rates.gap_checks import checked_gap, checked_window
 from gflow.rates.laws import FORMS, MAX_POWER, MAX_SECOND_TERM, LawName
 from gflow.rates.local_slopes import local_slopes
 from gflow.rates.rate import NOUNS, Fit, Rate, RateStatus
@@ -74,10 +75,15 @@ def fit_rate(
     terms its 95 % intervals hold the truth for 90 to 99 % (`tests/test_rates.py`). If the saved
     times are coarse next to T − t, the interval of a finite time is too short.
 
-    **Raises:** `ArgumentError` for shapes that differ or fewer than 6 usable points.
+    Entries that are NaN or infinite, and those that are zero or negative before the gap reaches its
+    rounding error, are left out, with a warning that counts them.
+
+    **Raises:** `ArgumentError` for what is no real number, shapes that differ, a window that holds
+    fewer than 6 times, and a gap with fewer than 6 usable points, such as one that grows.
     """
     prediction = None if predicted is None else finite("predicted", predicted)
-    t, g = tails.checked(ts, gap)
+    t, g = checked_gap(ts, gap)
+    window = checked_window(window, t)
     points = tails.of_gaps(t, g, window) if known_limit else tails.of_decreases(t, g, window)
     end = float(points.ends[-1, -1])
     u = points.ends / end

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 
 from gflow.arguments import ArgumentError, Described, RealScalar, finite
+from gflow.display import Shown
 from gflow.rates import tails
 from gflow.rates.estimates import longest_tail
 from gflow.rates.fit import fit_rate
+from gflow.rates.gap_checks import MIN_POINTS, checked_gap
 from gflow.rates.laws import FORMS, LawName
 from gflow.rates.rate import Rate
-from gflow.trajectory import Trajectory
+from gflow.trajectory import Trajectory, single_trajectory
 
 # Exponents this close to 1/2 count as 1/2, so that the rate is exponential.
 _HALF_WIDTH = 0.01
@@ -41,8 +43,8 @@ class ImpliedRate(NamedTuple):
     interval: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Lojasiewicz:
+@dataclass(frozen=True, repr=False)
+class Lojasiewicz(Shown):
     r"""The inequality $|L - L_\infty|^\alpha \le C\,\|G\|$ along a trajectory.
 
     - `exponent`, `interval`: α, the slope of log ‖G‖ against log gap on the tail, and its 95 %
@@ -72,23 +74,27 @@ class Lojasiewicz:
     distance_bound: Bound | None
     distance_rate: Rate | None
 
-    def __repr__(self) -> str:
+    def title(self) -> str:
+        """The inequality."""
         half = (self.interval[1] - self.interval[0]) / 2
-        lines = [f"Lojasiewicz: gap^{self.exponent:.4g} ≤ {self.constant:.4g} ‖G‖ (α ± {half:.1g})"]
+        return f"Lojasiewicz: gap^{self.exponent:.4g} ≤ {self.constant:.4g} ‖G‖ (α ± {half:.1g})"
+
+    def summary(self) -> dict[str, str]:
+        """The main facts in words, by name."""
         implied = self.implied_law
         if self.implied is not None:
             implied = f"{self.implied_law} rate {self.implied.value:.4g}"
         same = "agrees" if self.agree else "does not agree"
-        lines.append(f"  implies {implied}, which {same} with the gap: {self.rate.verdict}")
+        facts = {"implies": f"{implied}, which {same} with the gap: {self.rate.verdict}"}
         bounds = {"gap": self.risk_bound, "distance": self.distance_bound}
         for name, bound in bounds.items():
             if bound is not None:
                 end = "falling" if bound.falling else "not falling"
-                lines.append(
-                    f"  {name} ≤ {bound.constant:.4g} (1 + t)^-{bound.exponent:.4g}, attained at "
+                facts[f"{name} ≤"] = (
+                    f"{bound.constant:.4g} (1 + t)^-{bound.exponent:.4g}, attained at "
                     f"t = {bound.at:.4g}, {end} at the end"
                 )
-        return "\n".join(lines)
+        return facts
 
 
 def lojasiewicz(
@@ -113,8 +119,9 @@ def lojasiewicz(
     **Raises:** `ArgumentError` for fewer than 6 usable points, a limit that is not a number, or a
     network of other shapes.
     """
+    trajectory = single_trajectory("trajectory", trajectory)
     limit = finite("limit_risk", limit_risk)
-    t, gap = tails.checked(trajectory.ts, np.asarray(trajectory.risk, dtype=float) - limit)
+    t, gap = checked_gap(trajectory.ts, np.asarray(trajectory.risk, dtype=float) - limit)
     norm = np.interp(t, np.asarray(trajectory.ts), np.asarray(trajectory.grad_norm))
     rate = fit_rate(t, gap)
     points = tails.of_gaps(t, gap, None)
@@ -161,9 +168,9 @@ def _inequality(points: tails.Points, norms: np.ndarray) -> _Inequality:
     fall = np.maximum.accumulate(-logs)
     kept = np.append(True, np.diff(fall) > 0)
     fall, log_norms, logs, t = fall[kept], log_norms[kept], logs[kept], points.ends[kept, 0]
-    if len(fall) < tails.MIN_POINTS:
+    if len(fall) < MIN_POINTS:
         got = Described(f"{len(fall)} gaps that fall")
-        raise ArgumentError("trajectory", got, f"at least {tails.MIN_POINTS}")
+        raise ArgumentError("trajectory", got, f"at least {MIN_POINTS}")
     span = fall[-1] - fall[0]
     u = 1 + (fall - fall[-1]) / (1.001 * span)
     tail = longest_tail(FORMS["exponential"], u[:, None], log_norms)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gflow.display import Shown
 from gflow.rates.estimates import Estimate
 from gflow.rates.laws import LawName
 from gflow.rates.local_slopes import LocalSlopes
@@ -31,8 +32,8 @@ class RateStatus(enum.StrEnum):
     """The deviations from every law are systematic. Reserved for a test of fit."""
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, repr=False)
+class Fit(Shown):
     """One law on its tail.
 
     - `law`: "exponential", C e^{−rt} (1 + c e^{−st}); "power", C z^{−p} (1 + c z^{−s}) with
@@ -85,6 +86,16 @@ class Fit:
             logs = self.estimate.law.curve(self.estimate.params, t / self.window[1])[0]
         return np.asarray(np.exp(logs))
 
+    def summary(self) -> dict[str, str]:
+        """The main facts in words, by name."""
+        low, high = self.interval
+        return {
+            "law": self.formula(),
+            "95 % interval": f"{low:.6g} to {high:.6g}",
+            "tail": f"t = {self.window[0]:.4g} to {self.window[1]:.4g}, {self.num_points} points",
+            "deviation": f"{self.rms:.2g} in log gap",
+        }
+
     def formula(self) -> str:
         """The law, with its value rounded to its standard error."""
         number = _rounded(self.value, self.std_error)
@@ -93,8 +104,8 @@ class Fit:
         return f"exp(-({number}) t)" if self.law == "exponential" else f"t^-({number})"
 
 
-@dataclass(frozen=True)
-class Rate:
+@dataclass(frozen=True, repr=False)
+class Rate(Shown):
     """How fast a gap closes.
 
     - `law`: "exponential", "power", "finite time" or "undecided". `status`: a `RateStatus`;
@@ -197,6 +208,14 @@ class Rate:
         side = "above" if percent > 0 else "below"
         size = f"{abs(percent):.2g}" if abs(percent) < 99.5 else f"{abs(percent):.0f}"
         return text + f"{size} % {side} the fitted rate"
+
+    def summary(self) -> dict[str, str]:
+        """The main facts in words, by name."""
+        facts = {"verdict": self.verdict, **self.best.summary()}
+        if self.limit != 0:
+            facts["limit"] = f"{self.limit:.6g}"
+        others = [f"{fit.formula()}" for law, fit in self.fits.items() if law != self.better]
+        return facts | ({"other laws": "; ".join(others)} if others else {})
 
     def __repr__(self) -> str:
         return f"Rate: {self.verdict}"

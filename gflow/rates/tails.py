@@ -1,12 +1,13 @@
 """The tail of a gap that can be fitted: thinned, and cut where the gap reaches rounding error."""
 
-from typing import Any, NamedTuple
+import warnings
+from typing import NamedTuple
 
 import numpy as np
 
 from gflow.arguments import ArgumentError, Described, RealScalar
+from gflow.rates.gap_checks import MIN_POINTS, no_law_for
 
-MIN_POINTS = 6
 _MAX_POINTS = 150
 # Numbers of decreases to try: decreases over short times are mostly differences of deviations.
 _MAX_DECREASES = (60, 40, 25, 16)
@@ -32,18 +33,6 @@ class Points(NamedTuple):
     floor: float = 0.0
 
 
-def checked(ts: Any, gap: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The finite gaps at times after zero."""
-    t, g = np.asarray(ts, dtype=float), np.asarray(gap, dtype=float)
-    if t.ndim != 1 or t.shape != g.shape:
-        got = Described(f"shapes {t.shape} and {g.shape}")
-        raise ArgumentError("ts, gap", got, "two arrays of one shape (times,)")
-    if np.any(np.diff(t[np.isfinite(t)]) < 0):
-        raise ArgumentError("ts", Described("times that go back"), "times in order")
-    keep = np.isfinite(t) & np.isfinite(g) & (t > 0)
-    return t[keep], g[keep]
-
-
 def _within(t, window) -> np.ndarray:
     return np.ones(len(t), bool) if window is None else (t >= window[0]) & (t <= window[1])
 
@@ -51,12 +40,22 @@ def _within(t, window) -> np.ndarray:
 def of_gaps(t, g, window: tuple[RealScalar, RealScalar] | None) -> Points:
     """The positive gaps of known limit, up to their floor."""
     count, floor = _above_floor(g)
+    if window is not None and np.sum(_within(t[:count], window) & (g[:count] > 0)) < MIN_POINTS:
+        # What comes after the window may be no noise.
+        t, g = t[t <= window[1]], g[t <= window[1]]
+        count, floor = _above_floor(g)
     closed = float(t[count]) if count < len(t) else None
-    inside = _within(t[:count], window)
-    t, g = t[:count][inside], g[:count][inside]
+    inside, whole = _within(t, window), (t, g)
+    t, g = t[:count][inside[:count]], g[:count][inside[:count]]
+    if left_out := int(np.sum(g <= 0)):
+        words = f"{left_out} of {len(g)} entries that are zero or negative"
+        warnings.warn(
+            f"`gap`: left out {words}, before it reaches its rounding error", stacklevel=3
+        )
     t, first = np.unique(t[g > 0], return_index=True)
     g = g[g > 0][first]
-    _require(len(t), "gap > 0")
+    if len(t) < MIN_POINTS:
+        raise no_law_for(*(a[inside] for a in whole))
     if window is not None and closed is not None and closed > window[1]:
         closed = None
     kept = _thinned(np.log(t), np.log(g), _MAX_POINTS)
@@ -83,15 +82,11 @@ def of_decreases(t, risk, window: tuple[RealScalar, RealScalar] | None) -> Point
                 best = points
             if count and use.mean() > 0.9:
                 break
-    _require(0 if best is None else len(best.logs), "a decreasing gap")
-    assert best is not None
+    if best is None or len(best.logs) < MIN_POINTS:
+        ends = f", from {risk[0]:.4g} to {risk[-1]:.4g}" if len(risk) else ""
+        got = Described(f"{0 if best is None else len(best.logs)} decreases{ends}")
+        raise ArgumentError("gap", got, f"a risk that falls at {MIN_POINTS} times or more after 0")
     return best
-
-
-def _require(count: int, what: str) -> None:
-    if count < MIN_POINTS:
-        got = Described(f"{count} usable points")
-        raise ArgumentError("gap", got, f"at least {MIN_POINTS} with t > 0 and {what}")
 
 
 def _above_floor(g: np.ndarray) -> tuple[int, float]:

@@ -5,7 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from gflow.arguments import ArgumentError, Described, PyTree
 
 
 class Risk(eqx.Module):
@@ -14,3 +19,23 @@ class Risk(eqx.Module):
     @abstractmethod
     def __call__(self, net: Callable[[Any], Array]) -> Float[Array, ""]:
         """The risk of the network."""
+
+
+def check_risk(risk: Any, net: PyTree) -> None:
+    """Raises `ArgumentError` unless the risk of the network is one real number.
+
+    Only shapes are evaluated. Errors of the risk itself pass through.
+    """
+    wanted = "a function of the network to one real number"
+    if not callable(risk):
+        raise ArgumentError("risk", Described(f"a {type(risk).__name__}"), wanted)
+    value = eqx.filter_eval_shape(risk, net)
+    if jax.tree.structure(value) != jax.tree.structure(0):
+        got = Described(f"a function that returns a {type(value).__name__}")
+        raise ArgumentError("risk", got, wanted)
+    if np.shape(value) != ():
+        got = Described(f"a function with values of shape {np.shape(value)}")
+        raise ArgumentError("risk", got, wanted + ", such as a mean")
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        got = Described(f"a function to type {jnp.result_type(value)}")
+        raise ArgumentError("risk", got, wanted)

@@ -132,18 +132,23 @@ class EmpiricalRisk(Risk):
             raise ArgumentError("net", got, f"{x.shape[1]}, the columns of x")
         predictions = jax.vmap(net)(x)
         if self.loss in LOSSES.values() and predictions.shape != y.shape:
-            raise ArgumentError(
-                "net",
-                Described(f"output of shape {predictions.shape[1:]} for one row of x"),
-                f"the shape of one target, {y.shape[1:]}"
-                + (' (out_size="scalar" gives ())' if y.ndim == 1 else ""),
-            )
+            raise _unlike_targets(predictions.shape[1:], y.shape[1:])
         losses = jax.vmap(self.loss)(predictions, y)
         if losses.ndim != 1:
             raise ArgumentError(
                 "loss", Described(f"values of shape {losses.shape[1:]}"), "a scalar for each row"
             )
         return losses
+
+
+def _unlike_targets(output: tuple[int, ...], target: tuple[int, ...]) -> ArgumentError:
+    got = Described(f"output of shape {output} for one row of x")
+    options = {
+        ((), (1,)): "; y[:, 0] has targets of shape ()",
+        ((1,), ()): "; out_size='scalar' gives ()",
+    }
+    wanted = f"the shape of one target in y, {target}{options.get((output, target), '')}"
+    return ArgumentError("net", got, wanted)
 
 
 def _as_array(name: str, value: Any) -> Array:

@@ -1,5 +1,6 @@
 """The rows of data as kinks see them: equal ones as one, and those whose normals are parallel."""
 
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,9 @@ from gflow.arguments import is_concrete
 # Unit normals that differ by less count as the same.
 _PARALLEL = 1e-13
 _FEW_COLUMNS = 4
+# Distinct rows this near, relative to the range of the data, are warned of if their targets differ
+# by more than this fraction of the range of the targets.
+_NEAR, _UNLIKE = 1e-7, 1e-4
 
 
 class NormalLines(NamedTuple):
@@ -103,6 +107,35 @@ def distinct_rows(x: Array) -> tuple[Array, Array, Array | None]:
     rank[order] = np.arange(len(first))
     kept = np.sort(first)
     return x[kept], jnp.asarray(kept), jnp.asarray(rank[group.ravel()])
+
+
+def warn_of_near_rows(x: np.ndarray, y: np.ndarray, data: np.ndarray) -> None:
+    """Warns of distinct rows that nearly agree and whose targets do not; `data` numbers them.
+
+    The flow can slide on the kink of one of the two, within a strip that no step of a descent
+    resolves.
+    """
+    reach = _NEAR * float(np.ptp(x, axis=0).max(initial=0.0))
+    # Rows that are near are neighbours in the order of their distance from some hyperplane.
+    order = np.argsort(x @ np.random.default_rng(0).standard_normal(x.shape[1]), kind="stable")
+    apart = np.linalg.norm(np.diff(x[order], axis=0), axis=1)
+    targets = y.reshape(len(y), -1)
+    jump = np.max(np.abs(np.diff(targets[order], axis=0)), axis=1, initial=0.0)
+    found = np.flatnonzero((apart <= reach) & (jump > _UNLIKE * np.ptp(targets)))
+    if not len(found):
+        return
+    pairs = [sorted(data[order[k : k + 2]].tolist()) for k in found[:3]]
+    words = "; ".join(
+        f"{i} and {j} differ by {apart[k]:.1e}, their targets by {jump[k]:.3g}"
+        for (i, j), k in zip(pairs, found)
+    )
+    more = f"; and {len(found) - 3} more pairs" if len(found) > 3 else ""
+    warnings.warn(
+        f"rows of x nearly agree and have other targets: {words}{more}. A flow that locates kinks "
+        "can slide between them, which gradient descent sees at no practical step size. Rows that "
+        "are equal have one kink: round x to make them so.",
+        stacklevel=5,
+    )
 
 
 def by_normals(pairs: Float[Array, "width rows"], normals: Float[Array, "rows dim"]) -> Array:

@@ -37,6 +37,7 @@ from gflow.nonsmooth.shallow.kink_geometry import (
     by_normals,
     distinct_rows,
     normal_lines,
+    warn_of_near_rows,
 )
 from gflow.nonsmooth.shallow.pattern import Evaluation, ShallowPattern
 from gflow.nonsmooth.shallow.transitions import transition
@@ -94,6 +95,9 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         # By NumPy if possible: eager operations of JAX would take as long as a short flow.
         like = np if is_concrete(rows) else jnp
         x = like.asarray(rows)
+        if is_concrete(rows, first, risk.y):
+            kept = np.asarray(first)
+            warn_of_near_rows(np.asarray(x), np.asarray(risk.y)[kept], kept)
         ones = like.ones((x.shape[0], 1), x.dtype)
         parts = ([x] if trained.w is not None else []) + ([ones] if trained.b is not None else [])
         sizes = like.linalg.norm(x if net.b is None else like.concatenate([x, ones], 1), axis=1)

@@ -1,0 +1,89 @@
+"""Entries of arrays along saved times and batches."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gflow.arguments import ArgumentError, Described, PyTree, describe, is_concrete
+
+# Times that differ by this fraction are the same.
+_SAME_TIME = 1e-13
+
+
+def increasing_indices(name: str, value: Any, size: int) -> Int[np.ndarray, " chosen"]:
+    """The places among `size` that a slice, a boolean mask or a list of indices chooses.
+
+    **Raises:** `ArgumentError` unless they are in range, increasing, and at least one.
+    """
+    wanted = f"a slice, a mask or increasing indices that choose some of {size}"
+    if isinstance(value, slice):
+        chosen = np.arange(size)[value]
+    else:
+        try:
+            chosen = np.asarray(value)
+        except (TypeError, ValueError):
+            raise ArgumentError(name, value, wanted) from None
+        if isinstance(value, tuple):
+            raise ArgumentError(name, value, wanted)
+        if chosen.dtype == bool and chosen.shape == (size,):
+            chosen = np.flatnonzero(chosen)
+        elif chosen.ndim != 1 or (chosen.size and not np.issubdtype(chosen.dtype, np.integer)):
+            raise ArgumentError(name, value, wanted)
+        else:
+            if np.any((chosen < -size) | (chosen >= size)):
+                raise IndexError(f"`{name}`: indices {chosen.min()} to {chosen.max()} of {size}")
+            chosen = np.where(chosen < 0, chosen + size, chosen).astype(int)
+    if len(chosen) == 0:
+        raise ArgumentError(name, Described(f"{describe(value)}, which chooses none"), wanted)
+    if np.any(np.diff(chosen) <= 0):
+        raise ArgumentError(name, Described(f"{describe(value)}, not increasing"), wanted)
+    return chosen
+
+
+def saved_places(
+    name: str, times: Float[np.ndarray, " times"], saved: Float[np.ndarray, " slots"], more: str
+) -> Int[np.ndarray, " times"]:
+    """The places of some times among the saved ones.
+
+    **Raises:** `ArgumentError` for times that are not saved, with what there is `more`.
+    """
+    nearest = np.abs(saved[None, :] - times[:, None]).argmin(axis=1)
+    same = np.abs(saved[nearest] - times) <= _SAME_TIME * np.abs(times)
+    if not same.all():
+        raise ArgumentError(name, Described(f"{times[~same][0]:.17g}"), f"saved times{more}")
+    return nearest
+
+
+def num_filled(ts: Float[Array, " slots"] | Float[np.ndarray, " slots"]) -> int:
+    """The number of saved times without the slots past an early end. These have time inf in a flow
+    and the last time again in a descent. Under a trace, all slots count."""
+    if not is_concrete(ts):
+        return ts.shape[0]
+    times = np.asarray(ts)
+    new = np.append(True, times[1:] > times[:-1])[: len(times)]
+    filled = np.flatnonzero(np.isfinite(times) & new)
+    return int(filled[-1]) + 1 if len(filled) else 0
+
+
+def _is_plain(leaf: Any) -> bool:
+    """Whether a leaf is a known array of numbers, no array of random keys."""
+    keys = eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return eqx.is_array(leaf) and is_concrete(leaf) and not keys
+
+
+def taken(tree: PyTree, place: Any) -> Any:
+    """The tree with this entry of each array, or these."""
+
+    def take(leaf):
+        if not eqx.is_array(leaf):
+            return leaf
+        # By NumPy, much faster than a slice of a JAX array for each new length.
+        return jnp.asarray(np.asarray(leaf)[place]) if known and _is_plain(leaf) else leaf[place]
+
+    known = is_concrete(place)
+    place = np.asarray(place) if known and eqx.is_array(place) else place
+    return jax.tree.map(take, tree)
