@@ -7,10 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import diffrax
-
-from gflow import piecewise
-from gflow.activations import as_activation
 from gflow.arguments import (
     ArgumentError,
     Described,
@@ -18,23 +14,22 @@ from gflow.arguments import (
     positive,
     positive_int,
 )
-from gflow.networks import InitName, named_initialisation
-from gflow.solvers import BDF5, RKC2, ROCK4, Rodas5P
 
-# "auto" leaves the choice to `solve_flow`.
-SOLVERS_BY_NAME: dict[str, type[diffrax.AbstractSolver] | None] = {
+# Where each solver is; "auto" leaves the choice to `solve_flow`. What needs JAX is imported where
+# it is used, so that `--help` answers at once.
+SOLVERS_BY_NAME: dict[str, str | None] = {
     "auto": None,
-    "bdf5": BDF5,
-    "rodas5p": Rodas5P,
-    "rock4": ROCK4,
-    "rkc2": RKC2,
-    "tsit5": diffrax.Tsit5,
-    "dopri5": diffrax.Dopri5,
-    "dopri8": diffrax.Dopri8,
-    "bosh3": diffrax.Bosh3,
-    "heun": diffrax.Heun,
-    "kvaerno3": diffrax.Kvaerno3,
-    "kvaerno5": diffrax.Kvaerno5,
+    "bdf5": "gflow.solvers:BDF5",
+    "rodas5p": "gflow.solvers:Rodas5P",
+    "rock4": "gflow.solvers:ROCK4",
+    "rkc2": "gflow.solvers:RKC2",
+    "tsit5": "diffrax:Tsit5",
+    "dopri5": "diffrax:Dopri5",
+    "dopri8": "diffrax:Dopri8",
+    "bosh3": "diffrax:Bosh3",
+    "heun": "diffrax:Heun",
+    "kvaerno3": "diffrax:Kvaerno3",
+    "kvaerno5": "diffrax:Kvaerno5",
 }
 
 
@@ -61,7 +56,7 @@ class Config:
     activation: str = "relu"
     """Activation: relu, leaky_relu, leaky_relu(0.1), identity, tanh, sigmoid, softplus, silu, gelu,
     erf."""
-    init: InitName = "he"
+    init: Literal["he", "standard_normal", "ntk", "mean_field"] = "he"
     """Initialisation: he, standard_normal, ntk, mean_field."""
     scale: float = 1.0
     """Factor on all initial parameters."""
@@ -105,6 +100,10 @@ class Config:
 
         **Raises:** `ArgumentError` for the first field that cannot be used.
         """
+        from gflow import piecewise
+        from gflow.activations import as_activation
+        from gflow.networks import named_initialisation
+
         for name in ("data", "activation", "init"):
             if not isinstance(getattr(self, name), str):
                 raise ArgumentError(name, getattr(self, name), "text")

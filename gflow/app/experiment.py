@@ -1,6 +1,7 @@
 """The main job: gradient flow against gradient descent on a table."""
 
 import datetime
+import pkgutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,7 +133,7 @@ def _compute(run: Run, say: Callable[[str], None]) -> None:
 def _flow(
     config: Config, risk: Risk, net: ShallowNet, t0: float, t1: float, ts: np.ndarray
 ) -> Trajectory:
-    solver = SOLVERS_BY_NAME[config.solver]
+    place = SOLVERS_BY_NAME[config.solver]
     return solve_flow(
         risk,
         net,
@@ -141,7 +142,7 @@ def _flow(
         ts=ts,
         rtol=_rtol(config),
         atol=config.atol,
-        solver=None if solver is None else solver(),
+        solver=None if place is None else pkgutil.resolve_name(place)(),
         kinks=config.kinks,
         max_steps=config.max_steps,
         max_kinks=config.max_kinks,

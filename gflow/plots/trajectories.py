@@ -14,7 +14,7 @@ from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from gflow.arguments import ArgumentError, Described
-from gflow.compare import Comparison, ConvergenceOrder
+from gflow.comparison import Comparison, ConvergenceOrder
 from gflow.networks import ShallowNet
 from gflow.nonsmooth import KinkKind
 from gflow.piecewise import PiecewisePolynomial
