@@ -35,7 +35,9 @@ def done(tmp_path_factory):
 def test_the_main_job_on_a_smooth_network_measures_order_one(done):
     directory, ended = done
     assert "gradient flow" in ended.stdout and "Report: r/report.html" in ended.stdout
-    assert "\x1b" not in ended.stdout and not ended.stderr
+    assert "\x1b" not in ended.stdout + ended.stderr and "Warning" not in ended.stderr
+    assert "wave: 20 rows, 1 feature, target wave." in ended.stderr
+    assert "The flow to t = 5: " in ended.stderr
     text = ended.stdout[ended.stdout.index("with order") :].split()
     assert float(text[2]) == pytest.approx(1.0, abs=0.05)
     facts = json.loads((directory / "run.json").read_text())
@@ -154,7 +156,7 @@ def test_an_interrupted_run_leaves_what_it_has(tmp_path):
         # Programs in the background start with the signal ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while not list(tmp_path.glob(".r.*.partial")):
+    while not list(tmp_path.glob("r/checkpoints/flow/*")):
         assert process.poll() is None
         time.sleep(0.2)
     time.sleep(10)
@@ -165,7 +167,7 @@ def test_an_interrupted_run_leaves_what_it_has(tmp_path):
     facts = json.loads((tmp_path / "r" / "run.json").read_text())
     assert facts["status"] == "interrupted" and (tmp_path / "r" / "report.html").exists()
     assert (tmp_path / "r" / "flow.zarr").exists()
-    assert not list(tmp_path.glob(".r*"))
+    assert not list(tmp_path.glob(".r*")) and not (tmp_path / "r" / "run.lock").exists()
 
 
 TABLES = {
@@ -189,13 +191,13 @@ BAD_INPUT = [
     ("--data missing.csv --target y", "`data`: got missing.csv: no such file"),
     ("--data nan.csv --target yy", "`target`: got 'yy', wanted a column of nan.csv (did you"),
     ("--data nan.csv", "`target`: got None, wanted the column to predict: one of u, v, y"),
-    ("--data nan.csv --target y", "`data`: got nan in row 2 of column 'v' of nan.csv"),
+    ("--data nan.csv --target y", "`data`: got 1 missing entries in 1 of 3 rows of nan.csv"),
     ("--data inf.csv --target y", "`data`: got inf in row 3 of column 'v' of inf.csv"),
     ("--data header.csv --target y", "`data`: got header.csv with 0 rows, wanted two"),
     ("--data nothing.csv --target y", "`data`: got nothing.csv, empty"),
     ("--data one.csv --target y", "`data`: got one.csv with 1 rows, wanted two"),
     ("--data constant.csv --target y", "`target`: got column 'y', which is 2 in every row"),
-    ("--data text.csv --target y", "`target`: got target column 'y' of text.csv with 'a'"),
+    ("--data text.csv --target y", "`target`: got text in the target column 'y' of text.csv"),
     ("--data ragged.csv --target y", "`data`: got ragged.csv, which cannot be read"),
     ("--data many.csv --target y", "with 30 distinct values, wanted at most 20"),
     ("--data parrot", "`data`: got 'parrot', wanted a .csv or .parquet file, or one of"),
@@ -219,8 +221,11 @@ BAD_INPUT = [
     ("--risk population", "`data`: got 'diabetes', wanted one of"),
     ("--data tent --risk population --density flat", "`density`: got 'flat'"),
     ("--t1 20 --follow 3", "`follow`: got 3.0, wanted a time after t1 = 20"),
-    ("--wdth 3", "Unrecognized options"),
-    ("--width three", "invalid literal for int()"),
+    ("--wdth 3", "gflow: Unrecognized options: --wdth, 3; perhaps you meant --width INT"),
+    ("--width three", "gflow: Error parsing --width: invalid literal for int()"),
+    ("--kinks no", "gflow: invalid choice 'no' for argument '--kinks'. Expected one of"),
+    ("--data wave --missing drop", "`missing`: got 'drop', wanted no missing, unless `data`"),
+    ("--data wave --loss logistic", "`loss`: got 'logistic', wanted 'squared', unless `data`"),
 ]
 # One process for all of them: most of the time of each would be that of its imports.
 COMMANDS = """

@@ -38,10 +38,28 @@ class Config:
     """The configuration of the main job."""
 
     data: str = "diabetes"
-    """The data: "diabetes" (442 rows, 10 features); a .csv or .parquet file; or a one-dimensional
-    target on [-1, 1]: tent, absolute_value, step, affine, parabola, zigzag, wave."""
+    """The data: "diabetes" (442 rows, 10 features); a .csv, .tsv, .txt or .parquet file; or a
+    one-dimensional target on [-1, 1]: tent, absolute_value, step, affine, parabola, zigzag,
+    wave."""
     target: str | None = None
     """The column to predict, for a file."""
+    loss: Literal["squared", "logistic", "cross-entropy"] = "squared"
+    """The loss: "squared" for numbers; for a column of classes "logistic" if there are two, with
+    one output, or "cross-entropy", with one output for each."""
+    features: str | None = None
+    """The columns to predict from, separated by commas; by default all others."""
+    drop: str | None = None
+    """Columns to leave out, separated by commas."""
+    missing: Literal["drop", "mean"] | None = None
+    """What to do about missing entries: "drop" leaves out their rows, "mean" takes the mean of the
+    column."""
+    separator: str | None = None
+    """The separator of a text file, such as ";" or tab; by default it is found out."""
+    encoding: str | None = None
+    """The encoding of a text file, such as cp1252 or utf-16; by default it is found out."""
+    data_hash: str | None = None
+    """The SHA-256 of the file, as a run writes it into its config.toml: another content is
+    refused."""
     risk: Literal["empirical", "population"] = "empirical"
     """The risk: "empirical", the mean over the data, or "population", the exact integral over the
     interval, for one-dimensional targets."""
@@ -90,6 +108,8 @@ class Config:
     """Step sizes of gradient descent, as fractions of 2/sharpness at the start."""
     precision: Literal["float64", "float32"] = "float64"
     """Floating-point type of parameters and data."""
+    checkpoint: bool = True
+    """Keep the state of the flow in the run directory now and then, for `gflow resume`."""
     out: str | None = None
     """The run directory; by default a new one in runs/, named after date and time."""
     overwrite: bool = False
@@ -107,10 +127,10 @@ class Config:
         for name in ("data", "activation", "init"):
             if not isinstance(getattr(self, name), str):
                 raise ArgumentError(name, getattr(self, name), "text")
-        for name in ("target", "out"):
+        for name in ("target", "features", "drop", "separator", "encoding", "data_hash", "out"):
             if not isinstance(getattr(self, name), str | None):
                 raise ArgumentError(name, getattr(self, name), "text")
-        for name in ("standardise", "bias", "overwrite"):
+        for name in ("standardise", "bias", "checkpoint", "overwrite"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(name, getattr(self, name), "true or false")
         as_activation(self.activation)
@@ -124,6 +144,9 @@ class Config:
             raise ArgumentError(
                 "data", self.data, f"one of {known}, since the risk is 'population'"
             )
+        one_of("loss", self.loss, ["squared", "logistic", "cross-entropy"])
+        if self.missing is not None:
+            one_of("missing", self.missing, ["drop", "mean"])
         one_of("precision", self.precision, ["float64", "float32"])
         seed = positive_int("seed", self.seed, minimum=0)
         if seed >= 2**32:

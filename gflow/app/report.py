@@ -2,7 +2,6 @@
 
 import html
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from gflow import piecewise, plots
 from gflow.activations import as_activation
 from gflow.app.analysis import Analysis, analyse, followed_flow
-from gflow.app.run_directory import Run, load_run
+from gflow.app.run_directory import Run, load_run, write_facts
 from gflow.app.summary import EndRow, SummaryRow, end_rows, end_sentence, summary_rows
 from gflow.display import fact_table
 from gflow.hessian import Spectrum
@@ -75,9 +74,7 @@ def write_report(directory: Path) -> Path:
     config = (directory / "config.toml").read_text()
     page.write_text(render(run, analysis, config), encoding="utf-8")
     _write_overview(run, analysis, directory / "overview.png")
-    path = directory / "run.json"
-    stored = json.loads(path.read_text()) | {"analysis": analysis.facts()}
-    path.write_text(json.dumps(stored, indent=2) + "\n")
+    write_facts(directory, {"analysis": analysis.facts()})
     return page
 
 
