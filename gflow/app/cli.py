@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ def main(arguments: list[str] | None = None) -> None:
     `arguments`: those of the command line by default.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # some terminals and pipes have no λ
+            stream.reconfigure(errors="replace")
     # What is imported here needs time, in which a signal may come.
     with ProgramInterrupts() as interrupts:
         from gflow.arguments import ArgumentError

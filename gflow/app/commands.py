@@ -87,15 +87,15 @@ def _run_defaults(arguments: list[str]) -> RunCommand:
 
 def _sentence(box: str) -> str:
     """tyro's message, without the frame, the help on the option, and line breaks."""
-    lines = [
-        line.strip("│ ").strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))
-    ]
     parts: list[list[str]] = [[]]
-    for line in lines:
-        if set(line) <= {"─"}:
+    for line in box.splitlines():
+        words = line.strip("│| ")
+        if line.startswith(("╭", "╰", "+", "_")):
+            continue
+        if words and set(words) <= {"─", "-"}:
             parts.append([])
-        else:
-            parts[-1].append(line)
+        elif words:
+            parts[-1].append(words)
     text = " ".join(parts[0]).rstrip(".")
     for part in parts[1:]:
         if part and part[0].startswith("Perhaps you meant"):

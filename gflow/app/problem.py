@@ -29,9 +29,8 @@ def read_table(config: Config, say: Callable[[str], None]) -> Table:
         raise ArgumentError("data", got, wanted)
     table = load_table(config.data, options, num_points=config.num_points, say=say)
     rows, columns = table.x.shape
-    say(
-        f"{table.name}: {rows:,} rows, {columns} feature{'s' * (columns > 1)}, target {table.target}."
-    )
+    features = f"{columns} feature{'s' * (columns > 1)}"
+    say(f"{table.name}: {rows:,} rows, {features}, target {table.target}.")
     for note in table.notes:
         say(note)
     return table

@@ -109,6 +109,13 @@ def _title(run: Run) -> str:
     return f"Gradient flow and gradient descent on {run.table.name}"
 
 
+_LOSSES = {
+    "squared": "mean of squares",
+    "logistic": "logistic loss",
+    "cross-entropy": "cross-entropy",
+}
+
+
 def _lead(run: Run) -> str:
     c, (n, d) = run.config, run.table.x.shape
     if c.risk == "population":
@@ -117,7 +124,7 @@ def _lead(run: Run) -> str:
         risk += f"[{low:g}, {high:g}], integrated exactly"
     else:
         features = f"{n} rows, {d} feature{'s' * (d > 1)}"
-        risk = f"{features}, target {run.table.target}; mean of squares"
+        risk = f"{features}, target {run.table.target}; {_LOSSES[c.loss]}"
     return (
         f"One hidden layer of {c.width} {c.activation} units, initialisation {c.init}, seed "
         f"{c.seed}; {risk}; flow time 0 to "
@@ -234,6 +241,8 @@ def _function_panels(run: Run, flow: Trajectory) -> list[_Panel]:
             ends = target.breakpoints
             panels.append(_Panel(caption, lambda ax: plots.breakpoints(flow, ends, ax=ax)))
         return panels
+    if run.config.loss == "cross-entropy":
+        return []
     if x.shape[1] == 1:
         learned = lambda ax: plots.learned_function(flow, x, y, ax=ax)
         return [_Panel("The function along the flow.", learned)]
