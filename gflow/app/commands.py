@@ -90,14 +90,16 @@ def _sentence(box: str) -> str:
     parts: list[list[str]] = [[]]
     for line in box.splitlines():
         words = line.strip("│| ")
-        if line.startswith(("╭", "╰", "+", "_")):
+        if line.startswith(("╭", "╰")):
             continue
         if words and set(words) <= {"─", "-"}:
             parts.append([])
         elif words:
             parts[-1].append(words)
-    text = " ".join(parts[0]).rstrip(".")
-    for part in parts[1:]:
+    # Without Unicode there is no frame, and the title is above a rule.
+    first, *others = parts if box.startswith("╭") else parts[1:]
+    text = " ".join(first).rstrip(".")
+    for part in others:
         if part and part[0].startswith("Perhaps you meant"):
             text += f"; perhaps you meant {part[1]}"
         elif part and part[0].startswith("Available subcommands"):
