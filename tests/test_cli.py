@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 import tomllib
+from importlib.metadata import version
 
+import jax
 import numpy as np
 import pytest
 import xarray
 
+from gflow.app.run_directory import load_run
 from gflow.rates import RateStatus
 
 QUICK = ("--data", "wave", "--num-points", "20", "--width", "6", "--activation", "tanh")
@@ -309,3 +312,83 @@ def test_the_main_job_finds_the_critical_points_of_flow_and_descents(tmp_path):
     assert times[0] == 20.0 and times[-1] == 1e6
     again = gflow("report", "r", cwd=tmp_path)
     assert again.returncode == 0 and (tmp_path / "r" / "report.html").read_text() == page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "count"), [(signal.SIGTERM, 5), (signal.SIGKILL, 3)])
+def test_a_run_that_is_killed_at_any_moment_is_readable_and_can_be_resumed(kind, count, tmp_path):
+    options = (*QUICK, "--t1", 2, "--step-fractions", 0.4, 0.2)
+    command = [sys.executable, "-m", "gflow", "run", *map(str, options), "--out"]
+    start = time.monotonic()
+    whole = subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    seconds = time.monotonic() - start
+    rng = np.random.default_rng(int(kind))
+    early = [0.1, 0.5] if kind == signal.SIGTERM else []  # during imports
+    for k, moment in enumerate(np.append(early, rng.uniform(0, seconds, count))):
+        process = subprocess.Popen(
+            [*command, f"r{k}"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(moment)
+        process.send_signal(kind)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode in (0, -kind, 128 + kind), errors
+        assert "Traceback" not in errors and "Exception ignored" not in errors
+        shown = [line for line in errors.splitlines() if " to t = 2: " in line]
+        directory = tmp_path / f"r{k}"
+        if not shown and not directory.exists():
+            continue
+        if process.returncode == 128 + kind:
+            assert f"Interrupted: r{k} holds the results so far." in errors
+        with jax.enable_x64(True):
+            kept = load_run(directory).trajectories() if (directory / "run.json").exists() else {}
+        assert len([t for t in kept.values() if t.succeeded]) >= len(shown)
+        if k == np.size(early) + count - 1 and shown:
+            resumed = gflow("resume", f"r{k}", cwd=tmp_path)
+            assert resumed.returncode == 0, resumed.stderr
+            with jax.enable_x64(True):
+                runs = [load_run(tmp_path / name) for name in (f"r{k}", "whole")]
+            for label, trajectory in runs[1].trajectories().items():
+                np.testing.assert_array_equal(trajectory.risk, runs[0].trajectories()[label].risk)
+
+
+def test_version_and_help_do_not_wait_for_jax(tmp_path):
+    assert gflow("--version", cwd=tmp_path).stdout == f"gflow {version('gflow-jax')}\n"
+    script = (
+        "import sys; from gflow.app.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: print([m for m in ('jax', 'pandas') if m in sys.modules])"
+    )
+    for arguments in (["--help"], ["run", "--help"], ["run", "--wdth", "3"], ["--version"]):
+        command = [sys.executable, "-c", script, *arguments]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.stdout.endswith("[]\n"), ended.stderr
+
+
+@pytest.mark.slow
+def test_compiled_programs_are_kept_unless_the_user_says_no(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    options = ("--data", "wave", "--num-points", 8, "--width", 2, "--activation", "tanh")
+    options += ("--t1", 0.1, "--step-fractions", 0.5)
+    run = lambda *more: gflow("run", *options, *more, cwd=tmp_path, env=environment)
+    assert run("--no-cache", "--out", "a").returncode == 0
+    assert not (tmp_path / "cache" / "gflow").exists()
+    first, second = run("--out", "b"), run("--out", "c")
+    assert first.returncode == second.returncode == 0
+    assert "Compiled programs are kept in" in first.stderr
+    assert "Compiled programs" not in second.stderr
+    (folder,) = (tmp_path / "cache" / "gflow").iterdir()
+    assert any(folder.iterdir())
+
+
+@pytest.mark.slow
+def test_a_pipe_without_greek_letters_is_no_obstacle(done):
+    directory, _ = done
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    again = gflow("resume", "r", cwd=directory.parent, env=environment)
+    assert again.returncode == 0 and "h ?/2" in again.stdout and "complete already" in again.stderr

@@ -12,6 +12,7 @@ from gflow.interrupts import ProgramInterrupts
 
 if TYPE_CHECKING:
     from gflow.app.commands import ReportCommand, ResumeCommand, RunCommand
+    from gflow.app.experiment import Outcome
     from gflow.app.run_directory import Run
     from gflow.app.summary import EndRow, SummaryRow
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
             _say(f"gflow: {error}")
             sys.exit(2)
         except KeyboardInterrupt:
-            _say("gflow: interrupted before there were results")
+            _say("gflow: interrupted")
             sys.exit(interrupts.exit_status)
 
 
@@ -80,8 +81,6 @@ def _warnings_as_sentences() -> Iterator[None]:
 
 
 def _run(command: "RunCommand | ResumeCommand", interrupts: ProgramInterrupts) -> int:
-    import jax
-
     from gflow.app.commands import RunCommand
     from gflow.app.experiment import resume, run
 
@@ -91,6 +90,17 @@ def _run(command: "RunCommand | ResumeCommand", interrupts: ProgramInterrupts) -
         outcome = run(command.settings, **options)
     else:
         outcome = resume(command.directory, **options)
+    try:
+        return _show(outcome, interrupts)
+    except KeyboardInterrupt:
+        _say(f"Interrupted: the results are in {outcome.directory}.")
+        return interrupts.exit_status
+
+
+def _show(outcome: "Outcome", interrupts: ProgramInterrupts) -> int:
+    """Prints the summary and where the results are. Returns the exit status."""
+    import jax
+
     result, directory = outcome.run, outcome.directory
     with jax.enable_x64(result.config.precision == "float64"):
         _print_summary(result)
@@ -111,6 +121,7 @@ def _report(command: "ReportCommand", interrupts: ProgramInterrupts) -> int:
 
     from gflow.app.report import write_report
 
+    interrupts.start_computing()
     with jax.enable_x64(True):
         print(f"Report: {write_report(command.directory)}")
     return 0

@@ -121,9 +121,9 @@ class RunFiles:
         **Returns:** the directory with the results; None if they could be written nowhere.
         """
         self.keep(run, say)
+        if run.status == "complete":
+            shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)
         if self.trouble is None:
-            if run.status == "complete":
-                shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)
             return self.directory
         why = self.trouble.strerror or self.trouble
         for make in (partial(_sibling, self.directory), _temporary):
