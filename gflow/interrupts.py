@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -46,12 +46,23 @@ class ProgramInterrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def note(self, number: int) -> None:
+        """Keeps the signal in mind, and says that the computation will look at it."""
+        self.received.append(number)
+        _write("gflow: interrupted; this ends at the next pause, and at once if it comes again")
+
     def _receive(self, number: int, frame: object) -> None:
         self.received.append(number)
         if not self._computing:
-            os.write(sys.stderr.fileno(), b"gflow: interrupted\n")
+            _write("gflow: interrupted")
             os._exit(self.exit_status)
         raise KeyboardInterrupt
+
+
+def _write(text: str) -> None:
+    """Writes to standard error past its buffer, which a signal may have found half written."""
+    with suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), f"{text}\n".encode())
 
 
 @contextmanager
@@ -77,7 +88,7 @@ def noted_interrupts() -> Iterator[list[int]]:
         noted.append(number)
         program = getattr(before[number], "__self__", None)
         if isinstance(program, ProgramInterrupts):
-            program.received.append(number)
+            program.note(number)
         restore()
 
     for number in before:
