@@ -40,7 +40,7 @@ from benchmarks.kink_solvers import (
 )
 from benchmarks.reference_flows import NAMES as REFERENCES, reference_flow
 from benchmarks.work_precision import draw
-from gflow.app.data import load_table
+from gflow.app.data import TableOptions, load_table
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import split_trainable
 
@@ -75,7 +75,7 @@ def reference(name: str) -> Problem:
 
 
 def largest() -> Problem:
-    table = load_table("diabetes", None, standardise=True, num_points=0)
+    table = load_table("diabetes", TableOptions(), num_points=0)
     net = gflow.ShallowNet(table.x.shape[1], 64, key=jax.random.key(0))
     given = Problem(LARGEST, gflow.EmpiricalRisk(table.x, table.y), net, 5.0, np.zeros(0))
     return given._replace(end=flow(given, diffrax.Dopri8(), "locate", 1e-11).theta)

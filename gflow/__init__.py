@@ -1,127 +1,30 @@
 """Gradient flow of neural networks: continuous flow, discrete descent, and how they compare."""
 
 import importlib
-from typing import TYPE_CHECKING
-
-from gflow import piecewise
-from gflow.activations import Activation
-from gflow.arguments import ArgumentError
-from gflow.certificates import (
-    Certificate,
-    Envelope,
-    PLConstants,
-    SlopeBounds,
-    SumOfSquares,
-    chatterjee,
-    pl_constants,
-    tangent_kernel,
-    tangent_kernel_min_eigenvalue,
-)
-from gflow.compare import Comparison, ConvergenceOrder, compare, observed_order
-from gflow.critical import CriticalKind, CriticalPoint, NotFoundError, refine
-from gflow.descent import descend
-from gflow.diagnostics import Diagnostics, Switch
-from gflow.flow import Stop, solve_flow
-from gflow.hessian import Spectrum, hessian_spectrum, sharpness
-from gflow.kink_log import KinkLog
-from gflow.networks import ShallowNet
-from gflow.nonsmooth import (
-    EventuallyExact,
-    KinkKind,
-    clarke_gradient,
-    generalized_gradient,
-    lowered_biases,
-    smoothed,
-    smoothed_gradient,
-)
-from gflow.rates import Lojasiewicz, Rate, RateStatus, fit_rate, lojasiewicz
-from gflow.results import RESULTS
-from gflow.risks import BoxRisk, EmpiricalRisk, GaussianRisk, PopulationRisk, Risk
-from gflow.solvers import BDF5, RKC2, ROCK4, Rodas5P
-from gflow.storage import load_trajectory, save_trajectory
-from gflow.trajectory import Trajectory, TrajectoryError
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gflow import plots
+    from gflow import api
+    from gflow.api import *  # noqa: F403
 
-    __version__: str
-
-__all__ = [
-    "BDF5",
-    "RESULTS",
-    "RKC2",
-    "ROCK4",
-    "Activation",
-    "ArgumentError",
-    "BoxRisk",
-    "Certificate",
-    "Comparison",
-    "ConvergenceOrder",
-    "CriticalKind",
-    "CriticalPoint",
-    "Diagnostics",
-    "EmpiricalRisk",
-    "Envelope",
-    "EventuallyExact",
-    "GaussianRisk",
-    "KinkKind",
-    "KinkLog",
-    "Lojasiewicz",
-    "NotFoundError",
-    "PLConstants",
-    "PopulationRisk",
-    "Rate",
-    "RateStatus",
-    "Risk",
-    "Rodas5P",
-    "ShallowNet",
-    "SlopeBounds",
-    "Spectrum",
-    "Stop",
-    "SumOfSquares",
-    "Switch",
-    "Trajectory",
-    "TrajectoryError",
-    "__version__",
-    "chatterjee",
-    "clarke_gradient",
-    "compare",
-    "descend",
-    "fit_rate",
-    "generalized_gradient",
-    "hessian_spectrum",
-    "load_trajectory",
-    "lojasiewicz",
-    "lowered_biases",
-    "observed_order",
-    "piecewise",
-    "pl_constants",
-    "plots",
-    "refine",
-    "save_trajectory",
-    "sharpness",
-    "smoothed",
-    "smoothed_gradient",
-    "solve_flow",
-    "tangent_kernel",
-    "tangent_kernel_min_eigenvalue",
-]
+    __all__: list[str] = []
+    __all__ += api.__all__
 
 
 if not TYPE_CHECKING:  # so that type checkers see misspelt names
 
-    def __getattr__(name: str):
-        if name == "__version__":
-            from importlib.metadata import PackageNotFoundError, version
-
-            try:
-                return version("gflow-jax")
-            except PackageNotFoundError:  # the sources, on the path without an installation
-                return "unknown"
+    def __getattr__(name: str) -> Any:
+        """The names of `gflow.api`, imported with the first in use: `gflow --help` needs none."""
         if name == "plots":  # matplotlib is imported with the first figure
             return importlib.import_module("gflow.plots")
+        if not name.startswith("__") or name in ("__all__", "__version__"):
+            names = vars(importlib.import_module("gflow.api"))
+            public = names.get("__all__", ())  # () while it is being imported
+            globals().update({n: names[n] for n in (*public, "__all__") if n in names})
+            if name in globals():  # a public name, or a module
+                return globals()[name]
         raise AttributeError(f"module 'gflow' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return list(importlib.import_module("gflow.api").__all__)

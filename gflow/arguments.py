@@ -5,21 +5,27 @@ import numbers
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import jax
-import jax.core
-import jaxtyping
 import numpy as np
-from jaxtyping import Array, Shaped
 
 from gflow.pickling import PortableError
 
 if TYPE_CHECKING:
+    from jaxtyping import Array, Shaped
+
     # To type checkers jaxtyping's PyTree is unknown.
     PyTree: TypeAlias = Any
-else:
-    PyTree = jaxtyping.PyTree
+    RealScalar = float | int | np.number | Shaped[Array, ""]
 
-RealScalar = float | int | np.number | Shaped[Array, ""]
+
+def __getattr__(name: str) -> Any:
+    """The types of annotations. They need JAX, for which errors about options do not wait."""
+    if name not in ("PyTree", "RealScalar"):
+        raise AttributeError(f"module 'gflow.arguments' has no attribute {name!r}")
+    import jaxtyping
+
+    if name == "PyTree":
+        return jaxtyping.PyTree
+    return float | int | np.number | jaxtyping.Shaped[jaxtyping.Array, ""]
 
 
 class ArgumentError(PortableError, ValueError):
@@ -44,7 +50,10 @@ def describe(value: Any) -> str:
 
 def is_concrete(*values: Any) -> bool:
     """False if JAX traces an array among the values, so that its entries are unknown."""
-    return not any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(values))
+    import jax
+    from jax.core import Tracer
+
+    return not any(isinstance(a, Tracer) for a in jax.tree.leaves(values))
 
 
 class Described(str):

@@ -25,6 +25,7 @@ pytest.register_assert_rewrite("tests.helpers")
 
 with install_import_hook("gflow", "beartype.beartype"):
     import gflow
+    import gflow.api
     import gflow.app.experiment
     import gflow.app.report
     import gflow.app.run_directory

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 import tomllib
+from importlib.metadata import version
 
+import jax
 import numpy as np
 import pytest
 import xarray
 
+from gflow.app.run_directory import load_run
 from gflow.rates import RateStatus
 
 QUICK = ("--data", "wave", "--num-points", "20", "--width", "6", "--activation", "tanh")
@@ -35,7 +38,9 @@ def done(tmp_path_factory):
 def test_the_main_job_on_a_smooth_network_measures_order_one(done):
     directory, ended = done
     assert "gradient flow" in ended.stdout and "Report: r/report.html" in ended.stdout
-    assert "\x1b" not in ended.stdout and not ended.stderr
+    assert "\x1b" not in ended.stdout + ended.stderr and "Warning" not in ended.stderr
+    assert "wave: 20 rows, 1 feature, target wave." in ended.stderr
+    assert "The flow to t = 5: " in ended.stderr
     text = ended.stdout[ended.stdout.index("with order") :].split()
     assert float(text[2]) == pytest.approx(1.0, abs=0.05)
     facts = json.loads((directory / "run.json").read_text())
@@ -154,7 +159,7 @@ def test_an_interrupted_run_leaves_what_it_has(tmp_path):
         # Programs in the background start with the signal ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while not list(tmp_path.glob(".r.*.partial")):
+    while not list(tmp_path.glob("r/checkpoints/flow/*")):
         assert process.poll() is None
         time.sleep(0.2)
     time.sleep(10)
@@ -165,7 +170,7 @@ def test_an_interrupted_run_leaves_what_it_has(tmp_path):
     facts = json.loads((tmp_path / "r" / "run.json").read_text())
     assert facts["status"] == "interrupted" and (tmp_path / "r" / "report.html").exists()
     assert (tmp_path / "r" / "flow.zarr").exists()
-    assert not list(tmp_path.glob(".r*"))
+    assert not list(tmp_path.glob(".r*")) and not (tmp_path / "r" / "run.lock").exists()
 
 
 TABLES = {
@@ -189,13 +194,13 @@ BAD_INPUT = [
     ("--data missing.csv --target y", "`data`: got missing.csv: no such file"),
     ("--data nan.csv --target yy", "`target`: got 'yy', wanted a column of nan.csv (did you"),
     ("--data nan.csv", "`target`: got None, wanted the column to predict: one of u, v, y"),
-    ("--data nan.csv --target y", "`data`: got nan in row 2 of column 'v' of nan.csv"),
+    ("--data nan.csv --target y", "`data`: got 1 missing entries in 1 of 3 rows of nan.csv"),
     ("--data inf.csv --target y", "`data`: got inf in row 3 of column 'v' of inf.csv"),
     ("--data header.csv --target y", "`data`: got header.csv with 0 rows, wanted two"),
     ("--data nothing.csv --target y", "`data`: got nothing.csv, empty"),
     ("--data one.csv --target y", "`data`: got one.csv with 1 rows, wanted two"),
     ("--data constant.csv --target y", "`target`: got column 'y', which is 2 in every row"),
-    ("--data text.csv --target y", "`target`: got target column 'y' of text.csv with 'a'"),
+    ("--data text.csv --target y", "`target`: got text in the target column 'y' of text.csv"),
     ("--data ragged.csv --target y", "`data`: got ragged.csv, which cannot be read"),
     ("--data many.csv --target y", "with 30 distinct values, wanted at most 20"),
     ("--data parrot", "`data`: got 'parrot', wanted a .csv or .parquet file, or one of"),
@@ -219,8 +224,11 @@ BAD_INPUT = [
     ("--risk population", "`data`: got 'diabetes', wanted one of"),
     ("--data tent --risk population --density flat", "`density`: got 'flat'"),
     ("--t1 20 --follow 3", "`follow`: got 3.0, wanted a time after t1 = 20"),
-    ("--wdth 3", "Unrecognized options"),
-    ("--width three", "invalid literal for int()"),
+    ("--wdth 3", "gflow: Unrecognized options: --wdth, 3; perhaps you meant --width INT"),
+    ("--width three", "gflow: Error parsing --width: invalid literal for int()"),
+    ("--kinks no", "gflow: invalid choice 'no' for argument '--kinks'. Expected one of"),
+    ("--data wave --missing drop", "`missing`: got 'drop', wanted no missing, unless `data`"),
+    ("--data wave --loss logistic", "`loss`: got 'logistic', wanted 'squared', unless `data`"),
 ]
 # One process for all of them: most of the time of each would be that of its imports.
 COMMANDS = """
@@ -304,3 +312,83 @@ def test_the_main_job_finds_the_critical_points_of_flow_and_descents(tmp_path):
     assert times[0] == 20.0 and times[-1] == 1e6
     again = gflow("report", "r", cwd=tmp_path)
     assert again.returncode == 0 and (tmp_path / "r" / "report.html").read_text() == page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "count"), [(signal.SIGTERM, 5), (signal.SIGKILL, 3)])
+def test_a_run_that_is_killed_at_any_moment_is_readable_and_can_be_resumed(kind, count, tmp_path):
+    options = (*QUICK, "--t1", 2, "--step-fractions", 0.4, 0.2)
+    command = [sys.executable, "-m", "gflow", "run", *map(str, options), "--out"]
+    start = time.monotonic()
+    whole = subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    seconds = time.monotonic() - start
+    rng = np.random.default_rng(int(kind))
+    early = [0.1, 0.5] if kind == signal.SIGTERM else []  # during imports
+    for k, moment in enumerate(np.append(early, rng.uniform(0, seconds, count))):
+        process = subprocess.Popen(
+            [*command, f"r{k}"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(moment)
+        process.send_signal(kind)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode in (0, -kind, 128 + kind), errors
+        assert "Traceback" not in errors and "Exception ignored" not in errors
+        shown = [line for line in errors.splitlines() if " to t = 2: " in line]
+        directory = tmp_path / f"r{k}"
+        if not shown and not directory.exists():
+            continue
+        if process.returncode == 128 + kind:
+            assert f"Interrupted: r{k} holds the results so far." in errors
+        with jax.enable_x64(True):
+            kept = load_run(directory).trajectories() if (directory / "run.json").exists() else {}
+        assert len([t for t in kept.values() if t.succeeded]) >= len(shown)
+        if k == np.size(early) + count - 1 and shown:
+            resumed = gflow("resume", f"r{k}", cwd=tmp_path)
+            assert resumed.returncode == 0, resumed.stderr
+            with jax.enable_x64(True):
+                runs = [load_run(tmp_path / name) for name in (f"r{k}", "whole")]
+            for label, trajectory in runs[1].trajectories().items():
+                np.testing.assert_array_equal(trajectory.risk, runs[0].trajectories()[label].risk)
+
+
+def test_version_and_help_do_not_wait_for_jax(tmp_path):
+    assert gflow("--version", cwd=tmp_path).stdout == f"gflow {version('gflow-jax')}\n"
+    script = (
+        "import sys; from gflow.app.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: print([m for m in ('jax', 'pandas') if m in sys.modules])"
+    )
+    for arguments in (["--help"], ["run", "--help"], ["run", "--wdth", "3"], ["--version"]):
+        command = [sys.executable, "-c", script, *arguments]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.stdout.endswith("[]\n"), ended.stderr
+
+
+@pytest.mark.slow
+def test_compiled_programs_are_kept_unless_the_user_says_no(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    options = ("--data", "wave", "--num-points", 8, "--width", 2, "--activation", "tanh")
+    options += ("--t1", 0.1, "--step-fractions", 0.5)
+    run = lambda *more: gflow("run", *options, *more, cwd=tmp_path, env=environment)
+    assert run("--no-cache", "--out", "a").returncode == 0
+    assert not (tmp_path / "cache" / "gflow").exists()
+    first, second = run("--out", "b"), run("--out", "c")
+    assert first.returncode == second.returncode == 0
+    assert "Compiled programs are kept in" in first.stderr
+    assert "Compiled programs" not in second.stderr
+    (folder,) = (tmp_path / "cache" / "gflow").iterdir()
+    assert any(folder.iterdir())
+
+
+@pytest.mark.slow
+def test_a_pipe_without_greek_letters_is_no_obstacle(done):
+    directory, _ = done
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    again = gflow("resume", "r", cwd=directory.parent, env=environment)
+    assert again.returncode == 0 and "h ?/2" in again.stdout and "complete already" in again.stderr

@@ -4,12 +4,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from gflow import piecewise
-from gflow.app.data import load_table
+from gflow.app.data import TableOptions, load_table
+from gflow.arguments import ArgumentError
 from gflow.piecewise import PiecewisePolynomial
 
 
-def load(data, target=None, standardise=True, num_points=20):
-    return load_table(str(data), target, standardise=standardise, num_points=num_points)
+def load(data, target=None, num_points=20, **options):
+    return load_table(str(data), TableOptions(target, **options), num_points=num_points)
 
 
 def test_diabetes_is_real_and_standardised():
@@ -96,3 +97,162 @@ def test_piecewise_polynomials_are_numpys_on_each_piece(pieces, degree, seed):
 def test_bad_pieces_are_named(arguments, named):
     with pytest.raises(ValueError, match=f"`{named}`"):
         PiecewisePolynomial(*arguments)
+
+
+FRAME = pd.DataFrame({"u": [1.5, 2, 3, 4, 5], "v": [2, 1, 0, 5, 7], "y": [1.0, 2, 3, 5, 4]})
+PLAIN = "u,v,y\n1.5,2,1\n2,1,2\n3,0,3\n4,5,5\n5,7,4\n"
+LAST = PLAIN.replace("y", "größe")
+
+# How tables are written, and what is said about each.
+READABLE = {
+    "with its index": (FRAME.to_csv(), "Column 1, without a name, is an index"),
+    "with a column of row numbers": (
+        FRAME.reset_index(names="ID").to_csv(index=False),
+        "Column 'ID' has the numbers of the rows",
+    ),
+    "with semicolons": (FRAME.to_csv(index=False, sep=";"), "The separator is ';'"),
+    "with decimal commas": (
+        FRAME.to_csv(index=False, sep=";", decimal=","),
+        "Commas in numbers, as in 1,5, are decimal points",
+    ),
+    "with tabs": (FRAME.to_csv(index=False, sep="\t"), "The separator is a tab"),
+    "with spaces": (FRAME.to_string(index=False), "The separator is white space"),
+    "with a byte order mark": (PLAIN.encode("utf-8-sig"), ""),
+    "with quoted names": ('"u" , "v","y"' + PLAIN[5:], ""),
+    "with a separator at the end": (
+        PLAIN.replace("\n", ",\n"),
+        "Column 4, without a name, is empty",
+    ),
+    "with such a separator in the rows only": ("u,v,y\n" + PLAIN[6:].replace("\n", ",\n"), ""),
+    "with names of rows as R writes them": (
+        "u v y\n" + FRAME.to_csv(sep=" ", header=False),
+        "The names of the rows, a column without a name, were left out",
+    ),
+    "with rows that have no target": (PLAIN + "6,7,\n", "1 of 6 rows have missing entries"),
+}
+
+
+@pytest.mark.parametrize("how", READABLE)
+def test_tables_as_people_have_them_are_read(how, tmp_path):
+    content, sentence = READABLE[how]
+    path = tmp_path / "t.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    table = load(path, "y", standardise=False, missing="drop")
+    assert table.features == ("u", "v") and any(n.startswith(sentence) for n in (*table.notes, ""))
+    np.testing.assert_array_equal(table.x, FRAME[["u", "v"]])
+    np.testing.assert_array_equal(table.y, FRAME["y"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+def test_encodings_are_found_or_taken(encoding, tmp_path):
+    (tmp_path / "t.csv").write_bytes(LAST.encode(encoding))
+    for option in (None, encoding):
+        table = load(tmp_path / "t.csv", "größe", encoding=option)
+        assert table.x.shape == (5, 2)
+        assert any("was read as" in note for note in table.notes) == (
+            option is None and not encoding.startswith("utf-8")
+        )
+
+
+DATES = "when,u,y\n2024-01-05,1,3\n2024-02-05,5,4\n2024-02-07,4,1\n"
+GAPS = "u,v,y\n1,,3\n2,5,4\n3,?,4\n4,2,1\n"
+CLASSES = "u,v,y\n1,3,a\n2,5,b\n3,4,a\n4,4,b\n"
+THREE = "u,v,y\n1,3,a\n2,5,b\n3,4,c\n"
+TWICE = "u,y,y\n1,3,1\n2,5,2\n3,4,1\n"
+
+# Tables that need an option: what is said without it, and the option that the sentence names.
+MENDED = {
+    "missing entries, left out": (
+        *(GAPS, "got 2 missing entries in 2 of 4 rows of t.csv, in columns 'v' (2)"),
+        ("`--missing drop`", {"missing": "drop"}),
+    ),
+    "missing entries, filled": (
+        GAPS,
+        "`--missing drop`",
+        ("`--missing mean`", {"missing": "mean"}),
+    ),
+    "dates": (DATES, "column 'when' of t.csv with dates", ("`--drop when`", {"drop": "when"})),
+    "two classes": (
+        *(CLASSES, "text in the target column 'y' of t.csv: 'a', 'b'"),
+        ("`--loss logistic`", {"loss": "logistic"}),
+    ),
+    "three classes": (
+        THREE,
+        "'a', 'b', 'c'",
+        ("`--loss cross-entropy`", {"loss": "cross-entropy"}),
+    ),
+    "two targets": (TWICE, "two columns 'y'", ("`--drop y.1`", {"drop": "y.1"})),
+    "infinite entries": (
+        *("u,k,y\n1,3,1\n2,inf,2\n3,3,1\n", "got inf in row 2 of column 'k'"),
+        ("`--drop k`", {"drop": "k"}),
+    ),
+    "text of many values": (
+        "u,s,y\n" + "".join(f"{i},k{i},{i}\n" for i in range(30)),
+        *("text column 's' of t.csv with 30 distinct values", ("`--drop s`", {"drop": "s"})),
+    ),
+    "text among numbers": (
+        *("u,v,y\n1,1,2\nn/a?,2,3\n3,1,1\n4,3,4\n", "got 'n/a?' in row 2 of column 'u'"),
+        ("`--drop u`", {"drop": "u"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MENDED)
+def test_other_tables_are_refused_with_the_option_that_mends_them(what, tmp_path):
+    text, sentence, (option, options) = MENDED[what]
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ArgumentError) as refused:
+        load(tmp_path / "t.csv", "y")
+    assert sentence in str(refused.value) and option in str(refused.value)
+    assert np.isfinite(load(tmp_path / "t.csv", "y", **options).x).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("1,3,1\n2,4,2\n3,3,1\n", "whose first line has numbers only"),
+        ("y\n1\n2\n", "with the one column 'y'"),
+        ("u,y\n", "with 0 rows"),
+        ("", "t.csv, empty"),
+        ("\n\n", "t.csv, empty"),
+        ("u,y\n1,2\n2,3,4,5\n", "another `--separator`"),
+        ("u,v\n1,2\n2,3\n", "wanted a column of t.csv"),
+        (bytes(range(256)) * 20, "another `--encoding`"),
+        ("u,y\n1,2024-01-05\n2,2024-02-05\n", "dates in the target column"),
+    ],
+)
+def test_what_is_no_table_gets_a_sentence(text, sentence, tmp_path):
+    (tmp_path / "t.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ArgumentError) as refused:
+        load(tmp_path / "t.csv", "y")
+    assert sentence in str(refused.value)
+
+
+def test_classes_become_numbers_and_are_named(tmp_path):
+    (tmp_path / "t.csv").write_text(CLASSES)
+    two = load(tmp_path / "t.csv", "y", loss="logistic")
+    np.testing.assert_array_equal(two.y, [-1, 1, -1, 1])
+    assert two.classes == ("a", "b") and "Class 'a' is -1, class 'b' is 1." in two.notes
+    (tmp_path / "t.csv").write_text(THREE)
+    three = load(tmp_path / "t.csv", "y", loss="cross-entropy")
+    np.testing.assert_array_equal(three.y, [0, 1, 2])
+    with pytest.raises(ArgumentError, match="`loss`: got 'logistic' for 3 values"):
+        load(tmp_path / "t.csv", "y", loss="logistic")
+    (tmp_path / "t.csv").write_text("u,y\n" + "".join(f"{i},{i / 7}\n" for i in range(150)))
+    with pytest.raises(ArgumentError, match="no `--loss` for numbers"):
+        load(tmp_path / "t.csv", "y", loss="cross-entropy")
+
+
+def test_missing_text_is_filled_with_the_frequencies_of_its_values(tmp_path):
+    (tmp_path / "t.csv").write_text("s,y\nred,1\nblue,2\n,3\nred,4\n")
+    table = load(tmp_path / "t.csv", "y", missing="mean", standardise=False)
+    np.testing.assert_allclose(table.x[2], [1 / 3, 2 / 3])
+
+
+def test_columns_are_chosen_by_name(tmp_path):
+    (tmp_path / "t.csv").write_text(FRAME.reset_index(names="id").to_csv(index=False))
+    assert load(tmp_path / "t.csv", "y", drop="u").features == ("v",)
+    assert load(tmp_path / "t.csv", "y", features="v, id").features == ("v", "id")
+    for option in ("drop", "features", "target"):
+        with pytest.raises(ArgumentError, match=f"`{option}`: got 'uu'.*did you mean 'u'"):
+            load(tmp_path / "t.csv", **{"target": "y", option: "uu"})

@@ -8,6 +8,7 @@ import pytest
 
 import gflow
 from gflow.flow import driver, smooth
+from gflow.interrupts import ProgramInterrupts, noted_interrupts
 
 
 @pytest.fixture
@@ -67,3 +68,25 @@ def test_ctrl_c_without_a_progress_bar_is_passed_on(wave, smooth_net, monkeypatc
     monkeypatch.setattr(smooth.SmoothRun, "advance", pressed)
     with pytest.raises(KeyboardInterrupt):
         gflow.solve_flow(wave, smooth_net, t1=1.0)
+
+
+def test_sigterm_acts_like_ctrl_c_in_a_program_that_handles_it(capfd):
+    before = signal.getsignal(signal.SIGTERM)
+    with ProgramInterrupts() as program:
+        program.start_computing()
+        with noted_interrupts() as noted:
+            signal.raise_signal(signal.SIGTERM)
+            assert noted == [signal.SIGTERM]
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert program.received == 3 * [signal.SIGTERM] and program.exit_status == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "interrupted; this ends at the next pause" in capfd.readouterr().err
+
+
+def test_a_program_that_does_not_handle_sigterm_is_left_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    with noted_interrupts():
+        assert signal.getsignal(signal.SIGTERM) is before

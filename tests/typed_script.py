@@ -103,4 +103,4 @@ def certify(risk: gflow.EmpiricalRisk, net: gflow.ShallowNet) -> None:
 def exact_risks(net: gflow.ShallowNet) -> None:
     wave, uniform = gflow.piecewise.wave(), gflow.piecewise.uniform(-1.0, 1.0)
     print(gflow.PopulationRisk(wave, uniform)(net), gflow.GaussianRisk(net)(net))
-    print(gflow.BoxRisk({(0,): 1.0}, [-1.0], [1.0])(net))
+    print(gflow.BoxRisk({(0,): 1.0}, [-1.0], [1.0])(net), gflow.__version__.upper())

@@ -8,7 +8,7 @@ import numpy as np
 from gflow.app.end_points import EndPoint
 from gflow.app.run_directory import FURTHER, Descent, Run
 from gflow.arguments import ArgumentError
-from gflow.compare import Comparison, ConvergenceOrder, compare, observed_order
+from gflow.comparison import Comparison, ConvergenceOrder, compare, observed_order
 from gflow.rates import Rate, fit_rate
 from gflow.trajectory import Trajectory
 

@@ -1,93 +1,127 @@
-"""The command line: `gflow run` and `gflow report`."""
+"""The command line: `gflow run`, `gflow resume` and `gflow report`."""
 
-import dataclasses
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import tyro
-
-from gflow.app.config import Config, read_config
-from gflow.arguments import ArgumentError
+from gflow.interrupts import ProgramInterrupts
 
 if TYPE_CHECKING:
+    from gflow.app.commands import ReportCommand, ResumeCommand, RunCommand
+    from gflow.app.experiment import Outcome
     from gflow.app.run_directory import Run
     from gflow.app.summary import EndRow, SummaryRow
 
 
-@dataclasses.dataclass(frozen=True)
-class RunCommand:
-    """Follow gradient flow and gradient descent on a table, and write a report."""
-
-    settings: Annotated[Config, tyro.conf.arg(name="")]
-    config: Path | None = None
-    """A TOML file with the same fields; command-line options take precedence."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportCommand:
-    """Write the report.html of a run directory again."""
-
-    directory: tyro.conf.Positional[Path]
-    """The run directory."""
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point. Exits with 0, 1 (the flow did not reach its end), 2 (bad input) or 130
-    (interrupted).
+    """The entry point. Exits with 0, 1 (the flow did not reach its end), 2 (bad input), 130
+    (Ctrl-C) or 143 (SIGTERM).
 
     `arguments`: those of the command line by default.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # some terminals and pipes have no λ
+            stream.reconfigure(errors="replace")
+    # What is imported here needs time, in which a signal may come.
+    with ProgramInterrupts() as interrupts:
+        from gflow.arguments import ArgumentError
+
+        try:
+            sys.exit(_dispatch(arguments, interrupts))
+        except ArgumentError as error:
+            _say(f"gflow: {error}")
+            sys.exit(2)
+        except KeyboardInterrupt:
+            _say("gflow: interrupted")
+            sys.exit(interrupts.exit_status)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _dispatch(arguments: list[str], interrupts: ProgramInterrupts) -> int:
+    if arguments == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"gflow {version('gflow-jax')}")
+        return 0
+    from gflow.app.commands import ReportCommand, parse
+
+    command = parse(arguments)
+    with _warnings_as_sentences():
+        if command.cache:
+            from gflow.app.program_cache import keep_programs
+
+            keep_programs(_say)
+        if isinstance(command, ReportCommand):
+            return _report(command, interrupts)
+        return _run(command, interrupts)
+
+
+@contextmanager
+def _warnings_as_sentences() -> Iterator[None]:
+    """gflow's own warnings are shown without the line of code; those of other packages are not."""
+    said: set[str] = set()
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        ours = Path(__file__).parent.parent in Path(filename).parents
+        if ours and issubclass(category, UserWarning) and str(message) not in said:
+            said.add(str(message))
+            _say(f"Warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def _run(command: "RunCommand | ResumeCommand", interrupts: ProgramInterrupts) -> int:
+    from gflow.app.commands import RunCommand
+    from gflow.app.experiment import resume, run
+
+    interrupts.start_computing()
+    options = {"say": _say, "interrupted": lambda: bool(interrupts.received)}
+    if isinstance(command, RunCommand):
+        outcome = run(command.settings, **options)
+    else:
+        outcome = resume(command.directory, **options)
     try:
-        sys.exit(_dispatch(arguments))
-    except ArgumentError as error:
-        print(f"gflow: {error}", file=sys.stderr)
-        sys.exit(2)
+        return _show(outcome, interrupts)
     except KeyboardInterrupt:
-        print("gflow: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _say(f"Interrupted: the results are in {outcome.directory}.")
+        return interrupts.exit_status
 
 
-def _dispatch(arguments: list[str]) -> int:
-    command = tyro.cli(
-        Annotated[RunCommand, tyro.conf.subcommand("run", default=_run_defaults(arguments))]
-        | Annotated[ReportCommand, tyro.conf.subcommand("report")],
-        args=arguments,
-        prog="gflow",
-        description="Gradient flow of neural networks against gradient descent.",
-    )
-    return _report(command) if isinstance(command, ReportCommand) else _run(command)
+def _show(outcome: "Outcome", interrupts: ProgramInterrupts) -> int:
+    """Prints the summary and where the results are. Returns the exit status."""
+    import jax
 
-
-def _run_defaults(arguments: list[str]) -> RunCommand:
-    """The defaults of the options: those of the --config file if there is one."""
-    for k, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name == "--config":
-            value = value if equals else "".join(arguments[k + 1 : k + 2])
-            return RunCommand(read_config(Path(value)).validated(), Path(value))
-    return RunCommand(Config())
-
-
-def _run(command: RunCommand) -> int:
-    from gflow.app.experiment import run
-
-    result, directory = run(command.settings, say=lambda text: print(text, file=sys.stderr))
-    _print_summary(result)
-    print(f"Report: {directory / 'report.html'}")
+    result, directory = outcome.run, outcome.directory
+    with jax.enable_x64(result.config.precision == "float64"):
+        _print_summary(result)
+    if outcome.has_report and directory is not None:
+        print(f"Report: {directory / 'report.html'}", flush=True)
+    elif directory is not None:
+        print(f"Results: {directory}", flush=True)
     if result.status == "interrupted":
-        print(f"Interrupted: {directory} holds the results so far.", file=sys.stderr)
-        return 130
-    return 0 if result.flow is not None and result.flow.succeeded else 1
+        if directory is not None:
+            _say(f"Interrupted: {directory} holds the results so far.")
+            _say(f"`gflow resume {directory}` goes on.")
+        return interrupts.exit_status
+    return 0 if result.flow is not None and result.flow.succeeded and directory is not None else 1
 
 
-def _report(command: ReportCommand) -> int:
+def _report(command: "ReportCommand", interrupts: ProgramInterrupts) -> int:
     import jax
 
     from gflow.app.report import write_report
 
+    interrupts.start_computing()
     with jax.enable_x64(True):
         print(f"Report: {write_report(command.directory)}")
     return 0

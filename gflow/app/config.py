@@ -7,10 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import diffrax
-
-from gflow import piecewise
-from gflow.activations import as_activation
 from gflow.arguments import (
     ArgumentError,
     Described,
@@ -18,23 +14,22 @@ from gflow.arguments import (
     positive,
     positive_int,
 )
-from gflow.networks import InitName, named_initialisation
-from gflow.solvers import BDF5, RKC2, ROCK4, Rodas5P
 
-# "auto" leaves the choice to `solve_flow`.
-SOLVERS_BY_NAME: dict[str, type[diffrax.AbstractSolver] | None] = {
+# Where each solver is; "auto" leaves the choice to `solve_flow`. What needs JAX is imported where
+# it is used, so that `--help` answers at once.
+SOLVERS_BY_NAME: dict[str, str | None] = {
     "auto": None,
-    "bdf5": BDF5,
-    "rodas5p": Rodas5P,
-    "rock4": ROCK4,
-    "rkc2": RKC2,
-    "tsit5": diffrax.Tsit5,
-    "dopri5": diffrax.Dopri5,
-    "dopri8": diffrax.Dopri8,
-    "bosh3": diffrax.Bosh3,
-    "heun": diffrax.Heun,
-    "kvaerno3": diffrax.Kvaerno3,
-    "kvaerno5": diffrax.Kvaerno5,
+    "bdf5": "gflow.solvers:BDF5",
+    "rodas5p": "gflow.solvers:Rodas5P",
+    "rock4": "gflow.solvers:ROCK4",
+    "rkc2": "gflow.solvers:RKC2",
+    "tsit5": "diffrax:Tsit5",
+    "dopri5": "diffrax:Dopri5",
+    "dopri8": "diffrax:Dopri8",
+    "bosh3": "diffrax:Bosh3",
+    "heun": "diffrax:Heun",
+    "kvaerno3": "diffrax:Kvaerno3",
+    "kvaerno5": "diffrax:Kvaerno5",
 }
 
 
@@ -43,10 +38,28 @@ class Config:
     """The configuration of the main job."""
 
     data: str = "diabetes"
-    """The data: "diabetes" (442 rows, 10 features); a .csv or .parquet file; or a one-dimensional
-    target on [-1, 1]: tent, absolute_value, step, affine, parabola, zigzag, wave."""
+    """The data: "diabetes" (442 rows, 10 features); a .csv, .tsv, .txt or .parquet file; or a
+    one-dimensional target on [-1, 1]: tent, absolute_value, step, affine, parabola, zigzag,
+    wave."""
     target: str | None = None
     """The column to predict, for a file."""
+    loss: Literal["squared", "logistic", "cross-entropy"] = "squared"
+    """The loss: "squared" for numbers; for a column of classes "logistic" if there are two, with
+    one output, or "cross-entropy", with one output for each."""
+    features: str | None = None
+    """The columns to predict from, separated by commas; by default all others."""
+    drop: str | None = None
+    """Columns to leave out, separated by commas."""
+    missing: Literal["drop", "mean"] | None = None
+    """What to do about missing entries: "drop" leaves out their rows, "mean" takes the mean of the
+    column."""
+    separator: str | None = None
+    """The separator of a text file, such as ";" or tab; by default it is found out."""
+    encoding: str | None = None
+    """The encoding of a text file, such as cp1252 or utf-16; by default it is found out."""
+    data_hash: str | None = None
+    """The SHA-256 of the file, as a run writes it into its config.toml: another content is
+    refused."""
     risk: Literal["empirical", "population"] = "empirical"
     """The risk: "empirical", the mean over the data, or "population", the exact integral over the
     interval, for one-dimensional targets."""
@@ -61,7 +74,7 @@ class Config:
     activation: str = "relu"
     """Activation: relu, leaky_relu, leaky_relu(0.1), identity, tanh, sigmoid, softplus, silu, gelu,
     erf."""
-    init: InitName = "he"
+    init: Literal["he", "standard_normal", "ntk", "mean_field"] = "he"
     """Initialisation: he, standard_normal, ntk, mean_field."""
     scale: float = 1.0
     """Factor on all initial parameters."""
@@ -95,6 +108,8 @@ class Config:
     """Step sizes of gradient descent, as fractions of 2/sharpness at the start."""
     precision: Literal["float64", "float32"] = "float64"
     """Floating-point type of parameters and data."""
+    checkpoint: bool = True
+    """Keep the state of the flow in the run directory now and then, for `gflow resume`."""
     out: str | None = None
     """The run directory; by default a new one in runs/, named after date and time."""
     overwrite: bool = False
@@ -105,13 +120,17 @@ class Config:
 
         **Raises:** `ArgumentError` for the first field that cannot be used.
         """
+        from gflow import piecewise
+        from gflow.activations import as_activation
+        from gflow.networks import named_initialisation
+
         for name in ("data", "activation", "init"):
             if not isinstance(getattr(self, name), str):
                 raise ArgumentError(name, getattr(self, name), "text")
-        for name in ("target", "out"):
+        for name in ("target", "features", "drop", "separator", "encoding", "data_hash", "out"):
             if not isinstance(getattr(self, name), str | None):
                 raise ArgumentError(name, getattr(self, name), "text")
-        for name in ("standardise", "bias", "overwrite"):
+        for name in ("standardise", "bias", "checkpoint", "overwrite"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(name, getattr(self, name), "true or false")
         as_activation(self.activation)
@@ -125,6 +144,9 @@ class Config:
             raise ArgumentError(
                 "data", self.data, f"one of {known}, since the risk is 'population'"
             )
+        one_of("loss", self.loss, ["squared", "logistic", "cross-entropy"])
+        if self.missing is not None:
+            one_of("missing", self.missing, ["drop", "mean"])
         one_of("precision", self.precision, ["float64", "float32"])
         seed = positive_int("seed", self.seed, minimum=0)
         if seed >= 2**32:

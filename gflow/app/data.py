@@ -1,25 +1,38 @@
 """Tables of data: scikit-learn's diabetes table, CSV and Parquet files, named targets."""
 
-import difflib
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gflow import piecewise
+from gflow.app.columns import (
+    ColumnChoice,
+    LossOption,
+    check_names,
+    chosen,
+    feature_values,
+    target_values,
+    without_missing,
+)
+from gflow.app.table_files import SUFFIXES, read_file
 from gflow.arguments import ArgumentError, Described
 
-_MAX_CATEGORIES = 20
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
 class Table:
-    """Inputs and targets of a regression.
+    """Inputs and targets of a regression or classification.
 
     - `x`, shape (rows, features), and `y`, shape (rows,): the network is trained on them.
     - `features`: a name for each column of x; `target`: the name of y.
     - `name`: the source of the table; `notes`: how it was changed, in sentences.
+    - `classes`: the names of the classes. y is -1 and 1 for the logistic loss, and the number of
+      the class for cross-entropy.
     """
 
     x: np.ndarray
@@ -28,40 +41,95 @@ class Table:
     target: str
     name: str
     notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
-def load_table(data: str, target: str | None, *, standardise: bool, num_points: int) -> Table:
+@dataclass(frozen=True)
+class TableOptions:
+    """What is read from a file, and how.
+
+    - `target`: the column to predict. `loss`: what it is to be: numbers, or classes.
+    - `drop`, `features`: columns to leave out, or the only ones to use, separated by commas.
+    - `missing`: what to do about missing entries: "drop" the rows, take the "mean", or refuse.
+    - `separator`, `encoding`: those of a text file; found out if None.
+    - `standardise`: give features and target mean 0 and standard deviation 1; not for classes.
+    """
+
+    target: str | None = None
+    loss: LossOption = "squared"
+    drop: str | None = None
+    features: str | None = None
+    missing: Literal["drop", "mean"] | None = None
+    separator: str | None = None
+    encoding: str | None = None
+    standardise: bool = True
+
+
+def load_table(
+    data: str,
+    options: TableOptions,
+    *,
+    num_points: int,
+    say: Callable[[str], None] = lambda text: None,
+) -> Table:
     """The data of a regression.
 
     **Arguments:**
 
-    - `data`: "diabetes", a `.csv` or `.parquet` file, or the name of a piecewise polynomial of
-      `gflow.piecewise`. Text columns become one 0/1 column for each value.
-    - `target`: the column of the file to predict.
-    - `standardise`: give features and target mean 0 and standard deviation 1. Does not apply to
-      piecewise polynomials.
-    - `num_points`: the number of equally spaced points of a piecewise polynomial.
+    - `data`: "diabetes", a `.csv`, `.tsv`, `.txt` or `.parquet` file, or the name of a piecewise
+      polynomial of `gflow.piecewise`. Text columns become one 0/1 column for each value.
+    - `num_points`: the number of equally spaced points of a piecewise polynomial, which is not
+      standardised.
+    - `say`: called with a sentence before a file is read.
 
     **Raises:** `ArgumentError` for a missing file or column, fewer than two rows, missing or
-    infinite entries, text with too many values, or a constant target.
+    infinite entries, dates, text with too many values, or a constant target.
     """
-    if data in ("diabetes", *piecewise.NAMED) and target is not None:
-        raise ArgumentError("target", target, "no target, unless `data` is a file")
+    from gflow import piecewise
+
+    if not is_file(data):
+        named = ("diabetes", *piecewise.NAMED)
+        if data not in named:
+            known = ", ".join(repr(name) for name in named)
+            raise ArgumentError("data", data, f"a .csv or .parquet file, or one of {known}")
+        _refuse_file_options(options)
     if data in piecewise.NAMED:
         x = np.linspace(-1.0, 1.0, num_points)
         y = np.asarray(piecewise.named(data)(x))
         return Table(x[:, None], y, ("x",), data, data)
     if data == "diabetes":
         table = _diabetes()
-    elif data.lower().endswith((".csv", ".parquet")):
-        table = _read(Path(data), target)
     else:
-        known = ", ".join(repr(name) for name in ("diabetes", *piecewise.NAMED))
-        raise ArgumentError("data", data, f"a .csv or .parquet file, or one of {known}")
+        path = Path(data)
+        if path.is_file():
+            say(f"Reading {data} ({path.stat().st_size / 1e6:.3g} MB).")
+        table = _read(path, options)
     if table.y.std() <= 1e-12 * np.abs(table.y).max():
         got = Described(f"column {table.target!r}, which is {table.y[0]:g} in every row")
         raise ArgumentError("target", got, "a target that varies")
-    return _standardised(table) if standardise else table
+    return _standardised(table) if options.standardise else table
+
+
+def is_file(data: str) -> bool:
+    """Whether `data` names a file, by its ending."""
+    return data.lower().endswith(SUFFIXES)
+
+
+def file_hash(data: str) -> str | None:
+    """The SHA-256 of the file; None if `data` names none."""
+    if not is_file(data) or not Path(data).is_file():
+        return None
+    with Path(data).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse_file_options(options: TableOptions) -> None:
+    for name in ("target", "drop", "features", "missing", "separator", "encoding"):
+        value = getattr(options, name)
+        if value is not None:
+            raise ArgumentError(name, value, f"no {name}, unless `data` is a file")
+    if options.loss != "squared":
+        raise ArgumentError("loss", options.loss, "'squared', unless `data` is a file")
 
 
 def _diabetes() -> Table:
@@ -78,112 +146,46 @@ def _diabetes() -> Table:
     )
 
 
-def _read(path: Path, target: str | None) -> Table:
-    frame = _frame(path)
-    columns = [str(c) for c in frame.columns]
-    frame.columns = columns
-    if target is None:
+def _read(path: Path, options: TableOptions) -> Table:
+    file = read_file(path, options.separator, options.encoding)
+    frame, name = file.frame, path.name
+    columns = list(frame.columns)
+    if options.target is None:
         wanted = f"the column to predict: one of {', '.join(columns[:20])}"
-        raise ArgumentError("target", target, wanted)
-    if target not in columns:
-        close = difflib.get_close_matches(target, columns, 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        wanted = f"a column of {path.name}{hint}: {', '.join(columns[:20])}"
-        raise ArgumentError("target", target, wanted)
-    if len(set(columns)) < len(columns):
-        twice = next(c for c in columns if columns.count(c) > 1)
-        raise ArgumentError(
-            "data", Described(f"two columns {twice!r}"), "columns of distinct names"
-        )
-    if len(frame) < 2:
-        raise ArgumentError("data", Described(f"{path.name} with {len(frame)} rows"), "two or more")
-    if len(columns) < 2:
-        got = Described(f"{path.name} with the one column {target!r}")
+        raise ArgumentError("target", None, wanted)
+    choice = ColumnChoice(
+        options.target, _names(options.drop), _names(options.features), options.missing
+    )
+    for option in ("drop", "features"):
+        check_names(option, getattr(choice, option), columns, name)
+    check_names("target", [choice.target], columns, name)
+    if choice.target in file.repeated and f"{choice.target}.1" not in choice.drop:
+        got = Described(f"two columns {choice.target!r} in {name}")
+        raise ArgumentError("target", got, f"one, or `--drop {choice.target}.1`")
+    if choice.target in choice.drop:
+        raise ArgumentError("drop", choice.target, "columns other than the target")
+    _check_rows(frame, name)
+    frame, left_out = chosen(frame, choice)
+    if len(frame.columns) < 2:
+        got = Described(f"{name} with the one column {choice.target!r}")
         raise ArgumentError("data", got, "a feature column beside the target")
-    y = _numbers(frame[target], path.name, "target")
-    blocks, names, notes = [], [], []
-    for column in columns:
-        if column != target:
-            block, block_names, note = _encoded(frame[column], path.name)
-            blocks.append(block)
-            names += block_names
-            notes += note
-    return Table(np.concatenate(blocks, axis=1), y, tuple(names), target, path.name, tuple(notes))
+    frame, missing = without_missing(frame, choice, name)
+    _check_rows(frame, name)
+    target = target_values(frame.loc[:, choice.target], options.loss, name)
+    features = feature_values(frame.drop(columns=choice.target), name)
+    notes = (*file.notes, *left_out, *missing, *features.notes, *target.notes)
+    return Table(
+        features.values, target.values, features.names, choice.target, name, notes, target.classes
+    )
 
 
-def _frame(path: Path):
-    import pandas as pd
-
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise ArgumentError("data", Described(f"{path}: {what}"), "a .csv or .parquet file")
-    try:
-        return pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
-    except pd.errors.EmptyDataError:
-        raise ArgumentError(
-            "data", Described(f"{path.name}, empty"), "a table with a header"
-        ) from None
-    except (ValueError, OSError) as error:  # parse errors of pandas and pyarrow are ValueErrors
-        reason = str(error).strip().split("\n")[0]
-        got = Described(f"{path.name}, which cannot be read ({reason})")
-        raise ArgumentError(
-            "data", got, "a table with a header and columns of equal length"
-        ) from None
+def _check_rows(frame: "pd.DataFrame", file: str) -> None:
+    if len(frame) < 2:
+        raise ArgumentError("data", Described(f"{file} with {len(frame)} rows"), "two or more")
 
 
-def _is_number(column) -> bool:
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
-    return is_numeric_dtype(column) or is_bool_dtype(column)
-
-
-def _numbers(column, file: str, role: str) -> np.ndarray:
-    if not _is_number(column):
-        got = Described(f"{role} column {column.name!r} of {file} with {column.iloc[0]!r} in it")
-        raise ArgumentError("target", got, "a column of numbers")
-    values = column.to_numpy(dtype=float, na_value=np.nan)
-    _refuse(~np.isfinite(values), values, column.name, file)
-    return values
-
-
-def _refuse(bad: np.ndarray, values, column, file: str) -> None:
-    if bad.any():
-        row = int(np.argmax(bad))
-        more = f", and {int(bad.sum()) - 1} more in that column" if bad.sum() > 1 else ""
-        got = Described(f"{values[row]} in row {row + 1} of column {column!r} of {file}{more}")
-        raise ArgumentError(
-            "data", got, "finite entries (rows are counted from 1 after the header)"
-        )
-
-
-def _encoded(column, file: str) -> tuple[np.ndarray, list[str], list[str]]:
-    """A feature column as columns of numbers, their names, and notes for the user."""
-    if _is_number(column):
-        return _numbers(column, file, "feature")[:, None], [str(column.name)], []
-    _refuse(column.isna().to_numpy(), column.to_numpy(dtype=object), column.name, file)
-    _refuse_stray_text(column, file)
-    values = sorted({str(value) for value in column})
-    if len(values) > _MAX_CATEGORIES:
-        got = Described(f"text column {column.name!r} of {file} with {len(values)} distinct values")
-        wanted = f"at most {_MAX_CATEGORIES}, for one 0/1 column each; leave the column out"
-        raise ArgumentError("data", got, wanted)
-    text = column.astype(str).to_numpy()
-    block = np.stack([text == value for value in values], axis=1).astype(float)
-    names = [f"{column.name}={value}" for value in values]
-    return block, names, [f"Text column {column.name!r} became {len(values)} columns of 0 and 1."]
-
-
-def _refuse_stray_text(column, file: str) -> None:
-    """Raises for a column of numbers with some text in it, which is not a column of categories."""
-    import pandas as pd
-
-    odd = np.isnan(np.asarray(pd.to_numeric(column, errors="coerce"), dtype=float))
-    if 0 < odd.sum() < 0.5 * len(odd):
-        row = int(np.argmax(odd))
-        got = Described(
-            f"{column.iloc[row]!r} in row {row + 1} of column {column.name!r} of {file}"
-        )
-        raise ArgumentError("data", got, "a number, like most of that column")
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
 
 
 def _standardised(table: Table) -> Table:
@@ -195,11 +197,11 @@ def _standardised(table: Table) -> Table:
     constant = [name for name, kept in zip(table.features, varies) if not kept]
     notes = [f"Constant column {name!r} was left out." for name in constant]
     x, y = table.x[:, varies], table.y
-    return Table(
-        (x - x.mean(axis=0)) / x.std(axis=0),
-        (y - y.mean()) / y.std(),
-        tuple(name for name, kept in zip(table.features, varies) if kept),
-        table.target,
-        table.name,
-        (*table.notes, *notes, "Features and target have mean 0 and standard deviation 1."),
+    what = "Features have" if table.classes else "Features and target have"
+    return replace(
+        table,
+        x=(x - x.mean(axis=0)) / x.std(axis=0),
+        y=y if table.classes else (y - y.mean()) / y.std(),
+        features=tuple(name for name, kept in zip(table.features, varies) if kept),
+        notes=(*table.notes, *notes, f"{what} mean 0 and standard deviation 1."),
     )

@@ -1,6 +1,6 @@
 """The main job: gradient flow against gradient descent on a table."""
 
-import datetime
+import pkgutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,129 +10,205 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from gflow import piecewise
 from gflow.activations import as_activation
 from gflow.app.analysis import divergence_time
+from gflow.app.claim import claimed, has_results, locked
 from gflow.app.config import SOLVERS_BY_NAME, Config
-from gflow.app.data import Table, load_table
 from gflow.app.end_points import end_points
+from gflow.app.problem import read_table, risk_of, start_of, with_source
 from gflow.app.provenance import provenance
 from gflow.app.report import write_report
 from gflow.app.run_directory import (
+    CHECKPOINTS,
     FURTHER,
     Descent,
     Run,
+    RunFiles,
     descent_label,
-    new_directory,
-    save_run,
+    load_run,
+    stores,
 )
 from gflow.arguments import ArgumentError, Described
 from gflow.descent import descend
 from gflow.flow import solve_flow
 from gflow.hessian.sharpness import sharpness
+from gflow.interrupts import noted_interrupts
 from gflow.networks import ShallowNet
-from gflow.risks import EmpiricalRisk, PopulationRisk, Risk
+from gflow.risks import Risk
 from gflow.trajectory import Trajectory
 
 _MAX_DESCENT_STEPS = 10**9
 
 
-def run(config: Config, *, say: Callable[[str], None] = lambda text: None) -> tuple[Run, Path]:
+Say = Callable[[str], None]
+
+
+class Outcome(NamedTuple):
+    """A run, the directory with its results (None if they could be written nowhere), and whether
+    there is a report in it."""
+
+    run: Run
+    directory: Path | None
+    has_report: bool
+
+
+def run(
+    config: Config,
+    *,
+    say: Say = lambda text: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Outcome:
     """Runs the main job and writes its run directory.
 
     Loads the data, follows the gradient flow to `t1`, runs gradient descent over the same time with
-    the step sizes of the configuration, and writes configuration, trajectories and report. After
-    Ctrl-C or an error the directory holds the results so far.
+    the step sizes of the configuration, and writes configuration, trajectories and report. Each
+    trajectory is written when it is complete. After Ctrl-C or an error the directory holds the
+    results so far.
 
-    `say` is called with each message for the user.
-
-    **Returns:** the run, and its directory.
+    `say` is called with each message for the user. `interrupted` says whether Ctrl-C was pressed;
+    the exception may have been lost on its way.
 
     **Raises:** `ArgumentError` for a configuration or data that cannot be used.
     """
     config = config.validated()
-    with jax.enable_x64(config.precision == "float64"):
-        directory = Path(config.out) if config.out else _fresh_directory()
-        table = load_table(
-            config.data,
-            config.target,
-            standardise=config.standardise,
-            num_points=config.num_points,
-        )
-        result = Run(config, table, provenance())
-        with new_directory(directory, config.overwrite) as partial:
-            try:
-                _compute(result, say)
-            except KeyboardInterrupt:
-                result.status = "interrupted"
-            except BaseException:
-                result.status = "failed"
-                raise
-            finally:
-                if result.flow is not None or result.status == "interrupted":
-                    _save(result, partial, say)
-    return result, directory
+    out = Path(config.out) if config.out else None
+    with (
+        jax.enable_x64(config.precision == "float64"),
+        claimed(out, overwrite=config.overwrite) as directory,
+    ):
+        table = read_table(config, say)
+        config = with_source(config)
+        result = Run(config, table, provenance(), status="interrupted")
+        return _carry_out(_Job(result, RunFiles(directory), say, interrupted))
 
 
-def _save(run: Run, directory: Path, say: Callable[[str], None]) -> None:
-    save_run(run, directory)
+def resume(
+    directory: Path,
+    *,
+    say: Say = lambda text: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Goes on with a run that was cut off, and ends as it would have ended.
+
+    Complete trajectories are kept, the flow goes on from its checkpoint, and what is missing is
+    computed. `say`, `interrupted` and errors are those of `run`.
+    """
+    with jax.enable_x64(True):
+        result = load_run(directory)
+    if result.status == "complete":
+        say(f"{directory} is complete already.")
+        return Outcome(result, directory, (directory / "report.html").is_file())
+    with jax.enable_x64(result.config.precision == "float64"), locked(directory):
+        result.status = "interrupted"
+        written = RunFiles(directory, stores(result))
+        return _carry_out(_Job(result, written, say, interrupted))
+
+
+class _Job(NamedTuple):
+    """A run on its way: where it is written, and to whom its messages go."""
+
+    run: Run
+    files: RunFiles
+    say: Say
+    interrupted: Callable[[], bool]
+
+    def check_interrupt(self) -> None:
+        if self.interrupted():
+            raise KeyboardInterrupt
+
+    def checkpoint(self, label: str) -> Path | None:
+        """Where the flow of that label keeps its state."""
+        wanted = self.run.config.checkpoint and self.files.trouble is None
+        return self.files.directory / CHECKPOINTS / label if wanted else None
+
+
+def _carry_out(job: _Job) -> Outcome:
+    run, failure = job.run, None
+    try:
+        job.files.keep(run, job.say)
+        _compute(job)
+        run.status = "complete"
+    except KeyboardInterrupt:
+        if not run.trajectories() and not has_results(job.files.directory):
+            raise
+    except Exception as error:
+        if not run.trajectories():
+            raise
+        run.status, failure = "failed", error
+    with noted_interrupts():
+        directory = job.files.finish(run, job.say)
+    has_report = directory is not None and _write_report(directory, job.say)
+    if failure is not None:
+        job.say(f"The results so far are in {directory}.")
+        raise failure
+    return Outcome(run, directory, has_report)
+
+
+def _write_report(directory: Path, say: Say) -> bool:
     try:
         write_report(directory)
-    except Exception as error:
-        # A failed figure must not cost the results.
-        say(f"The report could not be written ({error}). `gflow report` tries again.")
+        return True
+    except KeyboardInterrupt:
+        reason = "interrupted"
+    except Exception as error:  # a failed figure must not cost the results
+        reason = str(error)
+    say(f"The report could not be written ({reason}). `gflow report {directory}` tries again.")
+    return False
 
 
-def _fresh_directory() -> Path:
-    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
-    directory, again = Path("runs") / stamp, 1
-    while directory.exists():
-        again += 1
-        directory = Path("runs") / f"{stamp}_{again}"
-    return directory
-
-
-def _compute(run: Run, say: Callable[[str], None]) -> None:
-    """Computes the trajectories one by one, so that an interrupt leaves the finished ones."""
-    config = run.config
-    risk = _risk(config, run.table)
-    net = ShallowNet(
-        run.table.x.shape[1],
-        config.width,
-        key=jax.random.key(config.seed),
-        activation=config.activation,
-        init=config.init,
-        scale=config.scale,
-        use_bias=config.bias,
-        dtype=config.precision,
-    )
+def _compute(job: _Job) -> None:
+    """Computes what the run lacks, part by part, so that an interrupt leaves the finished ones."""
+    run, config = job.run, job.run.config
+    risk = risk_of(config, run.table)
+    net = start_of(config, run.table)
     start = float(risk(net))
     if not np.isfinite(start):
         got = Described(f"{config.scale:g}, for which the risk at the start is {start}")
         raise ArgumentError("scale", got, "a smaller one")
-    run.sharpness = float(sharpness(risk, net))
-    plan = _plan(run, say)
-    with _timed(run, "flow"):
-        run.flow = _flow(config, risk, net, 0.0, config.t1, _saved_times(config, plan))
-    _report_trouble(run, "The flow", run.flow, say)
-    for planned in plan:
-        if (descent := _descent(run, risk, net, planned)) is not None:
-            run.descents.append(descent)
-            _report_trouble(run, f"Gradient descent with {descent.label}", descent.trajectory, say)
-    if config.follow is not None and run.flow.succeeded:
-        with _timed(run, FURTHER):
-            t0 = float(run.flow.ts[-1])
+    if np.isnan(run.sharpness):
+        run.sharpness = float(sharpness(risk, net))
+    plan = _plan(run, job.say)
+    if _is_missing(run.flow):
+        job.say(f"The flow is compiled, and then followed to t = {config.t1:g} ...")
+        with _part(job, "flow", "The flow", config.t1):
+            run.flow = _flow(job, risk, net, 0.0, config.t1, _saved_times(config, plan))
+            _report_trouble(run, "The flow", run.flow, job.say)
+    flow = run.flow
+    assert flow is not None
+    _compute_descents(job, risk, net, plan)
+    if config.follow is not None and flow.succeeded and _is_missing(run.further):
+        with _part(job, FURTHER, "The flow, followed further,", config.follow):
+            t0 = float(flow.ts[-1])
             ts = np.geomspace(t0, config.follow, config.num_times)
-            run.further = _flow(config, risk, run.flow.final, t0, config.follow, ts)
-        _report_trouble(run, "The flow, followed further,", run.further, say)
+            run.further = _flow(job, risk, flow.final, t0, config.follow, ts)
+            _report_trouble(run, "The flow, followed further,", run.further, job.say)
     with _timed(run, "end points"):
-        run.ends = end_points(risk, _not_diverged(run), say)
+        run.ends = end_points(risk, _not_diverged(run), job.say)
+
+
+def _is_missing(trajectory: Trajectory | None) -> bool:
+    return trajectory is None or trajectory.result_name == "interrupted"
+
+
+@contextmanager
+def _part(job: _Job, label: str, who: str, end: float) -> Iterator[None]:
+    """A part of the run: says how long it took, and writes its results."""
+    job.check_interrupt()
+    before = job.run.seconds.get(label, 0.0)
+    try:
+        with _timed(job.run, label):
+            yield
+    finally:
+        job.run.seconds[label] += before
+    job.files.keep(job.run, job.say)
+    job.say(f"{who} to t = {end:g}: {job.run.seconds[label]:.1f} s")
 
 
 def _flow(
-    config: Config, risk: Risk, net: ShallowNet, t0: float, t1: float, ts: np.ndarray
+    job: _Job, risk: Risk, net: ShallowNet, t0: float, t1: float, ts: np.ndarray
 ) -> Trajectory:
-    solver = SOLVERS_BY_NAME[config.solver]
+    config = job.run.config
+    place = SOLVERS_BY_NAME[config.solver]
     return solve_flow(
         risk,
         net,
@@ -141,45 +217,52 @@ def _flow(
         ts=ts,
         rtol=_rtol(config),
         atol=config.atol,
-        solver=None if solver is None else solver(),
+        solver=None if place is None else pkgutil.resolve_name(place)(),
         kinks=config.kinks,
         max_steps=config.max_steps,
         max_kinks=config.max_kinks,
         progress=True,
+        checkpoint=job.checkpoint("flow" if t0 == 0 else "further"),
         throw=False,
     )
 
 
-def _descent(run: Run, risk: Risk, net: ShallowNet, planned: "_PlannedDescent") -> Descent | None:
-    """The descent up to the end of the flow; None if the flow ended before its first step."""
+def _compute_descents(
+    job: _Job, risk: Risk, net: ShallowNet, plan: "list[_PlannedDescent]"
+) -> None:
+    run = job.run
+    run.descents = [d for d in run.descents if not _is_missing(d.trajectory)]
+    complete = {d.step_size for d in run.descents}
+    for planned in plan:
+        if planned.step_size in complete or (steps := _steps(run, planned)) is None:
+            continue
+        label = descent_label(planned.step_size)
+        who = f"Gradient descent with {label}"
+        with _part(job, label, who, steps[-1] * planned.step_size):
+            trajectory = descend(
+                risk,
+                net,
+                step_size=planned.step_size,
+                num_steps=int(steps[-1]),
+                record=steps,
+                progress=True,
+                throw=False,
+            )
+            fraction = planned.step_size * run.sharpness / 2
+            run.descents.append(Descent(fraction, planned.step_size, trajectory))
+            _report_trouble(run, who, trajectory, job.say)
+
+
+def _steps(run: Run, planned: "_PlannedDescent") -> np.ndarray | None:
+    """The recorded steps up to the end of the flow; None if the flow ended before the first."""
     assert run.flow is not None
-    step_size, steps = planned.step_size, planned.recorded_steps
-    steps = steps[steps * step_size <= float(run.flow.ts[-1]) * (1 + 1e-12)]
-    if len(steps) < 2:
-        return None
-    with _timed(run, descent_label(step_size)):
-        trajectory = descend(
-            risk,
-            net,
-            step_size=step_size,
-            num_steps=int(steps[-1]),
-            record=steps,
-            progress=True,
-            throw=False,
-        )
-    return Descent(step_size * run.sharpness / 2, step_size, trajectory)
+    times = planned.recorded_steps * planned.step_size
+    steps = planned.recorded_steps[times <= float(run.flow.ts[-1]) * (1 + 1e-12)]
+    return None if len(steps) < 2 else steps
 
 
 def _not_diverged(run: Run) -> dict[str, Trajectory]:
     return {label: t for label, t in run.trajectories().items() if divergence_time(t) is None}
-
-
-def _risk(config: Config, table: Table) -> Risk:
-    if config.risk == "population":
-        target = piecewise.named(config.data)
-        return PopulationRisk(target, piecewise.named_density(config.density, *target.interval))
-    x, y = (np.asarray(a, config.precision) for a in (table.x, table.y))
-    return EmpiricalRisk(x, y)
 
 
 @contextmanager
@@ -191,7 +274,7 @@ def _timed(run: Run, label: str) -> Iterator[None]:
         run.seconds[label] = time.perf_counter() - start
 
 
-def _report_trouble(run: Run, who: str, trajectory: Trajectory, say: Callable[[str], None]) -> None:
+def _report_trouble(run: Run, who: str, trajectory: Trajectory, say: Say) -> None:
     """Notes an early end or a divergence. Raises `KeyboardInterrupt` after Ctrl-C."""
     if trajectory.result_name == "interrupted":
         raise KeyboardInterrupt
@@ -201,7 +284,13 @@ def _report_trouble(run: Run, who: str, trajectory: Trajectory, say: Callable[[s
         text = f"{who} diverges: from t = {since:.4g} on the risk is above ten times its start."
     else:
         return
-    run.notes.append(text)
+    _note(run, text, say)
+
+
+def _note(run: Run, text: str, say: Say) -> None:
+    """Tells the user, and keeps it for the report, once."""
+    if text not in run.notes:
+        run.notes.append(text)
     say(text)
 
 
@@ -218,7 +307,7 @@ class _PlannedDescent(NamedTuple):
     recorded_steps: np.ndarray
 
 
-def _plan(run: Run, say: Callable[[str], None]) -> list[_PlannedDescent]:
+def _plan(run: Run, say: Say) -> list[_PlannedDescent]:
     """The step size of each descent, and the steps to record.
 
     Step sizes are a little smaller than requested, so that t1 is a whole number of steps. If the
@@ -232,8 +321,7 @@ def _plan(run: Run, say: Callable[[str], None]) -> list[_PlannedDescent]:
             f"No descents: the largest Hessian eigenvalue at the start is {run.sharpness:g}, so "
             "that no step sizes can be chosen as fractions of 2/sharpness."
         )
-        run.notes.append(text)
-        say(f"Warning: {text}")
+        _note(run, text, say)
         return []
     limit = 2 / run.sharpness
     if config.t1 / (fractions[-1] * limit) > _MAX_DESCENT_STEPS:
@@ -256,8 +344,7 @@ def _plan(run: Run, say: Callable[[str], None]) -> list[_PlannedDescent]:
                 f"The step size {step_size:.4g} is above 2/sharpness = {limit:.4g}: gradient "
                 "descent is unstable at the start."
             )
-            run.notes.append(text)
-            say(f"Warning: {text}")
+            _note(run, text, say)
     return plan
 
 

@@ -2,7 +2,6 @@
 
 import html
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from gflow import piecewise, plots
 from gflow.activations import as_activation
 from gflow.app.analysis import Analysis, analyse, followed_flow
-from gflow.app.run_directory import Run, load_run
+from gflow.app.run_directory import Run, load_run, write_facts
 from gflow.app.summary import EndRow, SummaryRow, end_rows, end_sentence, summary_rows
 from gflow.display import fact_table
 from gflow.hessian import Spectrum
@@ -75,9 +74,7 @@ def write_report(directory: Path) -> Path:
     config = (directory / "config.toml").read_text()
     page.write_text(render(run, analysis, config), encoding="utf-8")
     _write_overview(run, analysis, directory / "overview.png")
-    path = directory / "run.json"
-    stored = json.loads(path.read_text()) | {"analysis": analysis.facts()}
-    path.write_text(json.dumps(stored, indent=2) + "\n")
+    write_facts(directory, {"analysis": analysis.facts()})
     return page
 
 
@@ -112,6 +109,13 @@ def _title(run: Run) -> str:
     return f"Gradient flow and gradient descent on {run.table.name}"
 
 
+_LOSSES = {
+    "squared": "mean of squares",
+    "logistic": "logistic loss",
+    "cross-entropy": "cross-entropy",
+}
+
+
 def _lead(run: Run) -> str:
     c, (n, d) = run.config, run.table.x.shape
     if c.risk == "population":
@@ -120,7 +124,7 @@ def _lead(run: Run) -> str:
         risk += f"[{low:g}, {high:g}], integrated exactly"
     else:
         features = f"{n} rows, {d} feature{'s' * (d > 1)}"
-        risk = f"{features}, target {run.table.target}; mean of squares"
+        risk = f"{features}, target {run.table.target}; {_LOSSES[c.loss]}"
     return (
         f"One hidden layer of {c.width} {c.activation} units, initialisation {c.init}, seed "
         f"{c.seed}; {risk}; flow time 0 to "
@@ -237,6 +241,8 @@ def _function_panels(run: Run, flow: Trajectory) -> list[_Panel]:
             ends = target.breakpoints
             panels.append(_Panel(caption, lambda ax: plots.breakpoints(flow, ends, ax=ax)))
         return panels
+    if run.config.loss == "cross-entropy":
+        return []
     if x.shape[1] == 1:
         learned = lambda ax: plots.learned_function(flow, x, y, ax=ax)
         return [_Panel("The function along the flow.", learned)]

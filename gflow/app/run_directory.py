@@ -1,14 +1,16 @@
 """The results of the main job, and the directory that holds them."""
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
+from gflow.app.claim import RUN_FILE
 from gflow.app.config import Config, read_config, to_dict
 from gflow.app.data import Table
 from gflow.app.end_points import EndPoint
@@ -18,6 +20,8 @@ from gflow.trajectory import Trajectory
 
 # The label of the flow after t1.
 FURTHER = "flow, further"
+# The folder of the states of flows that are not at their end.
+CHECKPOINTS = "checkpoints"
 
 
 def descent_label(step_size: float) -> str:
@@ -46,7 +50,8 @@ class Run:
     - `config`, `table`: the configuration and the data. `sharpness`: that of the risk at the start.
     - `flow`, `descents`: the trajectories. `further`: the flow after t1, if it was followed.
     - `ends`: the critical points that the trajectories lead to, by label ("flow" for the flow).
-    - `status`: whether the job was completed; `notes`: warnings for the user, in sentences.
+    - `status`: whether the job was completed ("interrupted" while it is going on).
+    - `notes`: warnings for the user, in sentences.
     - `seconds`: wall time of each part, compilation included, by label.
     - `provenance`: versions, commit, device and date.
     """
@@ -70,71 +75,136 @@ class Run:
         return found | {d.label: d.trajectory for d in self.descents}
 
 
-def check_vacant(directory: Path, overwrite: bool) -> None:
-    """Raises `ArgumentError` unless the directory is free, or a run that may be replaced."""
-    if not (directory.exists() or directory.is_symlink()):
-        return
-    got = Described(f"{directory}, which exists")
-    if not overwrite:
-        raise ArgumentError("out", got, "a new directory, or `overwrite` to replace that one")
-    ours = directory.is_dir() and not directory.is_symlink()
-    if not ours or not ((directory / "run.json").is_file() or not any(directory.iterdir())):
-        raise ArgumentError("out", got, "a new directory, or a run directory to replace")
+class RunFiles:
+    """The files of a run in its directory, written part by part.
 
-
-@contextmanager
-def new_directory(directory: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary directory to fill.
-
-    At the end it is renamed to `directory` if it holds a run.json, and deleted otherwise.
-
-    **Raises:** `ArgumentError` if `directory` cannot be written.
+    `trouble`: why the last attempt to write failed; None if it did not.
     """
-    check_vacant(directory, overwrite)
-    directory = directory.parent.resolve() / directory.resolve().name
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-    parent_is_new = not directory.parent.exists()
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        got = Described(f"{directory}: {error.strerror}")
-        raise ArgumentError("out", got, "a directory that can be written") from None
-    try:
-        yield partial
-    finally:
-        if (partial / "run.json").is_file():
-            old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-            if directory.exists():
-                check_vacant(directory, overwrite)
-                directory.rename(old)
-            partial.rename(directory)
-            shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        if parent_is_new and not any(directory.parent.iterdir()):
-            directory.parent.rmdir()
+
+    def __init__(self, directory: Path, written: Mapping[str, Trajectory] = MappingProxyType({})):
+        self.directory = directory
+        self.trouble: OSError | None = None
+        self._written = dict(written)
+
+    def write(self, run: Run) -> None:
+        """Writes what is not there yet. Each file is replaced as a whole, or stays as it was."""
+        import tomli_w
+
+        if not (self.directory / RUN_FILE).is_file():
+            config = self.directory / "config.toml"
+            config.write_text(tomli_w.dumps(to_dict(run.config)), encoding="utf-8")
+            _write_store(self.directory / "data.zarr", lambda path: _save_table(run.table, path))
+        for name, trajectory in stores(run).items():
+            if self._written.get(name) is not trajectory:
+                save = partial(save_trajectory, trajectory)
+                _write_store(self.directory / name, save)
+                self._written[name] = trajectory
+        write_facts(self.directory, _facts(run))
+
+    def keep(self, run: Run, say: Callable[[str], None]) -> None:
+        """Writes, too, but a directory that cannot be written does not end the run."""
+        try:
+            self.write(run)
+            self.trouble = None
+        except OSError as error:
+            if self.trouble is None:
+                say(
+                    f"{self.directory} cannot be written ({error.strerror or error}). The run goes "
+                    "on, and its results are kept elsewhere if that does not change."
+                )
+            self.trouble = error
+
+    def finish(self, run: Run, say: Callable[[str], None]) -> Path | None:
+        """Writes all that is left; if that fails, everything in another directory, which is
+        named.
+
+        **Returns:** the directory with the results; None if they could be written nowhere.
+        """
+        self.keep(run, say)
+        if run.status == "complete":
+            shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)
+        if self.trouble is None:
+            return self.directory
+        why = self.trouble.strerror or self.trouble
+        for make in (partial(_sibling, self.directory), _temporary):
+            directory = None
+            try:
+                directory = make()
+                RunFiles(directory).write(run)
+            except OSError:
+                if directory is not None:
+                    shutil.rmtree(directory, ignore_errors=True)
+                continue
+            say(
+                f"The results are in {directory}, since {self.directory} cannot be written ({why})."
+            )
+            return directory
+        say(f"The results could be written nowhere ({why}).")
+        return None
 
 
-def save_run(run: Run, directory: Path) -> None:
-    """Writes a run into an empty directory."""
-    import tomli_w
+def _sibling(directory: Path) -> Path:
+    again = 2
+    while (path := directory.with_name(f"{directory.name}_{again}")).exists():
+        again += 1
+    path.mkdir(parents=True)
+    return path
+
+
+def _temporary() -> Path:
+    return Path(tempfile.mkdtemp(prefix="gflow-"))
+
+
+def stores(run: Run) -> dict[str, Trajectory]:
+    """The trajectories by the name of their store."""
+    stores = {} if run.flow is None else {"flow.zarr": run.flow}
+    if run.further is not None:
+        stores["further.zarr"] = run.further
+    return stores | {_descent_name(k): d.trajectory for k, d in enumerate(run.descents)}
+
+
+def _write_store(path: Path, save: Callable[[Path], None]) -> None:
+    partial_path = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial_path, ignore_errors=True)
+    try:
+        save(partial_path)
+        if path.exists():
+            shutil.rmtree(path)
+        partial_path.rename(path)
+    except BaseException:
+        shutil.rmtree(partial_path, ignore_errors=True)
+        raise
+
+
+def _save_table(table: Table, path: Path) -> None:
     import xarray
 
-    (directory / "config.toml").write_text(tomli_w.dumps(to_dict(run.config)))
-    table = run.table
     xarray.Dataset(
         {"x": (("row", "feature"), table.x), "y": ("row", table.y)},
         coords={"feature": list(table.features)},
-        attrs={"name": table.name, "target": table.target, "notes": list(table.notes)},
-    ).to_zarr(str(directory / "data.zarr"), zarr_format=2, consolidated=True)
-    if run.flow is not None:
-        save_trajectory(run.flow, directory / "flow.zarr")
-    if run.further is not None:
-        save_trajectory(run.further, directory / "further.zarr")
-    for k, descent in enumerate(run.descents):
-        save_trajectory(descent.trajectory, directory / _descent_name(k))
-    facts = {
+        attrs={
+            "name": table.name,
+            "target": table.target,
+            "notes": list(table.notes),
+            "classes": list(table.classes),
+        },
+    ).to_zarr(str(path), zarr_format=2, consolidated=True)
+
+
+def write_facts(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Adds facts to run.json, which is replaced as a whole: a full disk leaves the old one."""
+    path = directory / RUN_FILE
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    new = path.with_name(f"{RUN_FILE}.partial")
+    try:
+        new.write_text(json.dumps(stored | dict(facts), indent=2) + "\n")
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    return {
         "status": run.status,
         "sharpness": run.sharpness,
         "descents": [
@@ -147,7 +217,6 @@ def save_run(run: Run, directory: Path) -> None:
         "seed": run.config.seed,
         "provenance": run.provenance,
     }
-    (directory / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def load_run(directory: Path) -> Run:
@@ -155,7 +224,7 @@ def load_run(directory: Path) -> Run:
 
     **Raises:** `ArgumentError` if there is no run in it, or an incomplete one.
     """
-    if not (directory / "run.json").is_file():
+    if not (directory / RUN_FILE).is_file():
         raise ArgumentError("directory", str(directory), "a run directory (one with a run.json)")
     try:
         return _load(directory)
@@ -168,7 +237,7 @@ def load_run(directory: Path) -> Run:
 def _load(directory: Path) -> Run:
     import xarray
 
-    facts: dict[str, Any] = json.loads((directory / "run.json").read_text())
+    facts: dict[str, Any] = json.loads((directory / RUN_FILE).read_text())
     with xarray.open_zarr(str(directory / "data.zarr"), consolidated=True) as opened:
         data = opened.load()
     table = Table(
@@ -178,6 +247,7 @@ def _load(directory: Path) -> Run:
         data.attrs["target"],
         data.attrs["name"],
         tuple(data.attrs["notes"]),
+        tuple(data.attrs["classes"]),
     )
     flow, further = directory / "flow.zarr", directory / "further.zarr"
     return Run(

@@ -8,7 +8,7 @@ import numpy as np
 from gflow.app.analysis import Analysis, divergence_time, followed_flow
 from gflow.app.end_points import EndPoint
 from gflow.app.run_directory import FURTHER, Descent, Run
-from gflow.compare import Comparison
+from gflow.comparison import Comparison
 from gflow.critical import CriticalKind
 from gflow.rates import Rate, RateStatus
 from gflow.trajectory import Trajectory

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Checkpoint:
             got = Described(f"{directory!r}: {getattr(error, 'strerror', None) or error}")
             raise ArgumentError("checkpoint", got, "a directory that can be written") from None
         self._fingerprint = fingerprint
-        self._cost, self._written = 0.0, -np.inf
+        self._cost, self._written, self._failed = 0.0, -np.inf, False
 
     def load(self, like: Callable[[dict[str, Any]], Any]) -> tuple[dict[str, Any], Any] | None:
         """The facts and the state that were saved; None if there are none.
@@ -60,10 +61,24 @@ class Checkpoint:
 
     def save(self, facts: dict[str, Any], state: Any, *, last: bool = False) -> None:
         """Saves facts, as JSON, and a state. Unless it is the `last` one, nothing is written if
-        writing has taken too much of the time."""
+        writing has taken too much of the time. A disk that is full does not end the flow."""
         now = time.perf_counter()
         if not last and now - self._written < self._cost / _MAX_FRACTION:
             return
+        try:
+            self._write(facts, state)
+        except OSError as error:
+            if not self._failed:
+                warnings.warn(
+                    f"the checkpoint in {self._file.parent} cannot be written "
+                    f"({error.strerror or error}); the flow goes on",
+                    stacklevel=2,
+                )
+            self._failed = True
+        self._written = time.perf_counter()
+        self._cost = self._written - now
+
+    def _write(self, facts: dict[str, Any], state: Any) -> None:
         partial = self._file.with_name(f".{_NAME}.{os.getpid()}")
         try:
             with partial.open("wb") as file:
@@ -74,10 +89,8 @@ class Checkpoint:
                 os.fsync(file.fileno())
             partial.replace(self._file)
         finally:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 partial.unlink()
-        self._written = time.perf_counter()
-        self._cost = self._written - now
 
 
 def fingerprint(*parts: Any) -> str:

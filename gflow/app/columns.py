@@ -1,0 +1,275 @@
+"""The columns of a data frame as numbers: what is left out, filled, encoded and refused."""
+
+import difflib
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from gflow.arguments import ArgumentError, Described
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LossOption = Literal["squared", "logistic", "cross-entropy"]
+
+_MAX_CATEGORIES, _MAX_CLASSES = 20, 100
+_INDEX_NAMES = ("id", "index", "idx", "row", "row_id", "rowid", "nr", "no", "no.", "obs", "#")
+_DATE = re.compile(
+    r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?|\d{1,2}:\d{2}(:\d{2})?.*"
+)
+
+
+class Target(NamedTuple):
+    """The column to predict as numbers, the names of its classes if it has some, and notes."""
+
+    values: np.ndarray
+    classes: tuple[str, ...]
+    notes: list[str]
+
+
+class Features(NamedTuple):
+    """One column of numbers for each name, and notes."""
+
+    values: np.ndarray
+    names: tuple[str, ...]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class ColumnChoice:
+    """Which columns are features: all but the target and those in `drop`, or those in `features`.
+
+    `missing` says what is done about missing entries: rows are left out ("drop"), the mean of the
+    column is taken ("mean"), or, with None, they are refused.
+    """
+
+    target: str
+    drop: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    missing: Literal["drop", "mean"] | None = None
+
+
+def check_names(option: str, names: Sequence[str], columns: Sequence[str], file: str) -> None:
+    """Raises `ArgumentError` for the first name that no column has, with the names of all."""
+    for name in names:
+        if name not in columns:
+            close = difflib.get_close_matches(name, columns, 1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            more = ", ..." if len(columns) > 20 else ""
+            wanted = f"a column of {file}{hint}: {', '.join(columns[:20])}{more}"
+            raise ArgumentError(option, name, wanted)
+
+
+def chosen(frame: "pd.DataFrame", choice: ColumnChoice) -> tuple["pd.DataFrame", list[str]]:
+    """The target and the chosen columns, without columns of row numbers, and notes."""
+    columns = list(frame.columns)
+    if choice.features:
+        names = [name for name in choice.features if name != choice.target]
+        return frame.loc[:, [*names, choice.target]], []
+    notes: list[str] = []
+    left_out = set(choice.drop)
+    for place, name in enumerate(columns):
+        if name == choice.target or name in left_out:
+            continue
+        if why := _no_feature(frame.loc[:, name], name, place):
+            left_out.add(name)
+            shown = f"{place + 1}, without a name," if _is_unnamed(name) else repr(name)
+            notes.append(f"Column {shown} {why} and was left out; `--features` names others.")
+    return frame.loc[:, [name for name in columns if name not in left_out]], notes
+
+
+def _is_unnamed(name: str) -> bool:
+    return not name or name.startswith("Unnamed: ")
+
+
+def _no_feature(column: "pd.Series", name: str, place: int) -> str | None:
+    """Why a column is none: an index of the rows, or empty."""
+    if column.isna().all():
+        return "is empty"
+    if _is_unnamed(name) and place == 0:
+        return "is an index"
+    if name.startswith("Unnamed: 0.") or name.lower() in _INDEX_NAMES:
+        values = column.to_numpy()
+        first = values[0]
+        if first in (0, 1) and np.array_equal(values, np.arange(len(values)) + first):
+            return "has the numbers of the rows"
+    return None
+
+
+def without_missing(
+    frame: "pd.DataFrame", choice: ColumnChoice, file: str
+) -> tuple["pd.DataFrame", list[str]]:
+    """The rows to use. Missing numbers stay if their mean is to be taken."""
+    absent = frame.isna().to_numpy()
+    if not absent.any():
+        return frame, []
+    if choice.missing is None:
+        raise _missing_entries(frame, absent, file)
+    counted = absent.any(axis=1)
+    if choice.missing == "mean":
+        counted = absent[:, list(frame.columns).index(choice.target)]
+    if counted.all():
+        got = Described(f"missing entries in every row of {file}")
+        wanted = "`--missing mean`, or `--drop` for the emptiest columns"
+        raise ArgumentError("missing", got, wanted)
+    notes = []
+    if counted.any():
+        what = "missing entries" if choice.missing == "drop" else "no target"
+        notes.append(f"{counted.sum()} of {len(frame)} rows have {what} and were left out.")
+    if choice.missing == "mean" and (filled := absent[~counted].sum()) > 0:
+        notes.append(f"{filled} missing entries were given the mean of their column.")
+    return frame.loc[~counted], notes
+
+
+def _missing_entries(frame: "pd.DataFrame", absent: np.ndarray, file: str) -> ArgumentError:
+    counts = [(name, count) for name, count in zip(frame.columns, absent.sum(axis=0)) if count]
+    shown = ", ".join(f"{name!r} ({count})" for name, count in counts[:6])
+    more = ", ..." if len(counts) > 6 else ""
+    got = Described(
+        f"{absent.sum()} missing entries in {absent.any(axis=1).sum()} of {len(frame)} rows of "
+        f"{file}, in columns {shown}{more}"
+    )
+    wanted = "`--missing drop` to leave out these rows, or `--missing mean` to fill them"
+    return ArgumentError("data", got, wanted)
+
+
+def target_values(column: "pd.Series", loss: LossOption, file: str) -> Target:
+    """The target: numbers for the squared loss, −1 and 1 for the logistic one, and the number of
+    the class for cross-entropy."""
+    if loss == "squared":
+        if not _is_number(column):
+            raise _no_numbers(column, file)
+        return Target(_numbers(column, file, "target"), (), [])
+    values = sorted(set(column.tolist()), key=lambda v: (isinstance(v, str), v))
+    classes = tuple(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+    if len(classes) < 2:
+        raise ArgumentError("target", Described(f"{column.name!r}, of one class"), "two or more")
+    if loss == "logistic" and len(classes) > 2:
+        got = Described(f"'logistic' for {len(classes)} values of column {column.name!r}")
+        raise ArgumentError("loss", got, _loss_for(len(classes)))
+    if len(classes) > _MAX_CLASSES:
+        got = Described(f"{loss!r} for {len(classes)} values of column {column.name!r}")
+        raise ArgumentError("loss", got, f"at most {_MAX_CLASSES} classes; no `--loss` for numbers")
+    numbers = column.map({value: k for k, value in enumerate(values)}).to_numpy(dtype=float)
+    if loss == "logistic":
+        note = f"Class {classes[0]!r} is -1, class {classes[1]!r} is 1."
+        return Target(2 * numbers - 1, classes, [note])
+    names = ", ".join(f"{name!r}" for name in classes[:20]) + (", ..." if len(classes) > 20 else "")
+    return Target(numbers, classes, [f"The {len(classes)} outputs are for the classes {names}."])
+
+
+def _loss_for(num_classes: int) -> str:
+    if num_classes <= 2:
+        return "`--loss logistic` for two classes"
+    return f"`--loss cross-entropy` for {num_classes} classes"
+
+
+def _no_numbers(column: "pd.Series", file: str) -> ArgumentError:
+    where = f"target column {column.name!r} of {file}"
+    if _is_date(column):
+        got = Described(f"dates in the {where}")
+        return ArgumentError("target", got, "a column of numbers or classes as `--target`")
+    stray = _stray_row(column)
+    if stray is not None:
+        got = Described(f"{column.iloc[stray]!r} in row {stray + 1} of the {where}")
+        return ArgumentError("target", got, "a number, as in most of that column")
+    classes = column.unique()
+    if len(classes) > _MAX_CLASSES:
+        got = Described(f"{len(classes)} different texts in the {where}")
+        return ArgumentError("target", got, "a column of numbers or classes as `--target`")
+    shown = ", ".join(repr(str(name)) for name in classes[:4]) + (
+        ", ..." if len(classes) > 4 else ""
+    )
+    got = Described(f"text in the {where}: {shown}")
+    return ArgumentError("target", got, f"numbers, or {_loss_for(len(classes))}")
+
+
+def feature_values(frame: "pd.DataFrame", file: str) -> Features:
+    """All columns as numbers; one of text becomes one column of 0 and 1 for each value."""
+    blocks, names, notes = [], [], []
+    for name in frame.columns:
+        block = _encoded(frame.loc[:, name], file)
+        blocks.append(_filled(block.values))
+        names += block.names
+        notes += block.notes
+    return Features(np.concatenate(blocks, axis=1), tuple(names), notes)
+
+
+def _filled(block: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(block), np.nanmean(block, axis=0), block)
+
+
+def _encoded(column: "pd.Series", file: str) -> Features:
+    if _is_number(column):
+        return Features(_numbers(column, file, "feature")[:, None], (str(column.name),), [])
+    leave_out = f"`--drop {column.name}`"
+    if _is_date(column):
+        known = column.dropna()
+        got = Described(
+            f"column {column.name!r} of {file} with dates, such as {str(known.iloc[0])!r}"
+        )
+        raise ArgumentError("data", got, f"numbers or text, or {leave_out}")
+    if (row := _stray_row(column)) is not None:
+        got = Described(
+            f"{column.iloc[row]!r} in row {row + 1} of column {column.name!r} of {file}"
+        )
+        raise ArgumentError("data", got, f"a number, as in most of that column, or {leave_out}")
+    text = column.where(column.isna(), column.astype(str))
+    values = sorted(set(text.dropna()))
+    if len(values) > _MAX_CATEGORIES:
+        got = Described(f"text column {column.name!r} of {file} with {len(values)} distinct values")
+        wanted = f"at most {_MAX_CATEGORIES}, for one column of 0 and 1 each, or {leave_out}"
+        raise ArgumentError("data", got, wanted)
+    block = np.stack([(text == value).to_numpy(dtype=float) for value in values], axis=1)
+    block[column.isna().to_numpy()] = np.nan
+    names = tuple(f"{column.name}={value}" for value in values)
+    note = f"Text column {column.name!r} became {len(values)} columns of 0 and 1."
+    return Features(block, names, [note])
+
+
+def _numbers(column: "pd.Series", file: str, role: str) -> np.ndarray:
+    if np.iscomplexobj(column.to_numpy()):
+        got = Described(f"complex numbers in column {column.name!r} of {file}")
+        raise ArgumentError("data", got, f"real ones, or `--drop {column.name}`")
+    values = column.to_numpy(dtype=float, na_value=np.nan)
+    if (infinite := np.isinf(values)).any():
+        row = int(np.argmax(infinite))
+        more = f", and {int(infinite.sum()) - 1} more there" if infinite.sum() > 1 else ""
+        got = Described(f"{values[row]} in row {row + 1} of column {column.name!r} of {file}{more}")
+        mend = f", or `--drop {column.name}`" if role == "feature" else ""
+        wanted = f"finite entries (rows are counted from 1 after the header){mend}"
+        raise ArgumentError("data", got, wanted)
+    return values
+
+
+def _is_number(column: "pd.Series") -> bool:
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    return is_numeric_dtype(column) or is_bool_dtype(column)
+
+
+def _is_date(column: "pd.Series") -> bool:
+    """Whether it has a type of dates, or text of which nine in ten look and parse like dates."""
+    import pandas as pd
+
+    if pd.api.types.is_datetime64_any_dtype(column) or column.dtype.kind == "m":
+        return True
+    known = column.dropna().astype(str).str.strip()
+    if known.empty or known.head(200).str.fullmatch(_DATE.pattern).mean() < 0.9:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas says that formats differ, which does not matter
+        return bool(pd.to_datetime(known.head(200), errors="coerce").notna().mean() >= 0.5)
+
+
+def _stray_row(column: "pd.Series") -> int | None:
+    """The first row with text in a column of numbers, which is not one of categories."""
+    import pandas as pd
+
+    numbers = np.asarray(pd.to_numeric(column, errors="coerce"), dtype=float)
+    odd = np.isnan(numbers) & column.notna().to_numpy()
+    return int(np.argmax(odd)) if 0 < odd.sum() < 0.5 * len(odd) else None

@@ -1,0 +1,71 @@
+"""What a configuration asks for: the table, the risk on it, and the network at the start."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from gflow import piecewise
+from gflow.app.config import Config
+from gflow.app.data import Table, TableOptions, file_hash, load_table
+from gflow.arguments import ArgumentError, Described
+from gflow.networks import ShallowNet
+from gflow.risks import EmpiricalRisk, PopulationRisk, Risk
+
+
+def read_table(config: Config, say: Callable[[str], None]) -> Table:
+    """The table, whose size and changes are said.
+
+    **Raises:** `ArgumentError` for a table that cannot be used, or is not that of `data_hash`.
+    """
+    options = TableOptions(**{f.name: getattr(config, f.name) for f in fields(TableOptions)})
+    found = file_hash(config.data)
+    if config.data_hash is not None and found != config.data_hash:
+        got = Described(f"{config.data}, whose content is not that of the run (SHA-256 {found})")
+        wanted = "the same file, or no line `data_hash` in the configuration"
+        raise ArgumentError("data", got, wanted)
+    table = load_table(config.data, options, num_points=config.num_points, say=say)
+    rows, columns = table.x.shape
+    features = f"{columns} feature{'s' * (columns > 1)}"
+    say(f"{table.name}: {rows:,} rows, {features}, target {table.target}.")
+    for note in table.notes:
+        say(note)
+    return table
+
+
+def with_source(config: Config) -> Config:
+    """The configuration with a path to the data that holds in any folder, and their hash."""
+    found = file_hash(config.data)
+    if found is None:
+        return config
+    return replace(config, data=str(Path(config.data).resolve()), data_hash=found)
+
+
+def risk_of(config: Config, table: Table) -> Risk:
+    """The risk on the table, or the exact one of a target on [-1, 1]."""
+    if config.risk == "population":
+        target = piecewise.named(config.data)
+        return PopulationRisk(target, piecewise.named_density(config.density, *target.interval))
+    x = np.asarray(table.x, config.precision)
+    if config.loss == "cross-entropy":
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels
+        return EmpiricalRisk(x, table.y.astype(int), loss=loss)
+    return EmpiricalRisk(x, np.asarray(table.y, config.precision), loss=config.loss)
+
+
+def start_of(config: Config, table: Table) -> ShallowNet:
+    """The network at the start, with one output for each class if the loss is cross-entropy."""
+    return ShallowNet(
+        table.x.shape[1],
+        config.width,
+        len(table.classes) if config.loss == "cross-entropy" else "scalar",
+        key=jax.random.key(config.seed),
+        activation=config.activation,
+        init=config.init,
+        scale=config.scale,
+        use_bias=config.bias,
+        dtype=config.precision,
+    )
