@@ -6,6 +6,8 @@ import pytest
 
 import gflow
 
+SIZES = 0.1 / 2 ** np.arange(6)
+
 
 @pytest.mark.slow
 def test_matched_times_give_the_difference_itself(wave, smooth_net):
@@ -109,14 +111,17 @@ def test_too_few_step_sizes_are_refused(arguments):
         gflow.observed_order(*arguments)
 
 
+def test_three_distances_do_not_give_a_certain_order():
+    h = SIZES[:3]
+    low, high = gflow.observed_order(h, h * np.exp(0.2 * h / h[0])).interval
+    assert low < 1.0 < high and high - low > 0.1
+
+
 def described(h, distance, ts=None) -> gflow.Comparison:
     """A comparison with these distances."""
     ts = np.geomspace(0.1, 100, 200) if ts is None else ts
     values = np.broadcast_to(distance(ts, h), ts.shape)
     return gflow.Comparison(ts, values, 0 * ts, 0 * ts)
-
-
-SIZES = 0.1 / 2 ** np.arange(6)
 
 
 def test_the_order_of_comparisons_is_that_of_their_typical_distances():

@@ -1,4 +1,4 @@
-"""Tables of data: scikit-learn's diabetes table, CSV and Parquet files, named targets."""
+"""Tables of data: two of scikit-learn, CSV and Parquet files, named targets."""
 
 import difflib
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ def load_table(data: str, target: str | None, *, standardise: bool, num_points: 
 
     **Arguments:**
 
-    - `data`: "diabetes", a `.csv` or `.parquet` file, or the name of a piecewise polynomial of
-      `gflow.piecewise`. Text columns become one 0/1 column for each value.
+    - `data`: "linnerud" or "diabetes", a `.csv` or `.parquet` file, or the name of a piecewise
+      polynomial of `gflow.piecewise`. Text columns become one 0/1 column for each value.
     - `target`: the column of the file to predict.
     - `standardise`: give features and target mean 0 and standard deviation 1. Does not apply to
       piecewise polynomials.
@@ -45,18 +45,18 @@ def load_table(data: str, target: str | None, *, standardise: bool, num_points: 
     **Raises:** `ArgumentError` for a missing file or column, fewer than two rows, missing or
     infinite entries, text with too many values, or a constant target.
     """
-    if data in ("diabetes", *piecewise.NAMED) and target is not None:
+    if data in (*_BUNDLED, *piecewise.NAMED) and target is not None:
         raise ArgumentError("target", target, "no target, unless `data` is a file")
     if data in piecewise.NAMED:
         x = np.linspace(-1.0, 1.0, num_points)
         y = np.asarray(piecewise.named(data)(x))
         return Table(x[:, None], y, ("x",), data, data)
-    if data == "diabetes":
-        table = _diabetes()
+    if data in _BUNDLED:
+        table = _BUNDLED[data]()
     elif data.lower().endswith((".csv", ".parquet")):
         table = _read(Path(data), target)
     else:
-        known = ", ".join(repr(name) for name in ("diabetes", *piecewise.NAMED))
+        known = ", ".join(repr(name) for name in (*_BUNDLED, *piecewise.NAMED))
         raise ArgumentError("data", data, f"a .csv or .parquet file, or one of {known}")
     if table.y.std() <= 1e-12 * np.abs(table.y).max():
         got = Described(f"column {table.target!r}, which is {table.y[0]:g} in every row")
@@ -76,6 +76,24 @@ def _diabetes() -> Table:
         "progression",
         name,
     )
+
+
+def _linnerud() -> Table:
+    """The resting pulse of twenty men, from what they do in three exercises."""
+    from sklearn.datasets import load_linnerud
+
+    bunch: Any = load_linnerud()
+    pulse = bunch["target_names"].index("Pulse")
+    return Table(
+        np.asarray(bunch["data"], dtype=float),
+        np.asarray(bunch["target"][:, pulse], dtype=float),
+        tuple(name.lower() for name in bunch["feature_names"]),
+        "pulse",
+        "linnerud (scikit-learn)",
+    )
+
+
+_BUNDLED = {"linnerud": _linnerud, "diabetes": _diabetes}
 
 
 def _read(path: Path, target: str | None) -> Table:

@@ -1,5 +1,6 @@
 """The main job: gradient flow against gradient descent on a table."""
 
+import dataclasses
 import datetime
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,9 @@ from gflow.risks import EmpiricalRisk, PopulationRisk, Risk
 from gflow.trajectory import Trajectory
 
 _MAX_DESCENT_STEPS = 10**9
+# The flow time of a run where none is given, unless its descents take more than so many products:
+# about twenty seconds. A step of descent takes as long as at least _STEP_WORK products.
+_DEFAULT_T1, _DESCENT_WORK, _STEP_WORK = 1000.0, 4e11, 7e4
 
 
 def run(config: Config, *, say: Callable[[str], None] = lambda text: None) -> tuple[Run, Path]:
@@ -62,7 +66,7 @@ def run(config: Config, *, say: Callable[[str], None] = lambda text: None) -> tu
         result = Run(config, table, provenance())
         with new_directory(directory, config.overwrite) as partial:
             try:
-                _compute(result, say)
+                compute(result, say)
             except KeyboardInterrupt:
                 result.status = "interrupted"
             except BaseException:
@@ -92,8 +96,9 @@ def _fresh_directory() -> Path:
     return directory
 
 
-def _compute(run: Run, say: Callable[[str], None]) -> None:
-    """Computes the trajectories one by one, so that an interrupt leaves the finished ones."""
+def compute(run: Run, say: Callable[[str], None] = lambda text: None) -> None:
+    """Fills in the trajectories of a run and their end points, one by one, so that an interrupt
+    leaves the finished ones."""
     config = run.config
     risk = _risk(config, run.table)
     net = ShallowNet(
@@ -111,9 +116,11 @@ def _compute(run: Run, say: Callable[[str], None]) -> None:
         got = Described(f"{config.scale:g}, for which the risk at the start is {start}")
         raise ArgumentError("scale", got, "a smaller one")
     run.sharpness = sharpness(risk, net)
-    plan = _plan(run, say)
+    t1 = _final_time(run, say) if config.t1 is None else config.t1
+    config = run.config = dataclasses.replace(config, t1=t1)
+    plan = _plan(run, t1, say)
     with _timed(run, "flow"):
-        run.flow = _flow(config, risk, net, 0.0, config.t1, _saved_times(config, plan))
+        run.flow = _flow(config, risk, net, 0.0, t1, _saved_times(config, t1, plan))
     _report_trouble(run, "The flow", run.flow, say)
     for planned in plan:
         if (descent := _descent(run, risk, net, planned)) is not None:
@@ -127,6 +134,25 @@ def _compute(run: Run, say: Callable[[str], None]) -> None:
         _report_trouble(run, "The flow, followed further,", run.further, say)
     with _timed(run, "end points"):
         run.ends = end_points(risk, _not_diverged(run), say)
+
+
+def _final_time(run: Run, say: Callable[[str], None]) -> float:
+    """The final time where none is given: 1, 2 or 5 times a power of ten."""
+    config, (rows, features) = run.config, run.table.x.shape
+    rows = rows if config.risk == "empirical" else 1000
+    work = max(3 * rows * config.width * (features + 2), _STEP_WORK)
+    steps = sum(1 / fraction for fraction in config.step_fractions) * max(run.sharpness, 0.0) / 2
+    longest = _DEFAULT_T1 if config.follow is None else min(_DEFAULT_T1, config.follow / 10)
+    t1 = min(longest, _DESCENT_WORK / max(work * steps, 1.0))
+    power = 10.0 ** np.floor(np.log10(t1) + 1e-9)
+    t1 = float(power * max(d for d in (1, 2, 5) if d * power <= t1 * (1 + 1e-9)))
+    if t1 < longest:
+        text = (
+            f"Flow and descents end at t = {t1:g}, so that the run is short; `--t1` sets the end."
+        )
+        run.notes.append(text)
+        say(text)
+    return t1
 
 
 def _flow(
@@ -218,7 +244,7 @@ class _PlannedDescent(NamedTuple):
     recorded_steps: np.ndarray
 
 
-def _plan(run: Run, say: Callable[[str], None]) -> list[_PlannedDescent]:
+def _plan(run: Run, t1: float, say: Callable[[str], None]) -> list[_PlannedDescent]:
     """The step size of each descent, and the steps to record.
 
     Step sizes are a little smaller than requested, so that t1 is a whole number of steps. If the
@@ -236,10 +262,10 @@ def _plan(run: Run, say: Callable[[str], None]) -> list[_PlannedDescent]:
         say(f"Warning: {text}")
         return []
     limit = 2 / run.sharpness
-    if config.t1 / (fractions[-1] * limit) > _MAX_DESCENT_STEPS:
-        got = Described(f"{config.t1:g}, at a smallest step size of {fractions[-1] * limit:.3g}")
+    if t1 / (fractions[-1] * limit) > _MAX_DESCENT_STEPS:
+        got = Described(f"{t1:g}, at a smallest step size of {fractions[-1] * limit:.3g}")
         raise ArgumentError("t1", got, f"at most {_MAX_DESCENT_STEPS:,} steps")
-    coarsest = max(1, int(np.ceil(config.t1 / (fractions[0] * limit) - 1e-9)))
+    coarsest = max(1, int(np.ceil(t1 / (fractions[0] * limit) - 1e-9)))
     log_times = np.geomspace(1, coarsest, config.num_times)
     plan = []
     for fraction in fractions:
@@ -249,7 +275,7 @@ def _plan(run: Run, say: Callable[[str], None]) -> list[_PlannedDescent]:
         early = np.geomspace(1, max(1, num_steps // coarsest), 12)
         late = np.round(log_times) * (num_steps / coarsest)
         recorded = np.unique(np.round(np.concatenate([[0], early, late])).astype(int))
-        step_size = config.t1 / num_steps
+        step_size = t1 / num_steps
         plan.append(_PlannedDescent(step_size, recorded))
         if step_size >= limit:
             text = (
@@ -261,13 +287,13 @@ def _plan(run: Run, say: Callable[[str], None]) -> list[_PlannedDescent]:
     return plan
 
 
-def _saved_times(config: Config, plan: list[_PlannedDescent]) -> np.ndarray:
+def _saved_times(config: Config, t1: float, plan: list[_PlannedDescent]) -> np.ndarray:
     """Logarithmically spaced times, and all times that the descents record."""
-    first = min(1e-3, 1e-5 * config.t1)
-    times = [np.append(0.0, np.geomspace(first, config.t1, config.num_times - 1))]
-    times += [np.minimum(p.recorded_steps * p.step_size, config.t1) for p in plan]
+    first = min(1e-3, 1e-5 * t1)
+    times = [np.append(0.0, np.geomspace(first, t1, config.num_times - 1))]
+    times += [np.minimum(p.recorded_steps * p.step_size, t1) for p in plan]
     times = np.unique(np.concatenate(times).astype(config.precision))
-    times[-1] = config.t1
+    times[-1] = t1
     # Times that differ only by rounding count as one.
     apart = np.diff(times) > 4 * np.finfo(times.dtype).eps * times[1:]
     return times[np.append(apart, True)]
