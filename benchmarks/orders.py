@@ -1,7 +1,8 @@
 """The order of descent in the step size, on random tables, widths and seeds.
 
-Each case is a main job: a flow, and descents at the default step sizes over the same time. Tables are generated or come with scikit-learn. Theory predicts order 1, so 95 % of
-the intervals should contain 1.
+Each case is a main job: a flow, and descents at the default step sizes over the same time. Tables
+are generated or come with scikit-learn. Theory predicts order 1, so 95 % of the intervals should
+contain 1.
 """
 
 import sys

@@ -119,11 +119,12 @@ def write_overview(found: Sequence[Panel], path: Path) -> None:
     """All figures in one picture; none is written if there are no figures."""
     if not found:
         return
-    num_rows = -(-len(found) // 2)
-    figure = Figure(figsize=(11, 4.2 * num_rows), layout="constrained")
+    columns = min(len(found), 3)
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(_SIZE[0] * columns, _SIZE[1] * rows), layout="constrained")
     for k, panel in enumerate(found):
-        panel.draw(figure.add_subplot(num_rows, 2, k + 1))
-    figure.savefig(path, dpi=110)
+        panel.draw(figure.add_subplot(rows, columns, k + 1))
+    figure.savefig(path, dpi=90)
 
 
 def write_figures(found: Sequence[Panel], directory: Path) -> None:

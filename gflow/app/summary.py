@@ -143,7 +143,7 @@ def _end_answer(run: Run) -> str:
         return f"{at} the flow is not near a critical point. {end.message}{further}"
     degenerate = end.kind == CriticalKind.DEGENERATE.value
     kind = "degenerate critical point" if degenerate else end.kind
-    text = f"{at} the flow is {end.distance:.1g} away from a {kind}, with risk {end.risk:.6g} and "
+    text = f"{at} the flow is {end.distance:.2g} away from a {kind}, with risk {end.risk:.6g} and "
     text += f"residual {end.residual:.1e}"
     if end.active_kinks:
         some = "one kink" if end.active_kinks == 1 else f"{end.active_kinks} kinks"
@@ -169,11 +169,19 @@ def _rate_answer(run: Run, analysis: Analysis) -> str:
     low, high = rate.interval
     number = {"exponential": "rate", "power": "exponent"}.get(rate.better, "final time")
     text = f"The risk approaches its limit like {rate.formula()}, with the {number} in "
-    text += f"{low:.5g} to {high:.5g} (95 % interval)"
+    text += f"{_as_interval(low, high)} (95 % interval)"
     end = followed.end
     if rate.better == "exponential" and end is not None and end.rate is not None:
         text += f"; the Hessian at the critical point predicts {end.rate:.5g}"
     return text + "."
+
+
+def _as_interval(low: float, high: float) -> str:
+    """Both ends, with two digits of the length."""
+    if not 0 < high - low < np.inf:
+        return f"{low:.6g} to {high:.6g}"
+    decimals = min(max(1 - int(np.floor(np.log10(high - low))), 0), 15)
+    return f"{low:.{decimals}f} to {high:.{decimals}f}"
 
 
 def _order_answer(run: Run, analysis: Analysis) -> str:
@@ -193,8 +201,7 @@ def _order_answer(run: Run, analysis: Analysis) -> str:
             f"part from the flow ({parted}); the order is that before."
         )
     if hovering := [d.label for d in run.descents if hovers(d.trajectory)]:
-        text += (
-            f" {len(hovering)} of {len(run.descents)} descents hover at the end: steps of one size "
-            "do not settle on kinks."
-        )
+        every = len(hovering) == len(run.descents)
+        some = f"All {len(hovering)}" if every else f"{len(hovering)} of {len(run.descents)}"
+        text += f" {some} descents hover at the end: steps of one size do not settle on kinks."
     return text

@@ -203,9 +203,9 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
     for kind, (marker, colour) in _KINK_STYLES.items():
         those = kinds == kind
         if those.any():
-            size = {"ms": 13, "mew": 1.6} if marker == "|" else {"ms": 7, "mew": 0}
-            label = kind.label
-            ax.plot(time[those], unit[those], marker, color=colour, ls="", label=label, **size)
+            size, edge = (13, 1.6) if marker == "|" else (7, 0)
+            style = {"color": colour, "label": kind.label, "ms": size, "mew": edge, "ls": ""}
+            ax.plot(time[those], unit[those], marker, **style)
     ax.set(xlabel="flow time t", ylabel="unit")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     if len(time):
