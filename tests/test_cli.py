@@ -92,7 +92,8 @@ def test_the_main_job_on_a_population_risk(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     text = ended.stdout[ended.stdout.index("with order") :].split()
-    assert float(text[2]) == pytest.approx(1.0, abs=0.05)
+    # Seventy to six hundred steps: the fit allows for the first correction in h alone.
+    assert float(text[2]) == pytest.approx(1.0, abs=0.1)
     page = (tmp_path / "r" / "report.html").read_text()
     assert "triangular density on [-1, 1], integrated exactly" in page
     assert page.count("<svg") == 5
