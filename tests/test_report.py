@@ -13,6 +13,7 @@ from gflow.app.analysis import analyse, hovers
 from gflow.app.config import Config
 from gflow.app.data import Table
 from gflow.app.end_points import EndPoint
+from gflow.app.experiment import final_time
 from gflow.app.figures import panels, write_figures
 from gflow.app.provenance import provenance
 from gflow.app.report import render
@@ -167,6 +168,18 @@ def test_each_figure_is_a_file_of_its_own(run, tmp_path):
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {f"{p.name}.{kind}" for p in found for kind in ("svg", "pdf")}
     assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "features", "follow", "t1"),
+    [(20, 3, None, 1000.0), (20, 3, 500.0, 50.0), (100_000, 30, None, 10.0)],
+)
+def test_the_final_time_of_a_large_table_is_earlier_and_a_note_says_so(rows, features, follow, t1):
+    table = Table(np.zeros((rows, features)), np.zeros(rows), (), "y", "large")
+    run, said = Run(Config(follow=follow), table, {}, sharpness=5.0), []
+    assert final_time(run, said.append) == t1
+    assert run.notes == said and len(said) == (rows > 20)
+    assert not said or "`--t1` sets the end" in said[0]
 
 
 def test_provenance_names_the_hardware():

@@ -116,7 +116,7 @@ def compute(run: Run, say: Callable[[str], None] = lambda text: None) -> None:
         got = Described(f"{config.scale:g}, for which the risk at the start is {start}")
         raise ArgumentError("scale", got, "a smaller one")
     run.sharpness = sharpness(risk, net)
-    t1 = _final_time(run, say) if config.t1 is None else config.t1
+    t1 = final_time(run, say) if config.t1 is None else config.t1
     config = run.config = dataclasses.replace(config, t1=t1)
     plan = _plan(run, t1, say)
     with _timed(run, "flow"):
@@ -136,7 +136,7 @@ def compute(run: Run, say: Callable[[str], None] = lambda text: None) -> None:
         run.ends = end_points(risk, _not_diverged(run), say)
 
 
-def _final_time(run: Run, say: Callable[[str], None]) -> float:
+def final_time(run: Run, say: Callable[[str], None]) -> float:
     """The final time where none is given: 1, 2 or 5 times a power of ten."""
     config, (rows, features) = run.config, run.table.x.shape
     rows = rows if config.risk == "empirical" else 1000
