@@ -131,7 +131,7 @@ def test_the_answers_name_law_and_order_in_plain_words(run):
     assert found.order is not None
     parted = dataclasses.replace(found.order, partings=(gflow.Parting(0.05, 3.0),))
     order = answers(run, dataclasses.replace(analysis, order=parted))[-1]
-    assert "Of 3 descents 1 take another branch and part from the flow (h = 0.05 at t = 3)" in order
+    assert "One descent takes another branch and parts from the flow (h = 0.05 at t = 3)" in order
 
 
 def test_a_descent_that_goes_up_and_down_at_its_end_hovers_and_has_no_law(run):

@@ -165,7 +165,8 @@ def _rate_answer(run: Run, analysis: Analysis) -> str:
     if followed is None or rate is None:
         return ""
     if rate.status is not RateStatus.CALLED:
-        return f"How fast the risk approaches its limit is not known: {rate.verdict}."
+        text = f"How fast the risk approaches its limit is open ({rate.reason}); "
+        return text + f"the best law is {rate.formula()}."
     low, high = rate.interval
     number = {"exponential": "rate", "power": "exponent"}.get(rate.better, "final time")
     text = f"The risk approaches its limit like {rate.formula()}, with the {number} in "
@@ -195,13 +196,13 @@ def _order_answer(run: Run, analysis: Analysis) -> str:
         )
     text = f"Descent follows the flow with {order!r} in the step size; theory predicts 1."
     if order.partings:
+        one = len(order.partings) == 1
+        who = "One descent takes" if one else f"{len(order.partings)} descents take"
         parted = ", ".join(f"h = {h:.3g} at t = {t:.3g}" for h, t in order.partings)
-        text += (
-            f" Of {len(order.step_sizes)} descents {len(order.partings)} take another branch and "
-            f"part from the flow ({parted}); the order is that before."
-        )
-    if hovering := [d.label for d in run.descents if hovers(d.trajectory)]:
-        every = len(hovering) == len(run.descents)
-        some = f"All {len(hovering)}" if every else f"{len(hovering)} of {len(run.descents)}"
-        text += f" {some} descents hover at the end: steps of one size do not settle on kinks."
+        text += f" {who} another branch and part{'s' * one} from the flow ({parted}); the order is "
+        text += "that before."
+    if hovering := sum(hovers(d.trajectory) for d in run.descents):
+        every = "All " * (hovering == len(run.descents) > 1)
+        who = "One descent hovers" if hovering == 1 else f"{every}{hovering} descents hover"
+        text += f" {who} at the end: steps of one size do not settle on kinks."
     return text
