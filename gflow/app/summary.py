@@ -204,5 +204,8 @@ def _order_answer(run: Run, analysis: Analysis) -> str:
     if hovering := sum(hovers(d.trajectory) for d in run.descents):
         every = "All " * (hovering == len(run.descents) > 1)
         who = "One descent hovers" if hovering == 1 else f"{every}{hovering} descents hover"
-        text += f" {who} at the end: steps of one size do not settle on kinks."
+        text += f" {who} at the end, with a risk that goes up and down"
+        end = run.ends.get("flow")
+        on_kinks = end is not None and end.active_kinks > 0
+        text += ": steps of one size do not settle on kinks." if on_kinks else "."
     return text
