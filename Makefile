@@ -32,6 +32,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.horizons --quick
 	$(BIN)/python -m benchmarks.spectrum --quick
 	$(BIN)/python -m benchmarks.critical --quick
+	$(BIN)/python -m benchmarks.orders --quick
 
 clean:
 	rm -rf .venv .cache runs benchmarks/results

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -139,7 +138,7 @@ def report(
     `columns` maps a heading to an entry of the rows and its format; `facts` join the provenance.
     Each row of the `summary` is a result of its own, with an entry "sentence" that tells it.
     """
-    facts = provenance((*PACKAGES, *PEERS)) | {"cores": _cores()} | facts
+    facts = provenance((*PACKAGES, *PEERS)) | facts
     print(", ".join(f"{name} {fact}" for name, fact in facts.items()), end="\n\n")
     print(table(rows, columns))
     for row in rows:
@@ -169,10 +168,3 @@ def table(rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]) -> str:
         for text, width, words in zip(line, widths, left)
     )
     return "\n".join(align(line).rstrip() for line in (list(columns), *cells))
-
-
-def _cores() -> int:
-    """The processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -44,7 +44,7 @@ def test_the_main_job_on_a_smooth_network_measures_order_one(done):
     text = ended.stdout[ended.stdout.index("with order") :].split()
     assert float(text[2]) == pytest.approx(1.0, abs=0.05)
     facts = json.loads((directory / "run.json").read_text())
-    assert facts["status"] == "complete" and facts["seed"] == 0 and len(facts["descents"]) == 6
+    assert facts["status"] == "complete" and facts["seed"] == 85 and len(facts["descents"]) == 9
     assert {"jax", "diffrax", "commit", "device", "date"} <= set(facts["provenance"])
     assert facts["analysis"]["rates"]["flow"]["status"] in set(RateStatus)
 
@@ -97,7 +97,8 @@ def test_the_main_job_on_a_population_risk(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     text = ended.stdout[ended.stdout.index("with order") :].split()
-    assert float(text[2]) == pytest.approx(1.0, abs=0.05)
+    # Seventy to six hundred steps: the fit allows for the first correction in h alone.
+    assert float(text[2]) == pytest.approx(1.0, abs=0.1)
     page = (tmp_path / "r" / "report.html").read_text()
     assert "triangular density on [-1, 1], integrated exactly" in page
     assert page.count("<svg") == 5

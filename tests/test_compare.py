@@ -6,6 +6,8 @@ import pytest
 
 import gflow
 
+SIZES = 0.1 / 2 ** np.arange(6)
+
 
 @pytest.mark.slow
 def test_matched_times_give_the_difference_itself(wave, smooth_net):
@@ -146,3 +148,63 @@ def test_networks_of_other_shapes_are_refused():
 def test_only_trajectories_are_compared(smooth_flow, unchecked_annotations):
     with pytest.raises(ValueError, match="`flow`: got a list, wanted a Trajectory"):
         gflow.compare([smooth_flow], smooth_flow)
+
+
+def test_three_distances_do_not_give_a_certain_order():
+    h = SIZES[:3]
+    low, high = gflow.observed_order(h, h * np.exp(0.2 * h / h[0])).interval
+    assert low < 1.0 < high and high - low > 0.1
+
+
+def described(h, distance, ts=None) -> gflow.Comparison:
+    """A comparison with these distances."""
+    ts = np.geomspace(0.1, 100, 200) if ts is None else ts
+    values = np.broadcast_to(distance(ts, h), ts.shape)
+    return gflow.Comparison(ts, values, 0 * ts, 0 * ts)
+
+
+def test_the_order_of_comparisons_is_that_of_their_typical_distances():
+    wavy = lambda t, h: 3 * h**1.5 * (2 + np.sin(t))
+    order = gflow.observed_order(SIZES, [described(h, wavy) for h in SIZES])
+    assert order.value == pytest.approx(1.5, abs=1e-9) and order.partings == ()
+    assert order.until == pytest.approx(100)
+
+
+def test_comparisons_at_unlike_times_are_interpolated():
+    grid = lambda h: np.append(np.geomspace(h, 90, 150), 100.0)
+    growing = lambda t, h: h * t**0.5
+    order = gflow.observed_order(SIZES, [described(h, growing, grid(h)) for h in SIZES])
+    assert order.value == pytest.approx(1.0, abs=1e-9)
+
+
+def test_a_descent_that_takes_another_branch_is_named_and_does_not_spoil_the_order():
+    left = SIZES[4]
+    away = lambda t, h: np.where((t > 10) & (h == left), 0.5, h * (1 + 0.1 * np.sin(9 * t)))
+    compared = [described(h, away) for h in SIZES]
+    assert gflow.observed_order(SIZES, [c.largest for c in compared]).value < 0.8
+    order = gflow.observed_order(SIZES, compared)
+    (parting,) = order.partings
+    assert parting.step_size == left and 10 < parting.time < 10.5
+    assert order.value == pytest.approx(1.0, abs=0.01)
+    assert order.interval[0] < 1.0 < order.interval[1] < 1.05
+
+
+def test_nothing_counts_after_half_of_the_descents_have_parted():
+    away = lambda t, h: np.where((t > 1) & (h < 0.03), 0.5, h)
+    order = gflow.observed_order(SIZES, [described(h, away) for h in SIZES])
+    assert order.until is not None and order.until <= 1
+    assert len(order.partings) == 4 and order.value == pytest.approx(1.0, abs=1e-6)
+
+
+def test_errors_of_the_flow_do_not_count_where_descent_has_come_back_to_it():
+    back = lambda t, h: h * t * np.exp(-t) + 1e-9
+    order = gflow.observed_order(SIZES, [described(h, back) for h in SIZES])
+    assert order.value == pytest.approx(1.0, abs=1e-3) and order.until < 20
+
+
+def test_comparisons_without_a_common_time_are_refused():
+    one = lambda t, h: h + 0 * t
+    early, late = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    compared = [described(h, one, ts) for h, ts in zip(SIZES, [early, late, late])]
+    with pytest.raises(ValueError, match="`distances`: got comparisons without a common time"):
+        gflow.observed_order(SIZES[:3], compared)

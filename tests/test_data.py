@@ -13,6 +13,13 @@ def load(data, target=None, num_points=20, **options):
     return load_table(str(data), TableOptions(target, **options), num_points=num_points)
 
 
+def test_linnerud_predicts_the_pulse_from_the_exercises():
+    table = load("linnerud", standardise=False)
+    assert table.x.shape == (20, 3) and table.features == ("chins", "situps", "jumps")
+    # The first man of the table.
+    assert table.x[0].tolist() == [5, 162, 60] and table.y[0] == 50
+
+
 def test_diabetes_is_real_and_standardised():
     table = load("diabetes")
     assert table.x.shape == (442, 10) and len(table.features) == 10

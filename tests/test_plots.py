@@ -1,3 +1,5 @@
+import itertools
+
 import equinox as eqx
 import jax
 import matplotlib.pyplot as plt
@@ -50,8 +52,60 @@ def test_distance_and_order(smooth_flow, descents):
     ax = draw(gflow.plots.distance, comparisons)
     np.testing.assert_allclose(ax.lines[0].get_ydata(), comparisons["h = 0.1"].distance[1:])
     order = gflow.observed_order([0.1, 0.05, 0.025], [c.largest for c in comparisons.values()])
-    ax = draw(gflow.plots.order, order, ([0.5], [1.0]))
+    ax = draw(gflow.plots.order, order)
     assert "order" in ax.get_legend().get_texts()[1].get_text()
+
+
+def test_descents_that_part_from_the_flow_are_open_circles_in_the_figure_of_the_order():
+    partings = (gflow.Parting(0.1, 3.0),)
+    order = gflow.ConvergenceOrder(1.0, (0.9, 1.1), (0.2, 0.1, 0.05), (2.0, 1.0, 0.5), partings)
+    open_circles = draw(gflow.plots.order, order).lines[-1]
+    assert open_circles.get_markerfacecolor() == "none"
+    assert list(open_circles.get_xdata()) == [0.1]
+
+
+def overlapping(axis) -> int:
+    """The number of neighbouring tick labels that touch."""
+    labels = [t for t in axis.get_ticklabels("both") if t.get_text() and t.get_visible()]
+    boxes = [label.get_window_extent() for label in labels]
+    inside = axis.axes.get_window_extent().padded(1)
+    centres = [((b.x0 + b.x1) / 2, (b.y0 + b.y1) / 2) for b in boxes]
+    vertical = axis.axis_name == "y"
+    kept = [
+        b
+        for b, (x, y) in zip(boxes, centres)
+        if (inside.y0 <= y <= inside.y1 if vertical else inside.x0 <= x <= inside.x1)
+    ]
+    kept.sort(key=lambda b: b.y0 if vertical else b.x0)
+    pairs = itertools.pairwise(kept)
+    return sum(b.y0 < a.y1 if vertical else b.x0 < a.x1 for a, b in pairs)
+
+
+@pytest.mark.parametrize("span", [1.5, 4.0, 12.0, 60.0, 1e4])
+def test_labels_of_ticks_do_not_touch(span):
+    sizes = np.geomspace(0.1 / span, 0.1, 12)
+    order = gflow.ConvergenceOrder(1.0, (0.9, 1.1), tuple(sizes), tuple(3 * sizes))
+    figure = plt.figure(figsize=(5.2, 3.8), layout="constrained")
+    ax = gflow.plots.order(order, ax=figure.add_subplot())
+    figure.canvas.draw()
+    assert overlapping(ax.xaxis) == overlapping(ax.yaxis) == 0
+    assert len([t for t in ax.get_yticklabels() if t.get_text()]) >= 2
+    plt.close(figure)
+
+
+def test_observed_quantities(smooth_flow, descents):
+    times = np.asarray(smooth_flow.ts)
+    values = {"test risk": 1 / (1 + times), "signs": np.stack([-times, times], axis=1)}
+    flow = eqx.tree_at(
+        lambda t: t.observed, smooth_flow, values, is_leaf=lambda node: isinstance(node, dict)
+    )
+    ax = draw(gflow.plots.observed, flow, "test risk")
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), values["test risk"][1:])
+    assert ax.get_yscale() == "log" and ax.get_ylabel() == "test risk"
+    ax = draw(gflow.plots.observed, flow, "signs")
+    assert len(ax.lines) == 2 and ax.get_yscale() == "linear"
+    with pytest.raises(ValueError, match="`name`: got 'loss', wanted a quantity of flow: 'sig"):
+        gflow.plots.observed(flow, "loss")
 
 
 def test_learned_function(smooth_flow, wave):

@@ -1,20 +1,24 @@
 """What the main job makes of a run: tables, report, provenance."""
 
+import dataclasses
 import subprocess
 from pathlib import Path
 
+import equinox as eqx
 import numpy as np
 import pytest
 
 import gflow
-from gflow.app.analysis import analyse
+from gflow.app.analysis import analyse, hovers
 from gflow.app.config import Config
 from gflow.app.data import Table
 from gflow.app.end_points import EndPoint
+from gflow.app.experiment import final_time
+from gflow.app.figures import panels, write_figures
 from gflow.app.provenance import provenance
 from gflow.app.report import render
 from gflow.app.run_directory import Descent, Run
-from gflow.app.summary import EndRow, end_rows, end_sentence, summary_rows
+from gflow.app.summary import EndRow, answers, end_rows, summary_rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,7 +45,7 @@ def end_point(**fields) -> EndPoint:
 
 @pytest.fixture(scope="module")
 def run(wave, smooth_net, smooth_flow) -> Run:
-    """A flow with three descents that follow it, and one that ends in NaN."""
+    """A flow with four descents that follow it, and one that ends in NaN."""
     sharpness = gflow.sharpness(wave, smooth_net)
     table = Table(np.asarray(wave.x), np.asarray(wave.y), ("x",), "y", "wave")
     descents = [
@@ -50,7 +54,7 @@ def run(wave, smooth_net, smooth_flow) -> Run:
             h,
             gflow.descend(wave, smooth_net, step_size=h, num_steps=round(10 / h), throw=False),
         )
-        for h in (0.1, 0.05, 0.025)
+        for h in (0.1, 0.05, 0.025, 0.0125)
     ]
     wild = gflow.descend(wave, smooth_net, step_size=5.0, num_steps=2000, throw=False)
     assert not wild.succeeded
@@ -62,7 +66,7 @@ def test_the_summary_has_a_row_for_each_trajectory(run):
     analysis = analyse(run)
     flow, *descents = [row.cells() for row in summary_rows(run, analysis)]
     assert flow["method"] == "gradient flow" and flow["h"] == flow["risk gap"] == ""
-    assert [cells["h"] for cells in descents] == ["0.1", "0.05", "0.025", "5"]
+    assert [cells["h"] for cells in descents] == ["0.1", "0.05", "0.025", "0.0125", "5"]
     largest = analysis.comparisons["h = 0.1"].largest
     assert descents[0]["max distance"] == f"{largest:.3g}"
     assert descents[-1]["risk - limit ~"].startswith("diverged at t = ")
@@ -85,7 +89,8 @@ def test_end_points_that_were_not_found_have_no_numbers(run):
     missing = end_point(kind="not found", message="None is near.", different=None)
     run = Run(run.config, run.table, {}, flow=run.flow, ends={"flow": missing})
     assert end_rows(run, analyse(run)) == []
-    assert end_sentence(run).startswith("At t = 10 the flow is not near a critical point. None is")
+    first = answers(run, analyse(run))[0]
+    assert first.startswith("At t = 10 the flow is not near a critical point. None is")
     run.ends["h = 0.1"] = end_point()
     cells = [row.cells() for row in end_rows(run, analyse(run))]
     assert cells[0]["kind"] == "not found" and cells[0]["risk"] == cells[0]["zero λ"] == ""
@@ -99,8 +104,9 @@ def test_descents_to_other_critical_points_are_named(run):
         "h = 0.05": end_point(apart=2.0, different=True),
     }
     run = Run(run.config, run.table, {}, flow=run.flow, ends=ends)
-    text = end_sentence(run)
-    assert text.startswith("At t = 10 the flow approaches a degenerate critical point. One")
+    text = answers(run, analyse(run))[0]
+    assert text.startswith("At t = 10 the flow is 0.1 away from a degenerate critical point, with")
+    assert "residual 1.0e-15, on 2 kinks: the risk is not differentiable there. One" in text
     assert text.endswith(" The descents with h = 0.05 lead to other critical points.")
     assert end_rows(run, analyse(run))[2].cells()["apart"] == "2, different"
 
@@ -110,6 +116,76 @@ def test_the_report_shows_a_descent_that_failed(run):
     assert analysis.order is not None
     page = render(run, analysis, "")
     assert page.count("<svg") >= 4 and "diverged at t = " in page and "<td>5</td>" in page
+
+
+def test_the_answers_name_law_and_order_in_plain_words(run):
+    called = gflow.fit_rate(t := np.linspace(1, 50, 100), np.exp(-t / 5))
+    run = Run(**vars(run) | {"ends": {"flow": end_point(kind="local minimum", rate=0.2)}})
+    found = analyse(run)
+    analysis = dataclasses.replace(found, rates={"flow": called})
+    _, rate, order = answers(run, analysis)
+    assert rate.startswith("The risk approaches its limit like exp(-(0.2")
+    assert rate.endswith("(95 % interval); the Hessian at the critical point predicts 0.2.")
+    assert order.startswith("Descent follows the flow with order 1.0"), order
+    assert "part from the flow" not in order
+    assert found.order is not None
+    parted = dataclasses.replace(found.order, partings=(gflow.Parting(0.05, 3.0),))
+    order = answers(run, dataclasses.replace(analysis, order=parted))[-1]
+    assert "One descent takes another branch and parts from the flow (h = 0.05 at t = 3)" in order
+
+
+def test_a_descent_that_goes_up_and_down_at_its_end_hovers_and_has_no_law(run):
+    descent = run.descents[0]
+    risk = np.asarray(descent.trajectory.risk).copy()
+    risk[-30:] = risk[-30] * (1 + 0.1 * np.random.default_rng(0).random(30))
+    wavering = eqx.tree_at(lambda t: t.risk, descent.trajectory, risk)
+    assert hovers(wavering) and not hovers(descent.trajectory)
+    run = Run(**vars(run) | {"descents": [dataclasses.replace(descent, trajectory=wavering)]})
+    analysis = analyse(run)
+    assert "h = 0.1" not in analysis.rates
+    assert summary_rows(run, analysis)[1].cells()["risk - limit ~"] == "hovers"
+
+
+def test_the_report_fits_telephones_and_dark_screens(run):
+    page = render(run, analyse(run), "")
+    assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
+    assert page.count('<div class="wide"><table>') >= 1
+    # A white rectangle behind a figure would glare on a dark page.
+    assert "fill: #ffffff" not in page.split("<body>")[1].split("</svg>")[0]
+    assert "as the steps get smaller" in page.lower()
+
+
+def test_each_figure_is_a_file_of_its_own(run, tmp_path):
+    flow = eqx.tree_at(
+        lambda t: t.observed,
+        run.flow,
+        {"test risk": 1 + np.asarray(run.flow.ts)},
+        is_leaf=lambda node: isinstance(node, dict),
+    )
+    run = Run(**vars(run) | {"flow": flow})
+    found = [p for p in panels(run, analyse(run)) if p.name in ("risk", "observed_test_risk")]
+    write_figures(found, tmp_path / "figures")
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {f"{p.name}.{kind}" for p in found for kind in ("svg", "pdf")}
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "features", "follow", "t1"),
+    [(20, 3, None, 1000.0), (20, 3, 500.0, 50.0), (100_000, 30, None, 10.0)],
+)
+def test_the_final_time_of_a_large_table_is_earlier_and_a_note_says_so(rows, features, follow, t1):
+    table = Table(np.zeros((rows, features)), np.zeros(rows), (), "y", "large")
+    run, said = Run(Config(follow=follow), table, {}, sharpness=5.0), []
+    assert final_time(run, said.append) == t1
+    assert run.notes == said and len(said) == (rows > 20)
+    assert not said or "`--t1` sets the end" in said[0]
+
+
+def test_provenance_names_the_hardware():
+    facts = provenance()
+    assert {"device", "processor", "cores", "memory"} <= set(facts)
+    assert int(facts["cores"]) >= 1 and all(facts.values())
 
 
 def test_provenance_has_the_commit_of_a_checkout():

@@ -61,7 +61,8 @@ def compare(risk: gflow.EmpiricalRisk, net: gflow.ShallowNet) -> None:
     print(descent.final.v)
     comparison: gflow.Comparison = gflow.compare(flow, descent)
     order: gflow.ConvergenceOrder = gflow.observed_order([1, 2, 4], [1, 2, 4])
-    print(comparison.largest, order.value, order.interval)
+    partings: tuple[gflow.Parting, ...] = order.partings
+    print(comparison.largest, order.value, order.interval, partings)
     gflow.plots.risk({"flow": flow, "descent": descent})
     gflow.save_trajectory(flow, "flow.zarr")
     print(gflow.load_trajectory("flow.zarr").risk)

@@ -13,7 +13,9 @@ from gflow.rates import Rate, fit_rate
 from gflow.trajectory import Trajectory
 
 # Beyond this fraction h λ/2 of the stability limit the error of descent is not proportional to h.
-MAX_ORDER_FRACTION = 0.25
+MAX_ORDER_FRACTION = 0.125
+# Recorded steps at the end of a descent that show whether it hovers.
+_LAST_RECORDS = 20
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,13 @@ class Analysis:
                 }
                 for label, comparison in self.comparisons.items()
             },
-            "order": order and {"value": order.value, "interval": list(order.interval)},
+            "order": order
+            and {
+                "value": order.value,
+                "interval": list(order.interval),
+                "until": order.until,
+                "partings": [parting._asdict() for parting in order.partings],
+            },
             "rates": {
                 label: {
                     "law": rate.law,
@@ -57,8 +65,9 @@ class Analysis:
 
 
 def analyse(run: Run) -> Analysis:
-    """The analysis of a run, as far as the run got."""
-    found = {label: _rate(t, run.ends.get(label)) for label, t in run.trajectories().items()}
+    """The analysis of a run, as far as the run got. A descent that hovers has no rate."""
+    decaying = {label: t for label, t in run.trajectories().items() if not hovers(t)}
+    found = {label: _rate(t, run.ends.get(label)) for label, t in decaying.items()}
     rates = {label: rate for label, rate in found.items() if rate is not None}
     if run.flow is None:
         return Analysis({}, None, rates)
@@ -88,8 +97,7 @@ def _order(descents: list[Descent], comparisons: dict[str, Comparison]) -> Conve
     usable = [d for d in small if comparisons[d.label].largest > 0]
     if len(usable) < 3:
         return None
-    largest = [comparisons[d.label].largest for d in usable]
-    return observed_order([d.step_size for d in usable], largest)
+    return observed_order([d.step_size for d in usable], [comparisons[d.label] for d in usable])
 
 
 def divergence_time(trajectory: Trajectory) -> float | None:
@@ -100,6 +108,16 @@ def divergence_time(trajectory: Trajectory) -> float | None:
     if not high[-1]:
         return None
     return float(np.asarray(trajectory.ts)[len(high) - int(np.argmin(high[::-1]))])
+
+
+def hovers(trajectory: Trajectory) -> bool:
+    """Whether a descent goes up and down at its end: above a critical point on kinks, steps of one
+    size do not settle."""
+    if trajectory.kind != "descent" or not trajectory.succeeded:
+        return False
+    risk = np.asarray(trajectory.risk)[-_LAST_RECORDS:]
+    rises = np.diff(risk) > 1e-12 * abs(float(trajectory.risk[0]))
+    return bool(np.mean(rises) > 0.2) if len(rises) else False
 
 
 class FollowedFlow(NamedTuple):

@@ -123,15 +123,15 @@ def _report(command: "ReportCommand", interrupts: ProgramInterrupts) -> int:
 
     interrupts.start_computing()
     with jax.enable_x64(True):
-        print(f"Report: {write_report(command.directory)}")
+        print(f"Report: {write_report(command.directory, figures=command.figures)}")
     return 0
 
 
 def _print_summary(run: "Run") -> None:
     from rich.console import Console
 
-    from gflow.app.analysis import MAX_ORDER_FRACTION, analyse
-    from gflow.app.summary import end_rows, end_sentence, summary_rows
+    from gflow.app.analysis import analyse
+    from gflow.app.summary import answers, end_rows, summary_rows
 
     analysis = analyse(run)
     console = Console(highlight=False)
@@ -142,15 +142,10 @@ def _print_summary(run: "Run") -> None:
         facts = run.flow.summary()
         drifts = ", ".join(f"{name} {facts[name]}" for name in facts if name.endswith("drift"))
         console.print(f"Flow: {drifts} (zero along an exact flow)")
-    if analysis.order is not None:
-        console.print(f"Descent follows the flow with {analysis.order!r}; theory predicts 1")
-    elif run.descents:
-        console.print(
-            f"No order: fewer than three descents with h λ/2 ≤ {MAX_ORDER_FRACTION} reached the end"
-        )
     if run.ends:
         _print_table(console, end_rows(run, analysis))
-        console.print(end_sentence(run), soft_wrap=True)
+    for sentence in answers(run, analysis):
+        console.print(sentence, soft_wrap=True)
 
 
 def _print_table(console, rows: "Sequence[SummaryRow] | Sequence[EndRow]") -> None:

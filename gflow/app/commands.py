@@ -39,6 +39,8 @@ class ReportCommand:
 
     directory: tyro.conf.Positional[Path]
     """The run directory."""
+    figures: bool = False
+    """Also write each figure to the folder "figures" of that directory, as SVG and PDF."""
     cache: bool = True
     """Keep compiled programs in the user's cache directory for later runs."""
 

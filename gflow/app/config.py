@@ -37,10 +37,10 @@ SOLVERS_BY_NAME: dict[str, str | None] = {
 class Config:
     """The configuration of the main job."""
 
-    data: str = "diabetes"
-    """The data: "diabetes" (442 rows, 10 features); a .csv, .tsv, .txt or .parquet file; or a
-    one-dimensional target on [-1, 1]: tent, absolute_value, step, affine, parabola, zigzag,
-    wave."""
+    data: str = "linnerud"
+    """The data: "linnerud" (20 rows, 3 features) or "diabetes" (442 rows, 10 features), tables of
+    scikit-learn; a .csv, .tsv, .txt or .parquet file; or a one-dimensional target on [-1, 1]: tent,
+    absolute_value, step, affine, parabola, zigzag, wave."""
     target: str | None = None
     """The column to predict, for a file."""
     loss: Literal["squared", "logistic", "cross-entropy"] = "squared"
@@ -69,7 +69,7 @@ class Config:
     """Give features and target mean 0 and standard deviation 1."""
     num_points: int = 100
     """Number of equally spaced points of a one-dimensional target."""
-    width: int = 32
+    width: int = 4
     """Number of hidden units."""
     activation: str = "relu"
     """Activation: relu, leaky_relu, leaky_relu(0.1), identity, tanh, sigmoid, softplus, silu, gelu,
@@ -80,10 +80,11 @@ class Config:
     """Factor on all initial parameters."""
     bias: bool = True
     """Hidden and output biases."""
-    seed: int = 0
+    seed: int = 85
     """Seed of the initial parameters."""
-    t1: float = 20.0
-    """Final flow time; a gradient-descent step of size h is flow time h."""
+    t1: float | None = None
+    """Final flow time; a gradient-descent step of size h is flow time h. By default 1000, or less
+    where the descents would take long."""
     follow: float | None = None
     """A later time, up to which only the flow is followed, to find its critical point."""
     num_times: int = 200
@@ -104,7 +105,7 @@ class Config:
     """Maximal number of kinks."""
     max_steps: int = 1_000_000
     """Maximal number of solver steps."""
-    step_fractions: tuple[float, ...] = (0.8, 0.2, 0.1, 0.05, 0.025, 0.0125)
+    step_fractions: tuple[float, ...] = (0.8, 0.2, 0.1, 0.08, 0.05, 0.04, 0.025, 0.02, 0.0125)
     """Step sizes of gradient descent, as fractions of 2/sharpness at the start."""
     precision: Literal["float64", "float32"] = "float64"
     """Floating-point type of parameters and data."""
@@ -160,7 +161,7 @@ class Config:
             width=positive_int("width", self.width),
             scale=positive("scale", self.scale),
             seed=seed,
-            t1=positive("t1", self.t1),
+            t1=None if self.t1 is None else positive("t1", self.t1),
             follow=self._follow(),
             num_times=positive_int("num_times", self.num_times, minimum=8),
             rtol=None if self.rtol is None else positive("rtol", self.rtol),
@@ -176,7 +177,7 @@ class Config:
         if self.follow is None:
             return None
         later = positive("follow", self.follow)
-        if later <= float(self.t1):
+        if self.t1 is not None and later <= float(self.t1):
             raise ArgumentError("follow", self.follow, f"a time after t1 = {self.t1:g}")
         return later
 

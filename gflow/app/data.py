@@ -1,4 +1,4 @@
-"""Tables of data: scikit-learn's diabetes table, CSV and Parquet files, named targets."""
+"""Tables of data: two of scikit-learn, CSV and Parquet files, named targets."""
 
 import hashlib
 from collections.abc import Callable
@@ -76,8 +76,9 @@ def load_table(
 
     **Arguments:**
 
-    - `data`: "diabetes", a `.csv`, `.tsv`, `.txt` or `.parquet` file, or the name of a piecewise
-      polynomial of `gflow.piecewise`. Text columns become one 0/1 column for each value.
+    - `data`: "linnerud" or "diabetes", a `.csv`, `.tsv`, `.txt` or `.parquet` file, or the name of
+      a piecewise polynomial of `gflow.piecewise`. Text columns become one 0/1 column for each
+      value.
     - `num_points`: the number of equally spaced points of a piecewise polynomial, which is not
       standardised.
     - `say`: called with a sentence before a file is read.
@@ -88,7 +89,7 @@ def load_table(
     from gflow import piecewise
 
     if not is_file(data):
-        named = ("diabetes", *piecewise.NAMED)
+        named = (*_BUNDLED, *piecewise.NAMED)
         if data not in named:
             known = ", ".join(repr(name) for name in named)
             raise ArgumentError("data", data, f"a .csv or .parquet file, or one of {known}")
@@ -97,8 +98,8 @@ def load_table(
         x = np.linspace(-1.0, 1.0, num_points)
         y = np.asarray(piecewise.named(data)(x))
         return Table(x[:, None], y, ("x",), data, data)
-    if data == "diabetes":
-        table = _diabetes()
+    if data in _BUNDLED:
+        table = _BUNDLED[data]()
     else:
         path = Path(data)
         if path.is_file():
@@ -144,6 +145,24 @@ def _diabetes() -> Table:
         "progression",
         name,
     )
+
+
+def _linnerud() -> Table:
+    """The resting pulse of twenty men, from what they do in three exercises."""
+    from sklearn.datasets import load_linnerud
+
+    bunch: Any = load_linnerud()
+    pulse = bunch["target_names"].index("Pulse")
+    return Table(
+        np.asarray(bunch["data"], dtype=float),
+        np.asarray(bunch["target"][:, pulse], dtype=float),
+        tuple(name.lower() for name in bunch["feature_names"]),
+        "pulse",
+        "linnerud (scikit-learn)",
+    )
+
+
+_BUNDLED = {"linnerud": _linnerud, "diabetes": _diabetes}
 
 
 def _read(path: Path, options: TableOptions) -> Table:

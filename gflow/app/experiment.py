@@ -1,5 +1,6 @@
 """The main job: gradient flow against gradient descent on a table."""
 
+import dataclasses
 import pkgutil
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,9 @@ from gflow.risks import Risk
 from gflow.trajectory import Trajectory
 
 _MAX_DESCENT_STEPS = 10**9
+# The flow time of a run where none is given, unless its descents take more than so many products:
+# about twenty seconds. A step of descent takes as long as at least _STEP_WORK products.
+_DEFAULT_T1, _DESCENT_WORK, _STEP_WORK = 1000.0, 4e11, 7e4
 
 
 Say = Callable[[str], None]
@@ -79,7 +83,8 @@ def run(
         table = read_table(config, say)
         config = with_source(config)
         result = Run(config, table, provenance(), status="interrupted")
-        return _carry_out(_Job(result, RunFiles(directory), say, interrupted))
+        files = RunFiles(directory)
+        return _carry_out(_Job(result, files, say, interrupted), files)
 
 
 def resume(
@@ -100,15 +105,15 @@ def resume(
         return Outcome(result, directory, (directory / "report.html").is_file())
     with jax.enable_x64(result.config.precision == "float64"), locked(directory):
         result.status = "interrupted"
-        written = RunFiles(directory, stores(result))
-        return _carry_out(_Job(result, written, say, interrupted))
+        files = RunFiles(directory, stores(result))
+        return _carry_out(_Job(result, files, say, interrupted), files)
 
 
 class _Job(NamedTuple):
-    """A run on its way: where it is written, and to whom its messages go."""
+    """A run on its way: where it is written, if anywhere, and to whom its messages go."""
 
     run: Run
-    files: RunFiles
+    files: RunFiles | None
     say: Say
     interrupted: Callable[[], bool]
 
@@ -118,25 +123,37 @@ class _Job(NamedTuple):
 
     def checkpoint(self, label: str) -> Path | None:
         """Where the flow of that label keeps its state."""
-        wanted = self.run.config.checkpoint and self.files.trouble is None
-        return self.files.directory / CHECKPOINTS / label if wanted else None
+        files, wanted = self.files, self.run.config.checkpoint
+        if files is None or not wanted or files.trouble is not None:
+            return None
+        return files.directory / CHECKPOINTS / label
+
+    def keep(self) -> None:
+        """Writes the results so far."""
+        if self.files is not None:
+            self.files.keep(self.run, self.say)
 
 
-def _carry_out(job: _Job) -> Outcome:
+def compute(run: Run, *, say: Say = lambda text: None) -> None:
+    """Fills in the trajectories of a run and their end points, and writes nothing."""
+    _compute(_Job(run, None, say, lambda: False))
+
+
+def _carry_out(job: _Job, files: RunFiles) -> Outcome:
     run, failure = job.run, None
     try:
-        job.files.keep(run, job.say)
+        job.keep()
         _compute(job)
         run.status = "complete"
     except KeyboardInterrupt:
-        if not run.trajectories() and not has_results(job.files.directory):
+        if not run.trajectories() and not has_results(files.directory):
             raise
     except Exception as error:
         if not run.trajectories():
             raise
         run.status, failure = "failed", error
     with noted_interrupts():
-        directory = job.files.finish(run, job.say)
+        directory = files.finish(run, job.say)
     has_report = directory is not None and _write_report(directory, job.say)
     if failure is not None:
         job.say(f"The results so far are in {directory}.")
@@ -167,11 +184,13 @@ def _compute(job: _Job) -> None:
         raise ArgumentError("scale", got, "a smaller one")
     if np.isnan(run.sharpness):
         run.sharpness = float(sharpness(risk, net))
-    plan = _plan(run, job.say)
+    t1 = final_time(run, job.say) if config.t1 is None else config.t1
+    config = run.config = dataclasses.replace(config, t1=t1)
+    plan = _plan(run, t1, job.say)
     if _is_missing(run.flow):
-        job.say(f"The flow is compiled, and then followed to t = {config.t1:g} ...")
-        with _part(job, "flow", "The flow", config.t1):
-            run.flow = _flow(job, risk, net, 0.0, config.t1, _saved_times(config, plan))
+        job.say(f"The flow is compiled, and then followed to t = {t1:g} ...")
+        with _part(job, "flow", "The flow", t1):
+            run.flow = _flow(job, risk, net, 0.0, t1, _saved_times(config, t1, plan))
             _report_trouble(run, "The flow", run.flow, job.say)
     flow = run.flow
     assert flow is not None
@@ -200,8 +219,27 @@ def _part(job: _Job, label: str, who: str, end: float) -> Iterator[None]:
             yield
     finally:
         job.run.seconds[label] += before
-    job.files.keep(job.run, job.say)
+    job.keep()
     job.say(f"{who} to t = {end:g}: {job.run.seconds[label]:.1f} s")
+
+
+def final_time(run: Run, say: Callable[[str], None]) -> float:
+    """The final time where none is given: 1, 2 or 5 times a power of ten."""
+    config, (rows, features) = run.config, run.table.x.shape
+    rows = rows if config.risk == "empirical" else 1000
+    work = max(3 * rows * config.width * (features + 2), _STEP_WORK)
+    steps = sum(1 / fraction for fraction in config.step_fractions) * max(run.sharpness, 0.0) / 2
+    longest = _DEFAULT_T1 if config.follow is None else min(_DEFAULT_T1, config.follow / 10)
+    t1 = min(longest, _DESCENT_WORK / max(work * steps, 1.0))
+    power = 10.0 ** np.floor(np.log10(t1) + 1e-9)
+    t1 = float(power * max(d for d in (1, 2, 5) if d * power <= t1 * (1 + 1e-9)))
+    if t1 < longest:
+        text = (
+            f"Flow and descents end at t = {t1:g}, so that the run is short; `--t1` sets the end."
+        )
+        run.notes.append(text)
+        say(text)
+    return t1
 
 
 def _flow(
@@ -307,7 +345,7 @@ class _PlannedDescent(NamedTuple):
     recorded_steps: np.ndarray
 
 
-def _plan(run: Run, say: Say) -> list[_PlannedDescent]:
+def _plan(run: Run, t1: float, say: Say) -> list[_PlannedDescent]:
     """The step size of each descent, and the steps to record.
 
     Step sizes are a little smaller than requested, so that t1 is a whole number of steps. If the
@@ -324,10 +362,10 @@ def _plan(run: Run, say: Say) -> list[_PlannedDescent]:
         _note(run, text, say)
         return []
     limit = 2 / run.sharpness
-    if config.t1 / (fractions[-1] * limit) > _MAX_DESCENT_STEPS:
-        got = Described(f"{config.t1:g}, at a smallest step size of {fractions[-1] * limit:.3g}")
+    if t1 / (fractions[-1] * limit) > _MAX_DESCENT_STEPS:
+        got = Described(f"{t1:g}, at a smallest step size of {fractions[-1] * limit:.3g}")
         raise ArgumentError("t1", got, f"at most {_MAX_DESCENT_STEPS:,} steps")
-    coarsest = max(1, int(np.ceil(config.t1 / (fractions[0] * limit) - 1e-9)))
+    coarsest = max(1, int(np.ceil(t1 / (fractions[0] * limit) - 1e-9)))
     log_times = np.geomspace(1, coarsest, config.num_times)
     plan = []
     for fraction in fractions:
@@ -337,7 +375,7 @@ def _plan(run: Run, say: Say) -> list[_PlannedDescent]:
         early = np.geomspace(1, max(1, num_steps // coarsest), 12)
         late = np.round(log_times) * (num_steps / coarsest)
         recorded = np.unique(np.round(np.concatenate([[0], early, late])).astype(int))
-        step_size = config.t1 / num_steps
+        step_size = t1 / num_steps
         plan.append(_PlannedDescent(step_size, recorded))
         if step_size >= limit:
             text = (
@@ -348,13 +386,13 @@ def _plan(run: Run, say: Say) -> list[_PlannedDescent]:
     return plan
 
 
-def _saved_times(config: Config, plan: list[_PlannedDescent]) -> np.ndarray:
+def _saved_times(config: Config, t1: float, plan: list[_PlannedDescent]) -> np.ndarray:
     """Logarithmically spaced times, and all times that the descents record."""
-    first = min(1e-3, 1e-5 * config.t1)
-    times = [np.append(0.0, np.geomspace(first, config.t1, config.num_times - 1))]
-    times += [np.minimum(p.recorded_steps * p.step_size, config.t1) for p in plan]
+    first = min(1e-3, 1e-5 * t1)
+    times = [np.append(0.0, np.geomspace(first, t1, config.num_times - 1))]
+    times += [np.minimum(p.recorded_steps * p.step_size, t1) for p in plan]
     times = np.unique(np.concatenate(times).astype(config.precision))
-    times[-1] = config.t1
+    times[-1] = t1
     # Times that differ only by rounding count as one.
     apart = np.diff(times) > 4 * np.finfo(times.dtype).eps * times[1:]
     return times[np.append(apart, True)]

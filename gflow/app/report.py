@@ -1,43 +1,46 @@
 """A run directory as one self-contained HTML page."""
 
 import html
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
-from gflow import piecewise, plots
-from gflow.activations import as_activation
-from gflow.app.analysis import Analysis, analyse, followed_flow
+from gflow import piecewise
+from gflow.app.analysis import Analysis, analyse
+from gflow.app.figures import Panel, as_svg, panels, write_figures, write_overview
 from gflow.app.run_directory import Run, load_run, write_facts
-from gflow.app.summary import EndRow, SummaryRow, end_rows, end_sentence, summary_rows
+from gflow.app.summary import EndRow, SummaryRow, answers, end_rows, summary_rows
 from gflow.display import fact_table
-from gflow.hessian import Spectrum
-from gflow.rates import RateStatus
-from gflow.trajectory import Trajectory
 
 _STYLE = """
-:root { --ink: #1d1d1f; --soft: #6e6e73; --line: #d9d9de; }
+:root { color-scheme: light dark; --ink: #1d1d1f; --soft: #63636a; --line: #d9d9de;
+        --page: #ffffff; --note: #fff8e6; --code: #f5f5f7; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8ea; --soft: #a2a2aa; --line: #3a3a40; --page: #161618; --note: #322a12;
+          --code: #232327; }
+  figure svg { filter: invert(0.93) hue-rotate(180deg); } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 68rem;
-       margin: 2.5rem auto; padding: 0 1.5rem; background: #fff; }
-h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p.lead { color: var(--soft); margin-top: 0; }
-.wide { overflow-x: auto; }
+       margin: 2.5rem auto; padding: 0 1.5rem; background: var(--page); overflow-wrap: break-word; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .6rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+p, ul.answers { max-width: 46rem; } p.legend, p.lead { color: var(--soft); font-size: .9rem; }
+ul.answers { padding-left: 1.2rem; } ul.answers li { margin: .3rem 0; }
+.wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { text-align: right; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
          white-space: nowrap; }
 th { font-weight: 600; } th:first-child, td:first-child, td:last-child, th:last-child
 { text-align: left; }
-.facts td, .facts th { text-align: left; white-space: normal; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(27rem, 1fr));
-           gap: 1.2rem; }
-figure { margin: 0; } figure svg { width: 100%; height: auto; }
+.facts td, .facts th { text-align: left; white-space: normal; vertical-align: top; }
+.facts th { white-space: nowrap; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr));
+           gap: 1.6rem; }
+figure { margin: 0; min-width: 0; } figure svg { width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: .88rem; }
-ul.notes { background: #fff8e6; padding: .7rem 1rem .7rem 2rem; border-radius: .4rem; }
-details { margin-top: 1rem; } pre { background: #f5f5f7; padding: .8rem; overflow-x: auto; }
+ul.notes { background: var(--note); padding: .7rem 1rem .7rem 2rem; border-radius: .4rem; }
+details { margin-top: 1rem; }
+pre { background: var(--code); padding: .8rem; overflow-x: auto; }
+@media (max-width: 40rem) { body { margin: 1.2rem auto; padding: 0 1rem; }
+  h1 { font-size: 1.35rem; } }
 """
 
 _LEGEND = (
@@ -47,7 +50,8 @@ _LEGEND = (
     "and a finite time for the tail of the risk, with its standard error. “?”: another law fits "
     "about equally well, or the tail shows too little of the law. “Not yet converged”: the fitted "
     "limit is below zero, which is impossible for a mean of squares, so t1 is too early for a "
-    "rate. “Not decreasing”: the rate may be zero or negative."
+    "rate. “Not decreasing”: the rate may be zero or negative. “Hovers”: the risk goes up and down "
+    "at the end, as on kinks, on which steps of one size do not settle."
 )
 
 
@@ -62,9 +66,11 @@ _END_LEGEND = (
 )
 
 
-def write_report(directory: Path) -> Path:
+def write_report(directory: Path, *, figures: bool = False) -> Path:
     """Writes the report of a run directory: `report.html`, all figures as `overview.png`, and the
     numbers of the analysis in `run.json`.
+
+    `figures`: also write each figure to the folder `figures`, as SVG and PDF.
 
     **Returns:** the path of `report.html`.
     """
@@ -73,23 +79,28 @@ def write_report(directory: Path) -> Path:
     page = directory / "report.html"
     config = (directory / "config.toml").read_text()
     page.write_text(render(run, analysis, config), encoding="utf-8")
-    _write_overview(run, analysis, directory / "overview.png")
+    write_overview(panels(run, analysis), directory / "overview.png")
+    if figures:
+        write_figures(panels(run, analysis), directory / "figures")
     write_facts(directory, {"analysis": analysis.facts()})
     return page
 
 
 def render(run: Run, analysis: Analysis, config: str) -> str:
     """The page of a run: tables, figures and provenance."""
+    sentences = answers(run, analysis) or ["The run ended before the first saved time of the flow."]
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in sentences)
     parts = [
         f"<h1>{html.escape(_title(run))}</h1>",
-        f'<p class="lead">{html.escape(_lead(run))}</p>',
+        f"<p>{html.escape(_question(run))}</p>",
+        f'<ul class="answers">{items}</ul>',
         _notes(run),
-        f"<p>{html.escape(_verdict(run, analysis))}</p>",
+        f'<p class="lead">{html.escape(_lead(run))}</p>',
         _table(summary_rows(run, analysis)),
-        f"<p>{_LEGEND}</p>",
+        f'<p class="legend">{_LEGEND}</p>',
         _ends(run, analysis),
         '<h2>Figures</h2><div class="figures">',
-        *(_figure(panel) for panel in _panels(run, analysis)),
+        *(_figure(panel) for panel in panels(run, analysis)),
         "</div>",
         "<h2>Accuracy of the flow</h2>" + _flow_facts(run),
         "<h2>Provenance</h2>",
@@ -98,6 +109,7 @@ def render(run: Run, analysis: Analysis, config: str) -> str:
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="color-scheme" content="light dark">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(_title(run))}</title><style>{_STYLE}</style></head>\n<body>\n"
         + "\n".join(part for part in parts if part)
@@ -116,6 +128,27 @@ _LOSSES = {
 }
 
 
+def _question(run: Run) -> str:
+    """What was asked, for readers who do not know the field."""
+    c, (n, d) = run.config, run.table.x.shape
+    units = f"{c.width} hidden unit{'s' * (c.width > 1)}"
+    if c.risk == "population":
+        learned = f"the function {c.data}"
+    else:
+        columns = f"{d} feature{'s' * (d > 1)} of {n} rows"
+        learned = f"to predict {run.table.target} from the {columns} of {run.table.name}"
+    text = (
+        f"A neural network with {units} learns {learned}. Its risk is the {_LOSSES[c.loss]}. "
+        "Training lowers the risk step by step (gradient descent). As the steps get smaller, the "
+        "path of the parameters approaches a continuous one, the gradient flow. This run asks "
+        "where the flow ends, how fast the risk gets there, and how closely descent follows."
+    )
+    if run.flow is not None:
+        start, end = (float(run.flow.risk[k]) for k in (0, -1))
+        text += f" Along the flow the risk fell from {start:.4g} to {end:.4g}."
+    return text
+
+
 def _lead(run: Run) -> str:
     c, (n, d) = run.config, run.table.x.shape
     if c.risk == "population":
@@ -128,7 +161,7 @@ def _lead(run: Run) -> str:
     return (
         f"One hidden layer of {c.width} {c.activation} units, initialisation {c.init}, seed "
         f"{c.seed}; {risk}; flow time 0 to "
-        f"{c.t1:g}; sharpness λ = {run.sharpness:.4g}. {' '.join(run.table.notes)}"
+        f"{_end(run)}; sharpness λ = {run.sharpness:.4g}. {' '.join(run.table.notes)}"
     )
 
 
@@ -141,30 +174,16 @@ def _notes(run: Run) -> str:
     return f'<ul class="notes">{items}</ul>' if items else ""
 
 
-def _verdict(run: Run, analysis: Analysis) -> str:
-    if run.flow is None:
-        return "The run ended before the first saved time of the flow."
-    text = (
-        f"The risk of the flow is {run.flow.risk[0]:.4g} at the start and "
-        f"{run.flow.risk[-1]:.4g} at the end."
-    )
-    if analysis.order is not None:
-        text += (
-            f" Descent follows the flow with {analysis.order!r} in the step size, measured by the "
-            "largest distance; theory predicts 1."
-        )
-    elif run.descents:
-        text += " The order in the step size needs three descents with small steps."
-    return text
+def _end(run: Run) -> str:
+    return "its end" if run.config.t1 is None else f"{run.config.t1:g}"
 
 
 def _ends(run: Run, analysis: Analysis) -> str:
     if not run.ends:
         return ""
-    text = f"<h2>Critical points</h2><p>{html.escape(end_sentence(run))}</p>"
-    if rows := end_rows(run, analysis):
-        text += f"{_table(rows)}<p>{_END_LEGEND}</p>"
-    return text
+    if not (rows := end_rows(run, analysis)):
+        return ""
+    return f'<h2>Critical points</h2>{_table(rows)}<p class="legend">{_END_LEGEND}</p>'
 
 
 def _table(rows: Sequence[SummaryRow] | Sequence[EndRow]) -> str:
@@ -182,116 +201,11 @@ def _flow_facts(run: Run) -> str:
         return "<p>There is no flow.</p>"
     return (
         fact_table(run.flow.summary(), css_class="facts")
-        + "<p>The energy drift is L(θ(0)) − L(θ(t)) − ∫‖θ'‖². The balance drift is the change of "
-        "‖w‖² + b² − v² of each unit. Both are zero along an exact flow.</p>"
+        + '<p class="legend">The energy drift is L(θ(0)) − L(θ(t)) − ∫‖dθ/dt‖². The balance drift '
+        "is the change of ‖w‖² + b² − v² of each unit. Both are zero along an exact flow.</p>"
     )
 
 
-class _Panel(NamedTuple):
-    """A figure: its caption, and the function that draws it into axes."""
-
-    caption: str
-    draw: Callable[[Any], Any]
-
-
-def _figure(panel: _Panel) -> str:
+def _figure(panel: Panel) -> str:
     caption = html.escape(panel.caption)
-    return f"<figure>{_svg(panel.draw)}<figcaption>{caption}</figcaption></figure>"
-
-
-def _panels(run: Run, analysis: Analysis) -> list[_Panel]:
-    """The figures of a run, none without a flow."""
-    if run.flow is None:
-        return []
-    flow, comparisons = run.flow, analysis.comparisons
-    trajectories = {d.label: d.trajectory for d in run.descents} | {"flow": flow}
-    risk = lambda ax: plots.risk(trajectories, ax=ax)
-    panels = [_Panel("Risk of the flow and of the descents.", risk)]
-    if comparisons:
-        caption = "Distance of each descent to the flow at the same time."
-        panels.append(_Panel(caption, lambda ax: plots.distance(comparisons, ax=ax)))
-    if (order := analysis.order) is not None:
-        left_out = [d for d in run.descents if d.step_size not in order.step_sizes]
-        ended = [d for d in left_out if d.trajectory.succeeded]
-        others = [d.step_size for d in ended], [comparisons[d.label].largest for d in ended]
-        caption = "Largest distance against the step size: the order of descent as an integrator."
-        panels.append(_Panel(caption, lambda ax: plots.order(order, others, ax=ax)))
-    panels += _function_panels(run, flow)
-    panels += _rate_panels(run, analysis)
-    if flow.kinks is not None and len(flow.kinks):
-        caption = "Kinks along the flow. Red lines mark slides."
-        panels.append(_Panel(caption, lambda ax: plots.kinks(flow, ax=ax)))
-        if run.table.x.shape[1] == 1 and run.config.bias:
-            x, caption = run.table.x, "Places of the kinks; the data are lines."
-            panels.append(_Panel(caption, lambda ax: plots.breakpoints(flow, x, ax=ax)))
-    return panels
-
-
-def _function_panels(run: Run, flow: Trajectory) -> list[_Panel]:
-    """The function of the network along the flow, or its units if it has several inputs."""
-    x, y = run.table.x, run.table.y
-    if run.config.risk == "population":
-        target = piecewise.named(run.config.data)
-        density = piecewise.named_density(run.config.density, *target.interval)
-        caption = "The function along the flow, the target, and below them the density."
-        learned = lambda ax: plots.learned_function(flow, target=target, density=density, ax=ax)
-        panels = [_Panel(caption, learned)]
-        if run.config.bias and as_activation(run.config.activation).kinked:
-            caption = "Places of the kinks; the breakpoints of the target are lines."
-            ends = target.breakpoints
-            panels.append(_Panel(caption, lambda ax: plots.breakpoints(flow, ends, ax=ax)))
-        return panels
-    if run.config.loss == "cross-entropy":
-        return []
-    if x.shape[1] == 1:
-        learned = lambda ax: plots.learned_function(flow, x, y, ax=ax)
-        return [_Panel("The function along the flow.", learned)]
-    names = run.table.features
-    caption = "Paths of the hidden units |v| w along the flow. Dots mark their ends."
-    return [_Panel(caption, lambda ax: plots.unit_directions(flow, names, ax=ax))]
-
-
-def _rate_panels(run: Run, analysis: Analysis) -> list[_Panel]:
-    panels: list[_Panel] = []
-    followed = followed_flow(run)
-    if followed is None:
-        return panels
-    flow, end = followed.trajectory, followed.end
-    rate = analysis.rates.get(followed.label)
-    if rate is not None and (end is not None or rate.status is RateStatus.CALLED):
-        gap = flow.risk if end is None or rate.limit else flow.risk - end.risk
-        log_log = lambda ax: plots.gap(flow.ts, gap, rate, x="log", ax=ax)
-        log_linear = lambda ax: plots.gap(flow.ts, gap, rate, x="linear", ax=ax)
-        slopes = lambda ax: plots.local_slopes(rate, ax=ax)
-        panels += [
-            _Panel("Risk above its limit against log time, and the fitted law.", log_log),
-            _Panel("Risk above its limit against time, and the fitted law.", log_linear),
-            _Panel("Local slopes of that gap, and their plateau.", slopes),
-        ]
-    if end is not None and end.spectrum:
-        spectrum = Spectrum.complete_of(end.spectrum)
-        caption = "Eigenvalues of the Hessian at the flow's critical point."
-        panels.append(_Panel(caption, lambda ax: plots.spectrum(spectrum, ax=ax)))
-    return panels
-
-
-def _write_overview(run: Run, analysis: Analysis, path: Path) -> None:
-    panels = _panels(run, analysis)
-    if not panels:
-        return
-    num_rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(11, 4.2 * num_rows), layout="constrained")
-    for k, panel in enumerate(panels):
-        panel.draw(figure.add_subplot(num_rows, 2, k + 1))
-    figure.savefig(path, dpi=110)
-
-
-def _svg(draw: Callable[[Any], Any]) -> str:
-    # With fixed ids the same run has the same report.
-    with rc_context({"svg.hashsalt": "gflow", "font.size": 10}):
-        figure = Figure(figsize=(6, 4.2), layout="constrained")
-        draw(figure.add_subplot())
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    return f"<figure>{as_svg(panel)}<figcaption>{caption}</figcaption></figure>"

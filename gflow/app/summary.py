@@ -5,7 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from gflow.app.analysis import Analysis, divergence_time, followed_flow
+from gflow.app.analysis import (
+    MAX_ORDER_FRACTION,
+    Analysis,
+    divergence_time,
+    followed_flow,
+    hovers,
+)
 from gflow.app.end_points import EndPoint
 from gflow.app.run_directory import FURTHER, Descent, Run
 from gflow.comparison import Comparison
@@ -55,7 +61,7 @@ class SummaryRow:
         if not self.trajectory.succeeded:
             end = float(np.asarray(self.trajectory.ts)[-1])
             return f"{self.trajectory.result_name.replace('_', ' ')} at t = {end:.4g}"
-        return _law(self.rate)
+        return "hovers" if hovers(self.trajectory) else _law(self.rate)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class EndRow:
             "kinks": str(end.active_kinks) if found else "",
             "zero λ": f"{end.zeros} of {len(end.spectrum)}" if found else "",
             "rate": _law(self.rate),
-            "predicted": predicted if found else "",
+            "predicted": predicted if found and self.rate is not None else "",
             "apart": apart + (", different" if end.different else "") if found else "",
         }
 
@@ -118,7 +124,13 @@ def end_rows(run: Run, analysis: Analysis) -> list[EndRow]:
     return [EndRow(label, end, analysis.rates.get(label)) for label, end in run.ends.items()]
 
 
-def end_sentence(run: Run) -> str:
+def answers(run: Run, analysis: Analysis) -> list[str]:
+    """What came out, in sentences: where the flow leads, how fast, how closely descent follows."""
+    found = (_end_answer(run), _rate_answer(run, analysis), _order_answer(run, analysis))
+    return [text for text in found if text]
+
+
+def _end_answer(run: Run) -> str:
     """Where the flow leads, and whether the descents lead to the same critical point."""
     end, followed = run.ends.get(FURTHER, run.ends.get("flow")), followed_flow(run)
     if end is None:
@@ -131,11 +143,69 @@ def end_sentence(run: Run) -> str:
         return f"{at} the flow is not near a critical point. {end.message}{further}"
     degenerate = end.kind == CriticalKind.DEGENERATE.value
     kind = "degenerate critical point" if degenerate else end.kind
-    text = f"{at} the flow approaches a {kind}. {end.message}"
+    text = f"{at} the flow is {end.distance:.2g} away from a {kind}, with risk {end.risk:.6g} and "
+    text += f"residual {end.residual:.1e}"
+    if end.active_kinks:
+        some = "one kink" if end.active_kinks == 1 else f"{end.active_kinks} kinks"
+        text += f", on {some}: the risk is not differentiable there"
+    text += f". {end.message}"
     compared = {label: end for label, end in run.ends.items() if end.different is not None}
     different = [label for label, end in compared.items() if end.different]
     if different:
         text += f" The descents with {', '.join(different)} lead to other critical points."
     elif compared:
         text += " The critical points found for the descents have the same risk and kind."
+    return text
+
+
+def _rate_answer(run: Run, analysis: Analysis) -> str:
+    """The law of the flow's risk above its limit."""
+    followed = followed_flow(run)
+    rate = None if followed is None else analysis.rates.get(followed.label)
+    if followed is None or rate is None:
+        return ""
+    if rate.status is not RateStatus.CALLED:
+        text = f"How fast the risk approaches its limit is open ({rate.reason}); "
+        return text + f"the best law is {rate.formula()}."
+    low, high = rate.interval
+    number = {"exponential": "rate", "power": "exponent"}.get(rate.better, "final time")
+    text = f"The risk approaches its limit like {rate.formula()}, with the {number} in "
+    text += f"{_as_interval(low, high)} (95 % interval)"
+    end = followed.end
+    if rate.better == "exponential" and end is not None and end.rate is not None:
+        text += f"; the Hessian at the critical point predicts {end.rate:.5g}"
+    return text + "."
+
+
+def _as_interval(low: float, high: float) -> str:
+    """Both ends, with two digits of the length."""
+    if not 0 < high - low < np.inf:
+        return f"{low:.6g} to {high:.6g}"
+    decimals = min(max(1 - int(np.floor(np.log10(high - low))), 0), 15)
+    return f"{low:.{decimals}f} to {high:.{decimals}f}"
+
+
+def _order_answer(run: Run, analysis: Analysis) -> str:
+    order = analysis.order
+    if order is None:
+        if not run.descents:
+            return ""
+        return (
+            f"No order: fewer than three descents with h λ/2 ≤ "
+            f"{MAX_ORDER_FRACTION:g} reached the end."
+        )
+    text = f"Descent follows the flow with {order!r} in the step size; theory predicts 1."
+    if order.partings:
+        one = len(order.partings) == 1
+        who = "One descent takes" if one else f"{len(order.partings)} descents take"
+        parted = ", ".join(f"h = {h:.3g} at t = {t:.3g}" for h, t in order.partings)
+        text += f" {who} another branch and part{'s' * one} from the flow ({parted}); the order is "
+        text += "that before."
+    if hovering := sum(hovers(d.trajectory) for d in run.descents):
+        every = "All " * (hovering == len(run.descents) > 1)
+        who = "One descent hovers" if hovering == 1 else f"{every}{hovering} descents hover"
+        text += f" {who} at the end, with a risk that goes up and down"
+        end = run.ends.get("flow")
+        on_kinks = end is not None and end.active_kinks > 0
+        text += ": steps of one size do not settle on kinks." if on_kinks else "."
     return text

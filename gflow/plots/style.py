@@ -1,7 +1,10 @@
 """The colours of all figures, and the axes they are drawn into."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 FLOW = "black"
 ACTIVE, NEGATIVE = "#c44536", "#2a6f97"
@@ -10,3 +13,14 @@ ACTIVE, NEGATIVE = "#c44536", "#2a6f97"
 def new_axes(ax: Axes | None) -> Axes:
     """The given axes, or those of a new figure."""
     return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def space_ticks(axis: Axis) -> None:
+    """Labels a logarithmic axis of few decades at 1, 2 and 5, in plain numbers, and one of many at
+    powers of ten alone, so that no labels touch."""
+    low, high = sorted(axis.get_view_interval())
+    axis.set_minor_formatter(NullFormatter())
+    if axis.get_scale() == "log" and 0 < low < high and np.log10(high / low) < 1.7:
+        few = np.log10(high / low) < 0.5
+        axis.set_major_locator(LogLocator(subs=range(1, 10) if few else (1, 2, 5), numticks=20))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))

@@ -20,7 +20,7 @@ from gflow.indexing import taken
 from gflow.networks import ShallowNet
 from gflow.nonsmooth import KinkKind
 from gflow.piecewise import PiecewisePolynomial
-from gflow.plots.style import ACTIVE, FLOW, NEGATIVE, new_axes
+from gflow.plots.style import ACTIVE, FLOW, NEGATIVE, new_axes, space_ticks
 from gflow.trajectory import Trajectory, single_trajectory
 
 
@@ -52,9 +52,8 @@ def _along_time(curves: dict[str, _Curve], ax: Axes, ylabel: str, *, coincide: b
     """
     descents = [name for name, curve in curves.items() if curve.kind != "flow"]
     colours = dict(zip(descents, _colours(len(descents))))
-    widths = dict(
-        zip(descents, np.linspace(1.4 + 0.5 * coincide * len(descents), 1.4, len(descents)))
-    )
+    widest = 1.4 + coincide * min(0.5 * len(descents), 2.0)
+    widths = dict(zip(descents, np.linspace(widest, 1.4, len(descents))))
     for name, curve in curves.items():
         ts, values = np.asarray(curve.ts), np.asarray(curve.values)
         # Divergence to 1e300 would flatten everything else.
@@ -66,6 +65,7 @@ def _along_time(curves: dict[str, _Curve], ax: Axes, ylabel: str, *, coincide: b
     ax.set(xlabel="flow time t", ylabel=ylabel)
     if any(np.size(line.get_xdata()) for line in ax.lines):
         ax.set(xscale="log", yscale="log")
+        space_ticks(ax.yaxis)
     else:
         ax.text(0.5, 0.5, "no positive values yet", transform=ax.transAxes, ha="center")
     if len(curves) > 1:
@@ -108,30 +108,71 @@ def distance(comparisons: Comparison | Mapping[str, Comparison], *, ax: Axes | N
     return _along_time(curves, new_axes(ax), "distance to the flow", coincide=False)
 
 
-def order(
-    observed: ConvergenceOrder, others: tuple[Any, Any] = ((), ()), *, ax: Axes | None = None
-) -> Axes:
-    """Distances against step size, with the line of slope 1 through the smallest step size.
-
-    `others` are step sizes and distances that were left out of the fit.
-    """
+def order(observed: ConvergenceOrder, *, ax: Axes | None = None) -> Axes:
+    """Distances against step size, with a line of slope 1. Open circles are descents that part from
+    the flow; their distances are those before."""
     ax = new_axes(ax)
     h, d = np.array(observed.step_sizes), np.array(observed.distances)
-    other_sizes, other_distances = others
-    every = np.concatenate([h, np.asarray(other_sizes, dtype=float)])
-    reach = np.array([every.min(), every.max()])
-    k = np.argmin(h)
-    ax.plot(reach, d[k] * reach / h[k], color="0.6", lw=1, label="slope 1", zorder=1)
+    reach = np.array([h.min(), h.max()])
+    level = np.exp(np.median(np.log(d / h)))
+    ax.plot(reach, level * reach, color="0.6", lw=1, label="slope 1", zorder=1)
     low, high = observed.interval
     label = f"order {observed.value:.3f} ({low:.3f} to {high:.3f})"
-    ax.plot(h, d, "o", color=FLOW, label=label)
-    if len(other_sizes):
-        ax.plot(other_sizes, other_distances, "o", color=FLOW, mfc="white", label="not in the fit")
-    ax.set(xscale="log", yscale="log", xlabel="step size h", ylabel="largest distance to the flow")
-    ax.set_xticks(every, [f"{size:.2g}" for size in every])
+    parted = np.isin(h, [parting.step_size for parting in observed.partings])
+    ax.plot(h[~parted], d[~parted], "o", color=FLOW, label=label)
+    if parted.any():
+        ax.plot(h[parted], d[parted], "o", color=FLOW, mfc="none", label="part from the flow")
+    ax.set(xscale="log", yscale="log", xlabel="step size h", ylabel="typical distance to the flow")
+    shown = _spread(h)
+    ax.set_xticks(shown, [f"{size:.2g}" for size in shown])
     ax.xaxis.set_minor_locator(NullLocator())
+    space_ticks(ax.yaxis)
     ax.legend(frameon=False, fontsize="small")
     ax.grid(alpha=0.25, lw=0.6, which="both")
+    return ax
+
+
+def _spread(sizes: np.ndarray) -> list[float]:
+    """The step sizes, largest first, without those whose labels would touch."""
+    reach, shown = np.log(sizes.max() / sizes.min()), []
+    for size in np.sort(sizes)[::-1]:
+        if not shown or np.log(shown[-1] / size) > 0.14 * reach:
+            shown.append(float(size))
+    return shown
+
+
+def observed(
+    trajectories: Trajectory | Mapping[str, Trajectory], name: str, *, ax: Axes | None = None
+) -> Axes:
+    """A quantity that was observed against t, for one trajectory, or for several by label. The
+    entries of a vector are one line each.
+
+    The axis of the quantity is logarithmic if all of its values are positive.
+    """
+    ax = new_axes(ax)
+    labelled = _labelled(trajectories, "flow")
+    for label, trajectory in labelled.items():
+        if name not in trajectory.observed:
+            known = ", ".join(map(repr, trajectory.observed)) or "none were observed"
+            raise ArgumentError("name", name, f"a quantity of {label}: {known}")
+    descents = [label for label, t in labelled.items() if t.kind != "flow"]
+    colours, smallest = dict(zip(descents, _colours(len(descents)))), np.inf
+    for label, trajectory in labelled.items():
+        ts, values = np.asarray(trajectory.ts), np.asarray(trajectory.observed[name])
+        values = values.reshape(len(ts), -1)[ts > 0]
+        smallest = min(smallest, values.min(initial=np.inf))
+        style = {"color": colours.get(label, FLOW), "lw": 1.3}
+        if trajectory.kind == "flow":
+            style |= {"ls": (0, (6, 3)), "zorder": 3}
+        for line in ax.plot(ts[ts > 0], values, **style)[:1]:
+            line.set_label(label)
+    ax.set(xscale="log", xlabel="flow time t", ylabel=name)
+    if smallest > 0:
+        ax.set_yscale("log")
+        space_ticks(ax.yaxis)
+    if len(labelled) > 1:
+        ax.legend(frameon=False, fontsize="small")
+    ax.grid(alpha=0.25, lw=0.6)
     return ax
 
 
@@ -165,20 +206,20 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
         if KinkKind(kind).begins_slide:
             open_slides[i, datum] = t
         elif KinkKind(kind).ends_slide:
-            ax.plot([open_slides.pop((i, datum)), t], [i, i], color=ACTIVE, lw=1.2, alpha=0.6)
+            ax.plot([open_slides.pop((i, datum)), t], [i, i], color=ACTIVE, lw=3, alpha=0.4)
     for (i, _), t in open_slides.items():
-        ax.plot([t, end], [i, i], color=ACTIVE, lw=1.2, alpha=0.6)
+        ax.plot([t, end], [i, i], color=ACTIVE, lw=3, alpha=0.4)
     for kind, (marker, colour) in _KINK_STYLES.items():
         those = kinds == kind
         if those.any():
-            ax.plot(time[those], unit[those], marker, color=colour, ms=5, ls="", label=kind.label)
+            size, edge = (13, 1.6) if marker == "|" else (7, 0)
+            style = {"color": colour, "label": kind.label, "ms": size, "mew": edge, "ls": ""}
+            ax.plot(time[those], unit[those], marker, **style)
     ax.set(xlabel="flow time t", ylabel="unit")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     if len(time):
-        ax.set_xscale("log")
-        ax.legend(
-            frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, 1.16), ncol=3
-        )
+        ax.set(xscale="log", ylim=(unit.min() - 0.6, unit.max() + 0.6))
+        ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncol=2)
     return ax
 
 
