@@ -93,7 +93,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         # By NumPy if possible: eager operations of JAX would take as long as a short flow.
         like = np if is_concrete(rows) else jnp
         x = like.asarray(rows)
-        if is_concrete(rows, risk.y):
+        if is_concrete(rows, first, risk.y):
             kept = np.asarray(first)
             warn_of_near_rows(np.asarray(x), np.asarray(risk.y)[kept], kept)
         ones = like.ones((x.shape[0], 1), x.dtype)
