@@ -81,6 +81,7 @@ class KinkLog(Shown, eqx.Module):
         """The log from one time to another. Slides that are under way at the first are logged as
         if they began there."""
         like = np if is_concrete(self, first, last) else jnp
+        first, last = like.asarray(first), like.asarray(last)
         time, unit, datum, kind = (like.asarray(a) for a in _columns(self))
         size, before = len(self), time < first
         begins = like.isin(kind, like.asarray([k for k in KinkKind if k.begins_slide]))

@@ -179,7 +179,8 @@ def _numbers(given: PyTree, net: PyTree, trained: PyTree) -> list[Any]:
         except ValueError:
             wanted = "a number, numbers by field such as {'v': 0.1}, or a prefix of the network"
             raise ArgumentError("time_scales", given, wanted) from None
-        spread = jax.tree.map(lambda _, number: number, trained, spread)
+        chosen = lambda array, number: None if array is None else number
+        spread = jax.tree.map(chosen, trained, spread, is_leaf=lambda array: array is None)
     numbers = jax.tree.leaves(spread)
     for number in numbers:
         if is_concrete(number):

@@ -115,7 +115,10 @@ def _shallow_net(data: "xarray.Dataset") -> ShallowNet:
 
 def _stats(attributes: dict[str, Any]) -> dict[str, Array]:
     types = dict(entry.rsplit(":", 1) for entry in attributes["stats_dtypes"].split())
-    return {name: jnp.asarray(attributes[f"stats_{name}"], kind) for name, kind in types.items()}
+    return {
+        name: jnp.asarray(np.asarray(attributes[f"stats_{name}"], jnp.dtype(kind)))
+        for name, kind in types.items()
+    }
 
 
 def _array(data: "xarray.Dataset", name: str) -> Array:

@@ -181,6 +181,14 @@ def mlp_store(wave, tmp_path_factory):
     return path
 
 
+def test_a_store_in_float64_is_rounded_with_one_warning(wave, tmp_path):
+    net = gflow.ShallowNet(1, 3, key=jax.random.key(0))
+    gflow.save_trajectory(short_descent(net, wave), tmp_path / "d.zarr")
+    with jax.enable_x64(False), pytest.warns(UserWarning, match="in float32.*rounded") as caught:
+        assert gflow.load_trajectory(tmp_path / "d.zarr").risk.dtype == jnp.float32
+    assert len(caught) == 1
+
+
 def test_paths_without_a_trajectory_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         gflow.load_trajectory(tmp_path / "nowhere")

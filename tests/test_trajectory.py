@@ -271,3 +271,20 @@ def test_the_table_has_a_row_for_each_time(flow):
     assert table.index.name == "time" and len(table) == len(flow)
     np.testing.assert_array_equal(table["observed_bias"], flow.observed["bias"])
     assert "observed_weights" not in table
+
+
+@pytest.mark.slow
+def test_batches_of_other_networks_with_time_scales_have_members():
+    observe = {"at_one": lambda net: net(jnp.ones(1))}
+    make = lambda key: gflow.descend(
+        RISK,
+        eqx.nn.MLP(1, "scalar", 3, 1, key=key),
+        step_size=0.1,
+        num_steps=3,
+        time_scales=0.5,
+        observe=observe,
+    )
+    batch = eqx.filter_vmap(make)(KEYS)
+    for member, key in zip(batch.members, KEYS):
+        np.testing.assert_allclose(member.final(jnp.ones(1)), member.observed["at_one"][-1])
+        np.testing.assert_allclose(member.risk, make(key).risk, rtol=1e-12)
