@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from gflow import piecewise
+from gflow.app.config import Config
 from gflow.app.data import TableOptions, load_table
+from gflow.app.problem import observed_by, risk_of, start_of
 from gflow.arguments import ArgumentError
 from gflow.piecewise import PiecewisePolynomial
 
@@ -263,3 +265,21 @@ def test_columns_are_chosen_by_name(tmp_path):
     for option in ("drop", "features", "target"):
         with pytest.raises(ArgumentError, match=f"`{option}`: got 'uu'.*did you mean 'u'"):
             load(tmp_path / "t.csv", **{"target": "y", option: "uu"})
+
+
+def test_rows_that_are_held_out_make_the_test_risk():
+    config = Config(test_fraction=0.25)
+    table = load("linnerud")
+    risk, whole = risk_of(config, table), risk_of(Config(), table)
+    test = observed_by(config, table)["test risk"]
+    assert (risk.num_data, test.num_data, whole.num_data) == (15, 5, 20)
+    net = start_of(config, table)
+    mean = (15 * float(risk(net)) + 5 * float(test(net))) / 20
+    assert mean == pytest.approx(float(whole(net)), rel=1e-12)
+    assert observed_by(Config(), table) == {}
+
+
+@pytest.mark.parametrize(("fraction", "got"), [(0.01, "0.01 of 20 rows, which is 0"), (0.99, "20")])
+def test_rows_are_left_to_learn_from_and_to_test(fraction, got):
+    with pytest.raises(ValueError, match=f"`test_fraction`: got .*{got}"):
+        risk_of(Config(test_fraction=fraction), load("linnerud"))

@@ -63,6 +63,8 @@ class Config:
     risk: Literal["empirical", "population"] = "empirical"
     """The risk: "empirical", the mean over the data, or "population", the exact integral over the
     interval, for one-dimensional targets."""
+    test_fraction: float = 0.0
+    """The fraction of the rows that is held out, to observe the risk on them."""
     density: str = "uniform"
     """The density of the population risk: uniform, triangular, parabolic."""
     standardise: bool = True
@@ -157,6 +159,7 @@ class Config:
             raise ArgumentError("step_fractions", fractions, "a list of numbers")
         return dataclasses.replace(
             self,
+            test_fraction=self._test_fraction(),
             num_points=positive_int("num_points", self.num_points, minimum=2),
             width=positive_int("width", self.width),
             scale=positive("scale", self.scale),
@@ -172,6 +175,13 @@ class Config:
                 sorted({positive("step_fractions", f) for f in fractions}, reverse=True)
             ),
         )
+
+    def _test_fraction(self) -> float:
+        fraction = positive("test_fraction", self.test_fraction, or_zero=True)
+        if fraction >= 1 or (fraction > 0 and self.risk == "population"):
+            wanted = "0 for the population risk" if fraction < 1 else "a number below 1"
+            raise ArgumentError("test_fraction", fraction, wanted)
+        return fraction
 
     def _follow(self) -> float | None:
         if self.follow is None:

@@ -16,7 +16,7 @@ from gflow.app.analysis import divergence_time
 from gflow.app.claim import claimed, has_results, locked
 from gflow.app.config import SOLVERS_BY_NAME, Config
 from gflow.app.end_points import end_points
-from gflow.app.problem import read_table, risk_of, start_of, with_source
+from gflow.app.problem import observed_by, read_table, risk_of, start_of, with_source
 from gflow.app.provenance import provenance
 from gflow.app.report import write_report
 from gflow.app.run_directory import (
@@ -261,6 +261,7 @@ def _flow(
         max_kinks=config.max_kinks,
         progress=True,
         checkpoint=job.checkpoint("flow" if t0 == 0 else "further"),
+        observe=observed_by(config, job.run.table),
         throw=False,
     )
 
@@ -283,6 +284,7 @@ def _compute_descents(
                 step_size=planned.step_size,
                 num_steps=int(steps[-1]),
                 record=steps,
+                observe=observed_by(run.config, run.table),
                 progress=True,
                 throw=False,
             )

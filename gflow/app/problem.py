@@ -45,15 +45,38 @@ def with_source(config: Config) -> Config:
 
 
 def risk_of(config: Config, table: Table) -> Risk:
-    """The risk on the table, or the exact one of a target on [-1, 1]."""
+    """The risk on the rows to learn from, or the exact one of a target on [-1, 1]."""
     if config.risk == "population":
         target = piecewise.named(config.data)
         return PopulationRisk(target, piecewise.named_density(config.density, *target.interval))
-    x = np.asarray(table.x, config.precision)
+    return _risk_on(config, table, ~_held_out(config, table))
+
+
+def observed_by(config: Config, table: Table) -> dict[str, Risk]:
+    """What is observed along the trajectories: the risk on the rows that are held out, if any."""
+    rows = _held_out(config, table)
+    return {"test risk": _risk_on(config, table, rows)} if rows.any() else {}
+
+
+def _held_out(config: Config, table: Table) -> np.ndarray:
+    """True for the rows that are held out, chosen by the seed.
+
+    **Raises:** `ArgumentError` if the fraction leaves no rows on one side.
+    """
+    rows = len(table.y)
+    count = round(config.test_fraction * rows)
+    if config.test_fraction > 0 and not 0 < count < rows:
+        got = Described(f"{config.test_fraction:g} of {rows} rows, which is {count}")
+        raise ArgumentError("test_fraction", got, "rows to learn from, and rows to test")
+    return np.random.default_rng(config.seed).permutation(rows) < count
+
+
+def _risk_on(config: Config, table: Table, rows: np.ndarray) -> EmpiricalRisk:
+    x, y = np.asarray(table.x[rows], config.precision), table.y[rows]
     if config.loss == "cross-entropy":
         loss = optax.losses.softmax_cross_entropy_with_integer_labels
-        return EmpiricalRisk(x, table.y.astype(int), loss=loss)
-    return EmpiricalRisk(x, np.asarray(table.y, config.precision), loss=config.loss)
+        return EmpiricalRisk(x, y.astype(int), loss=loss)
+    return EmpiricalRisk(x, np.asarray(y, config.precision), loss=config.loss)
 
 
 def start_of(config: Config, table: Table) -> ShallowNet:

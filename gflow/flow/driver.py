@@ -16,6 +16,9 @@ from gflow.interrupts import noted_interrupts
 from gflow.progress import progress_bar
 from gflow.results import RESULTS
 
+# Before, a flow has not shown yet whether it is stiff.
+_STEPS_BEFORE_A_CHOICE = 128
+
 
 class Pauses(NamedTuple):
     """What pauses are for: to `choose` another solver, to show `progress`, to keep a `checkpoint`,
@@ -81,7 +84,7 @@ def _solve_in_pieces(start: Solved, max_steps: int, pauses: Pauses) -> Solved:
                 solved = solved._replace(state=state, steps=_with_last(solved.steps, run, state))
                 met = f", {now.num_kinks:,} kinks" if now.num_kinks else ""
                 bar.advance(now.num_saved - before.num_saved, f"t = {now.t:.4g}{met}")
-                if pauses.choose and now.unfinished:
+                if pauses.choose and now.unfinished and now.num_steps >= _STEPS_BEFORE_A_CHOICE:
                     solved = _with_better_solver(solved, before, now)
                 if pauses.checkpoint is not None:
                     pauses.checkpoint.save(_facts(solved), solved.state)

@@ -24,6 +24,7 @@ _KINK_DISTANCE = {"float64": 1e-12, "float32": 1e-5}
 
 # The most numbers that are kept of steps between pauses.
 _KEPT_ENTRIES = 10_000_000
+_FIRST_PIECE = 8
 
 
 class LocatedRun(AbstractRun[LocatedState]):
@@ -96,7 +97,8 @@ class LocatedRun(AbstractRun[LocatedState]):
     def piece_length(self, num_steps: int, seconds_per_step: float) -> int:
         most = self._most_steps_kept() if self.keeps_steps else MAX_PIECE_STEPS
         within = MAX_PIECE_SECONDS / seconds_per_step if seconds_per_step > 0 else most
-        return max(1, min(most, int(within), max(num_steps, MAX_PIECE_STEPS // 4)))
+        # Few steps at first, which may be slow, and twice as many each time.
+        return max(1, min(most, int(within), max(num_steps, _FIRST_PIECE)))
 
     def _most_steps_kept(self) -> int:
         """As many as fit into some memory, about a dozen states for each."""

@@ -1,5 +1,6 @@
 """A flow whose field is taken to be smooth: plain adaptive integration by diffrax."""
 
+import time
 from typing import NamedTuple
 
 import diffrax
@@ -22,6 +23,8 @@ from gflow.solvers.work import is_counted, nothing_done, total, work_of_solve
 
 # Above this number of parameters steps are slow, and pauses negligible.
 _LARGE = 2000
+# Gradients in a step, where no step has been timed yet.
+_STAGES = 6
 # The smallest step, in roundings of the time ahead.
 _MIN_STEP = 1e-3
 
@@ -91,7 +94,14 @@ class SmoothRun(AbstractRun[SmoothState]):
     def piece_length(self, num_steps: int, seconds_per_step: float) -> int:
         """One of two, as a program is compiled for each."""
         length = MAX_PIECE_STEPS // (2 if len(self.phi0) < _LARGE else 8)
-        return length if length * seconds_per_step <= MAX_PIECE_SECONDS else length // 16
+        seconds = seconds_per_step or _STAGES * self._seconds_of_gradient()
+        return length if length * seconds <= MAX_PIECE_SECONDS else length // 16
+
+    def _seconds_of_gradient(self) -> float:
+        """Those of a start, which is compiled already."""
+        begin = time.perf_counter()
+        jax.block_until_ready(_begin(self).y)
+        return time.perf_counter() - begin
 
     def spectral_radius(self, state: SmoothState) -> float:
         return float(_spectral_radius(self.problem, state.y[:-1]))
