@@ -109,8 +109,8 @@ def summary(rows: list[harness.Row]) -> list[harness.Row]:
     lengths = np.array([row["high"] - row["low"] for row in good])
     sentence = (
         f"{covered} of {len(good)} intervals contain 1. Half of them are shorter than "
-        f"{np.median(lengths):.2f}, nine in ten shorter than {np.quantile(lengths, 0.9):.2f}. In "
-        f"{sum(row['parted'] > 0 for row in good)} cases some descents part from the flow."
+        f"{np.median(lengths):.2f}, nine in ten shorter than {np.quantile(lengths, 0.9):.2f}. Cases "
+        f"in which some descents part from the flow: {sum(row['parted'] > 0 for row in good)}."
     )
     return [{"sentence": sentence, "covered": covered, "cases": len(good)}]
 
