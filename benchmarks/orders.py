@@ -106,11 +106,12 @@ def measured(case: Case) -> harness.Row:
 def summary(rows: list[harness.Row]) -> list[harness.Row]:
     good = [row for row in rows if "error" not in row]
     covered = sum(row["contains"] == "yes" for row in good)
+    parted = sum(row["parted"] > 0 for row in good)
     lengths = np.array([row["high"] - row["low"] for row in good])
     sentence = (
         f"{covered} of {len(good)} intervals contain 1. Half of them are shorter than "
-        f"{np.median(lengths):.2f}, nine in ten shorter than {np.quantile(lengths, 0.9):.2f}. In "
-        f"{sum(row['parted'] > 0 for row in good)} cases some descents part from the flow."
+        f"{np.median(lengths):.2f}, nine in ten shorter than {np.quantile(lengths, 0.9):.2f}. "
+        f"Cases in which some descents part from the flow: {parted}."
     )
     return [{"sentence": sentence, "covered": covered, "cases": len(good)}]
 
