@@ -44,6 +44,23 @@ def increasing_indices(name: str, value: Any, size: int) -> Int[np.ndarray, " ch
     return chosen
 
 
+def as_times(name: str, value: Any) -> Any:
+    """One time or several as an array of shape (times,).
+
+    **Raises:** `ArgumentError` for what is no number, or has several axes.
+    """
+    if not is_concrete(value):
+        return jnp.atleast_1d(value)
+    wanted = "a time, or times of shape (times,)"
+    try:
+        times = np.atleast_1d(np.asarray(value, float))
+    except (TypeError, ValueError):
+        raise ArgumentError(name, value, wanted) from None
+    if times.ndim != 1 or np.isnan(times).any():
+        raise ArgumentError(name, value, wanted)
+    return times
+
+
 def saved_places(
     name: str, times: Float[np.ndarray, " times"], saved: Float[np.ndarray, " slots"], more: str
 ) -> Int[np.ndarray, " times"]:

@@ -18,7 +18,7 @@ from gflow.dense import DenseOutput
 from gflow.diagnostics import Diagnostics, Switch
 from gflow.display import fact_lines, fact_table
 from gflow.export import as_dataset, as_table
-from gflow.indexing import increasing_indices, num_filled, saved_places, taken
+from gflow.indexing import as_times, increasing_indices, num_filled, saved_places, taken
 from gflow.kink_log import KinkLog
 from gflow.parameters import Net
 from gflow.pickling import Portable, PortableError
@@ -195,7 +195,7 @@ class Trajectory(Portable, eqx.Module, Generic[Net]):
         **Raises:** `ArgumentError` for other times.
         """
         _require_single(self)
-        times = np.atleast_1d(np.asarray(t, float)) if is_concrete(t) else jnp.atleast_1d(t)
+        times = as_times("t", t)
         if self.dense is None:
             more = "; solve_flow(..., dense=True) gives all others" if self.kind == "flow" else ""
             nets = taken(

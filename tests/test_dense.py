@@ -71,6 +71,12 @@ def test_dense_output_needs_times_of_the_flow(dense):
         dense(12.5)
 
 
+@pytest.mark.parametrize("t", ["a", None, float("nan"), [[1.0]]])
+def test_times_are_numbers(dense, t):
+    with pytest.raises(gflow.ArgumentError, match="`t`: got .*wanted a time, or times of shape"):
+        dense(t)
+
+
 def test_without_dense_output_only_saved_times_are_known():
     risk, net = small_problem()
     flow = gflow.solve_flow(risk, net, t1=END)
