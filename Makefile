@@ -9,10 +9,10 @@ run: .venv/app.stamp
 	$(BIN)/gflow run
 
 test: .venv/dev.stamp
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/dev.stamp
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

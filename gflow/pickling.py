@@ -8,8 +8,6 @@ from operator import attrgetter
 from types import FunctionType
 from typing import Any
 
-import jax
-
 # Where functions of JAX are found; some name private modules in which others have their names.
 _PUBLIC_MODULES = ("jax.nn", "jax.numpy", "jax.lax", "jax.scipy.special", "jax.numpy.linalg")
 
@@ -58,7 +56,9 @@ class Portable:
         return _with_attributes(type(self), self.__dict__)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        # Leaves do not change.
+        # Leaves do not change. JAX is imported late, as `gflow --help` does without it.
+        import jax
+
         del memo
         return _with_attributes(type(self), jax.tree.map(lambda leaf: leaf, self.__dict__))
 

@@ -120,7 +120,7 @@ def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:
     """Raises `TrajectoryError` if asked to and the run failed; under a trace, an equinox error."""
     if not throw:
         return trajectory
-    if is_concrete(trajectory.result):
+    if is_concrete(trajectory):
         if not trajectory.succeeded:
             raise TrajectoryError(trajectory)
         return trajectory

@@ -91,7 +91,7 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         zero, slack = jnp.asarray(0), jnp.where(begins, jnp.inf, resolution.slack)
         after = OnePair(active.reshape(1, 1), begins.reshape(1, 1), slack.reshape(1, 1))
         happened = jnp.where(slides, ends, arrival).reshape(1)
-        event = Event(zero, zero, jnp.ones(1, bool), happened, jnp.asarray(False))
+        event = Event(zero, zero, jnp.ones(1, bool), happened)
         return Transition(self.put_on_kinks(theta, after, evaluation, zero), after, event)
 
     def put_on_kinks(self, theta, pattern, evaluation, unit):
@@ -112,7 +112,7 @@ def follow(num_padding: int = 0):
     method = Method(diffrax.Tsit5(), jnp.asarray(1e-10), jnp.asarray(1e-12), None, Stop())
     span = Span(jnp.asarray(0.0), jnp.asarray(6.0), jnp.linspace(0.0, 6.0, 20))
     problem = FlowProblem(lambda theta: risk.value(theta), theta0, None)
-    run = LocatedRun(problem, method, span, theta0, risk, 10)
+    run = LocatedRun(problem, method, span, theta0, risk, 10, keeps_steps=False)
     return risk, run.output(run.advance(run.init(), 10_000))
 
 

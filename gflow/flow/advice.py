@@ -40,7 +40,10 @@ def advice_for(trajectory: Trajectory, run: AbstractRun) -> str | None:
 
 def _on_long_steps(trajectory: Trajectory, run: AbstractRun, step_size: float) -> str | None:
     risk, drift = np.asarray(trajectory.risk), np.asarray(trajectory.diagnostics.energy)
-    if trajectory.succeeded and np.abs(drift).max() <= _LARGE_DRIFT * np.ptp(risk):
+    fell = risk[0] - np.min(risk)
+    # Along a flow the risk falls. A comparison with NaN is False.
+    well = np.max(risk) <= risk[0] + _LARGE_DRIFT * fell
+    if trajectory.succeeded and well and np.max(np.abs(drift)) <= _LARGE_DRIFT * fell:
         return None
     stretch = step_size * run.spectral_radius(run.init())
     if stretch <= _STABLE and trajectory.succeeded:

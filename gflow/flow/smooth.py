@@ -1,6 +1,5 @@
 """A flow whose field is taken to be smooth: plain adaptive integration by diffrax."""
 
-import time
 from typing import NamedTuple
 
 import diffrax
@@ -15,7 +14,7 @@ from gflow.flow import collapse
 from gflow.flow.controller import step_size_controller
 from gflow.flow.output import FlowOutput, SavedStates, StepCounts
 from gflow.flow.problem import FlowProblem, Method, Span, first_step
-from gflow.flow.run import MAX_PIECE_SECONDS, MAX_PIECE_STEPS, AbstractRun, Snapshot
+from gflow.flow.run import MAX_PIECE_STEPS, AbstractRun, Snapshot
 from gflow.flow.stopping import FlowPoint, first_result
 from gflow.results import RESULTS
 from gflow.solvers.stabilised import radius_at
@@ -23,8 +22,8 @@ from gflow.solvers.work import is_counted, nothing_done, total, work_of_solve
 
 # Above this number of parameters steps are slow, and pauses negligible.
 _LARGE = 2000
-# Gradients in a step, where no step has been timed yet.
-_STAGES = 6
+# The same above this number of parameters times data.
+_MUCH_WORK = 2_000_000
 # The smallest step, in roundings of the time ahead.
 _MIN_STEP = 1e-3
 
@@ -92,16 +91,12 @@ class SmoothRun(AbstractRun[SmoothState]):
         return state.steps
 
     def piece_length(self, num_steps: int, seconds_per_step: float) -> int:
-        """One of two, as a program is compiled for each."""
-        length = MAX_PIECE_STEPS // (2 if len(self.phi0) < _LARGE else 8)
-        seconds = seconds_per_step or _STAGES * self._seconds_of_gradient()
-        return length if length * seconds <= MAX_PIECE_SECONDS else length // 16
-
-    def _seconds_of_gradient(self) -> float:
-        """Those of a start, which is compiled already."""
-        begin = time.perf_counter()
-        jax.block_until_ready(_begin(self).y)
-        return time.perf_counter() - begin
+        """Always the same, as the program is compiled for it, and as each pause starts the
+        controller anew: results must not depend on the time that steps take."""
+        size = len(self.phi0)
+        if size * getattr(self.problem.risk, "num_data", 1) > _MUCH_WORK:
+            return MAX_PIECE_STEPS // 32
+        return MAX_PIECE_STEPS // (2 if size < _LARGE else 8)
 
     def spectral_radius(self, state: SmoothState) -> float:
         return float(_spectral_radius(self.problem, state.y[:-1]))
