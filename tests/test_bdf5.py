@@ -97,6 +97,7 @@ def test_the_error_is_honest(wave, smooth_net):
         assert 0.01 < distance(flow.final, exact) / norm(exact) / rtol < 30
 
 
+@pytest.mark.slow
 def test_any_diffeqsolve_in_both_directions():
     # Stiff, with the slow solution cos t; the state is a pytree.
     def field(t, y, args):

@@ -38,6 +38,7 @@ def close(got, cases, atol):
 
 
 # The errors that occur are below 2e-16.
+@pytest.mark.slow
 def test_random_correlations():
     rng = np.random.default_rng(0)
     cases = [(*rng.normal(size=2) * rng.choice([0.1, 1, 3]), rng.uniform(-1, 1)) for _ in range(40)]

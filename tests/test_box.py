@@ -162,6 +162,7 @@ def test_lines_in_awkward_places(w, b, v, nudge):
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(hessian_product(risk, net, ones)))
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     w=arrays(float, (3, 3), elements=WHOLE),

@@ -122,6 +122,7 @@ def test_a_directory_that_cannot_be_written_is_found_out_first(tmp_path):
     assert ended.returncode == 2 and "a directory that can be written" in ended.stderr
 
 
+@pytest.mark.slow
 def test_command_line_options_take_precedence_over_the_config_file(tmp_path):
     lines = 'data = "tent"\nwidth = 5\nactivation = "tanh"\nt1 = 2\nstep_fractions = [0.5]\n'
     (tmp_path / "c.toml").write_text(lines)

@@ -69,6 +69,7 @@ def test_networks_and_times_that_do_not_match_are_refused(wave, smooth_flow):
         gflow.compare(smooth_flow, late)
 
 
+@pytest.mark.slow
 def test_gradient_descent_has_order_one(wave, smooth_net):
     sharpness = gflow.sharpness(wave, smooth_net)
     flow = gflow.solve_flow(wave, smooth_net, t1=5.0, ts=[0.0, 5.0], rtol=1e-9, atol=1e-11)

@@ -29,6 +29,7 @@ def affine():
 # ---- an affine target (Cheridito, Jentzen and Rossmannek) -------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinks", [2, 4])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_zig_zag_saddles(affine, kinks, seed):

@@ -29,6 +29,7 @@ def relative_errors(found, exact) -> np.ndarray:
     return np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [None, gflow.BDF5(), gflow.ROCK4(), diffrax.Kvaerno5()])
 def test_dense_output_is_as_accurate_as_the_flow(solver):
     """Through crossings and slides: at most ten times rtol at random times."""
@@ -49,6 +50,7 @@ def test_dense_output_of_a_smooth_flow():
     np.testing.assert_allclose(flow(TIMES), exact, atol=10 * RTOL)
 
 
+@pytest.mark.slow
 def test_dense_output_passes_a_change_of_solver():
     quadratic = lambda theta: jnp.sum(jnp.array([1e4, 0.1]) * theta**2)
     flow = gflow.solve_flow(quadratic, jnp.ones(2), t1=100.0, dense=True)

@@ -224,6 +224,7 @@ def test_error_near_the_teacher_is_the_stated_one(distance):
 # ---- flows --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_flow_of_a_single_unit_is_the_polar_equation():
     """O13: radius and angle of the unit follow an equation of their own, in half the time of the
     literature, whose risk has a factor ½."""

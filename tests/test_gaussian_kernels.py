@@ -130,6 +130,7 @@ def derivatives(kernel, biased: bool, one: np.ndarray, two: np.ndarray):
     return jax.tree.map(lambda a: a[: len(one)], compiled(kernel, biased)(padded))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("biased", [True, False])
 def test_relu_kernel_and_its_derivatives_are_integrals(biased):
     # Derivatives in degenerate units are a convention, which is tested below.

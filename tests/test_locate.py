@@ -54,6 +54,7 @@ def test_no_spurious_stop_where_the_generalized_gradient_vanishes():
     np.testing.assert_allclose(flow.params.w[:, 0, 0], 1 - 2 * np.exp(-t), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_sliding_and_its_end_from_a_start_on_two_kinks():
     # O4, in which the mean of four squares runs at half the speed of half their sum.
     risk = data((1, 0, -1), (-1, 0, -1), (1, 1, 3), (0, 1, 7))
@@ -106,6 +107,7 @@ def test_kinks_of_the_references(reference):
     np.testing.assert_allclose(times, expected_times, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_errors_of_the_state_do_not_lead_back_onto_kinks():
     known = reference_flow("sine_d1_w50_n100")
     flow = gflow.solve_flow(known.risk, known.net, t1=known.t1, ts=known.ts, rtol=1e-4)
@@ -161,6 +163,7 @@ def test_gradient_descent_has_order_one_through_crossings_and_slides(exact_end):
     assert order.value == pytest.approx(1.0, abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_field_norm_is_the_speed_also_on_slides():
     risk, net = small_problem()
     step, times = 1e-4, np.linspace(0.5, 11.5, 40)

@@ -40,6 +40,7 @@ def chain(request):
     return request.param, flow
 
 
+@pytest.mark.slow
 def test_relu_chains_follow_their_power_law(chain):
     depth, flow = chain
     rate = gflow.fit_rate(flow.ts, flow.risk)

@@ -37,6 +37,7 @@ def test_each_saved_network_is_observed(run):
     assert (run.observed["width"] == 8).all()
 
 
+@pytest.mark.slow
 def test_observed_quantities_in_tables_and_stores(tmp_path):
     risk, net = small_problem()
     flow = gflow.solve_flow(risk, net, t1=2.0, observe=OBSERVE)
@@ -49,6 +50,7 @@ def test_observed_quantities_in_tables_and_stores(tmp_path):
     np.testing.assert_array_equal(stored.observed["outputs"], flow.observed["outputs"])
 
 
+@pytest.mark.slow
 def test_observe_under_vmap_and_where_a_stop_ends_the_flow():
     risk, net = small_problem()
     nets = jax.vmap(lambda key: gflow.ShallowNet(1, 8, key=key))(

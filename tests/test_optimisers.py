@@ -64,6 +64,7 @@ def test_gradient_accumulation_as_an_object():
     check(run, by_hand(lambda theta: jax.tree.map(lambda g: -0.05 * g, GRADIENT(theta)), 10))
 
 
+@pytest.mark.slow
 def test_labels_may_be_a_tree_like_the_network():
     risk = gflow.EmpiricalRisk(jnp.linspace(-1, 1, 6)[:, None], jnp.linspace(0, 1, 6))
     net = gflow.ShallowNet(1, 3, key=jax.random.key(0))
@@ -82,6 +83,7 @@ def test_labels_may_be_a_tree_like_the_network():
         np.testing.assert_allclose(run.final.v, other.final.v, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_line_searches_alone_and_in_chains():
     for optimiser in (
         optax.chain(optax.sgd(0.1), optax.scale_by_backtracking_linesearch(10)),

@@ -17,6 +17,7 @@ def random_function(rng, pieces: int, degree: int, a: float = -1.0, b: float = 2
     return PiecewisePolynomial([a, *inner, b], rng.normal(size=(pieces, degree + 1)))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 3), st.integers(0, 3), st.integers(0))
 def test_arithmetic_is_that_of_the_values(pieces, others, degree, other_degree, seed):

@@ -24,6 +24,7 @@ from tests.helpers.one_input_risks import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "cases", "options"),
     [

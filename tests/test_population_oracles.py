@@ -102,6 +102,7 @@ def test_flow_of_a_dead_network(constant_target):
     np.testing.assert_array_equal(flow.params.w[-1], net.w)
 
 
+@pytest.mark.slow
 def test_linear_flow_of_the_outer_layer():
     """O14: with (v, c) trained alone, z' = −2 (M z − m)."""
     net = hard_net(np.random.default_rng(4), TENT_RISK, 8, 0)

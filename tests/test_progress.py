@@ -35,6 +35,7 @@ def test_nothing_where_nothing_is_asked_for(capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["flow", "descent"])
 def test_runs_tell_how_far_they_are(monkeypatch, capsys, run):
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)

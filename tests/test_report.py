@@ -146,6 +146,7 @@ def test_a_descent_that_goes_up_and_down_at_its_end_hovers_and_has_no_law(run):
     assert summary_rows(run, analysis)[1].cells()["risk - limit ~"] == "hovers"
 
 
+@pytest.mark.slow
 def test_the_report_fits_telephones_and_dark_screens(run):
     page = render(run, analyse(run), "")
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
@@ -155,6 +156,7 @@ def test_the_report_fits_telephones_and_dark_screens(run):
     assert "as the steps get smaller" in page.lower()
 
 
+@pytest.mark.slow
 def test_each_figure_is_a_file_of_its_own(run, tmp_path):
     flow = eqx.tree_at(
         lambda t: t.observed,

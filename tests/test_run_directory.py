@@ -77,6 +77,7 @@ def ctrl_c_at_descent(monkeypatch):
     return install
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_it_would_have_ended(whole, said, tmp_path, ctrl_c_at_descent):
     ctrl_c_at_descent(1)
     cut = carried_out(said, tmp_path / "r")
@@ -134,6 +135,7 @@ def test_results_of_a_run_on_a_full_disk_are_kept_elsewhere(whole, said, tmp_pat
     assert not list((tmp_path / "disk").iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_that_can_be_written_nowhere_still_returns_its_results(said, tmp_path, monkeypatch):
     monkeypatch.setattr(run_directory, "save_trajectory", full)
     outcome = carried_out(said, tmp_path / "r", step_fractions=())
@@ -172,6 +174,7 @@ def test_two_runs_do_not_share_a_directory(said, tmp_path):
     assert not said and not out.exists()
 
 
+@pytest.mark.slow
 def test_a_directory_that_vanishes_costs_no_results(whole, said, tmp_path, monkeypatch):
     flow = experiment.solve_flow
 
@@ -201,6 +204,7 @@ def test_results_of_a_dead_run_are_not(whole, tmp_path, said, ctrl_c_at_descent)
         carried_out(said, tmp_path / "r")
 
 
+@pytest.mark.slow
 def test_a_run_is_replaced_by_one_with_results_only(said, tmp_path):
     carried_out(said, tmp_path / "r", step_fractions=())
     before = (tmp_path / "r" / "run.json").read_text()
@@ -246,6 +250,7 @@ def test_the_written_configuration_holds_in_any_folder_and_for_that_table_only(
     assert load_run(tmp_path / "r").table.x.shape == (12, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["logistic", "cross-entropy"])
 def test_classes_are_learned(loss, said, tmp_path):
     rng = np.random.default_rng(0)

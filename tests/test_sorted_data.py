@@ -59,6 +59,7 @@ def network(seed: int, on_kinks: bool = False, out: tuple = (), **options) -> gf
     return gflow.ShallowNet.from_arrays(w, b, v, c, **options)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.booleans(), st.booleans())
 def test_risk_gradient_and_hessian_are_the_plain_ones(seed, on_kinks, tied):

@@ -63,6 +63,7 @@ KNOWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_spectra_without_the_matrix(name, turned):

@@ -58,6 +58,7 @@ def test_the_store_opens_in_xarray_with_names_and_units(wave, smooth_net, tmp_pa
         gflow.save_trajectory(gd, tmp_path / "gd.zarr")
 
 
+@pytest.mark.slow
 def test_other_networks_need_their_structure(wave, tmp_path):
     net = eqx.nn.MLP(1, "scalar", 3, 2, key=jax.random.key(0))
     flow = gflow.solve_flow(wave, net, t1=0.5, rtol=1e-4)

@@ -30,6 +30,7 @@ def test_quadratic_risks():
     np.testing.assert_allclose(flow.grad_norm**2, square, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinks", ["locate", "ignore"])
 def test_kinks_and_slides_in_the_metric_of_the_time_scales(kinks):
     """Scaled data make the same flow: with biases as a feature, φ = θ/√τ follows the plain flow of
@@ -58,6 +59,7 @@ def test_kinks_and_slides_in_the_metric_of_the_time_scales(kinks):
         np.testing.assert_allclose(flow.kinks.time, same.kinks.time, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [None, gflow.BDF5()])
 def test_energy_and_balance_are_those_of_the_metric(solver):
     flow = gflow.solve_flow(*small_problem(), t1=12.0, time_scales=SCALES, solver=solver)
@@ -70,6 +72,7 @@ def test_energy_and_balance_are_those_of_the_metric(solver):
     assert float(flow.stats["time_scale_v"]) == pytest.approx(0.05)
 
 
+@pytest.mark.slow
 def test_descent_follows_the_flow_with_order_one():
     risk, net = sine(12), gflow.ShallowNet(1, 4, key=jax.random.key(0), activation="tanh")
     flow = gflow.solve_flow(risk, net, t1=2.0, time_scales=SCALES)

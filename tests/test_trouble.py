@@ -20,6 +20,7 @@ def debug_nans():
     jax.config.update("jax_debug_nans", False)
 
 
+@pytest.mark.slow
 def test_runs_make_no_nan_of_their_own(debug_nans):
     """With early ends and unfilled slots, too."""
     risk, net = small_problem()
@@ -31,6 +32,7 @@ def test_runs_make_no_nan_of_their_own(debug_nans):
     assert gflow.descend(risk, net, step_size=0.05, num_steps=20).succeeded
 
 
+@pytest.mark.slow
 def test_slots_past_an_early_end_repeat_the_last_state():
     risk, net = small_problem()
     stop = gflow.Stop(risk=0.5 * float(risk(net)))
@@ -42,6 +44,7 @@ def test_slots_past_an_early_end_repeat_the_last_state():
     np.testing.assert_allclose(traced.risk[~filled], float(flow.risk[-1]), rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [jnp.zeros(3), jnp.full(3, 1e200)])
 def test_a_risk_without_a_gradient_at_the_start(start):
     power = 2 if start[0] > 0 else 1
@@ -54,6 +57,7 @@ def test_a_risk_without_a_gradient_at_the_start(start):
             run()
 
 
+@pytest.mark.slow
 def test_times_to_save_at_may_be_beyond_the_end_by_a_rounding():
     risk, net = small_problem()
     flow = gflow.solve_flow(risk, net, t1=0.3, ts=np.arange(0, 0.31, 0.1))
@@ -62,6 +66,7 @@ def test_times_to_save_at_may_be_beyond_the_end_by_a_rounding():
         gflow.solve_flow(risk, net, t1=0.3, ts=[0.1, 0.3000001])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_losses_with_kinks_are_named(activation):
     risk = gflow.EmpiricalRisk(sine(12).x, sine(12).y, loss=ABSOLUTE)
@@ -84,6 +89,7 @@ def test_losses_without_kinks_are_not(loss):
     assert kink_of_loss(at_a_kink, net) == 0
 
 
+@pytest.mark.slow
 def test_networks_with_kinks_that_are_not_located_say_so():
     net = eqx.nn.MLP(1, "scalar", 8, 2, key=jax.random.key(0))
     with pytest.warns(UserWarning, match="jumps of the gradient that are not located"):
