@@ -24,7 +24,8 @@ _KINK_DISTANCE = {"float64": 1e-12, "float32": 1e-5}
 
 # The most numbers that are kept of steps between pauses.
 _KEPT_ENTRIES = 10_000_000
-_FIRST_PIECE = 8
+# The first piece of a problem with as many pairs of a parameter and a row, or more.
+_MANY_PAIRS, _FIRST_PIECE = 200_000, 8
 
 
 class LocatedRun(AbstractRun[LocatedState]):
@@ -97,8 +98,10 @@ class LocatedRun(AbstractRun[LocatedState]):
     def piece_length(self, num_steps: int, seconds_per_step: float) -> int:
         most = self._most_steps_kept() if self.keeps_steps else MAX_PIECE_STEPS
         within = MAX_PIECE_SECONDS / seconds_per_step if seconds_per_step > 0 else most
-        # Few steps at first, which may be slow, and twice as many each time.
-        return max(1, min(most, int(within), max(num_steps, _FIRST_PIECE)))
+        # Few steps at first where they may be slow, and twice as many each time.
+        pairs = len(self.phi0) * len(self.risk.first_datum)
+        first = MAX_PIECE_STEPS // 4 if pairs < _MANY_PAIRS else _FIRST_PIECE
+        return max(1, min(most, int(within), max(num_steps, first)))
 
     def _most_steps_kept(self) -> int:
         """As many as fit into some memory, about a dozen states for each."""

@@ -12,6 +12,10 @@ from jaxtyping import Array, Float
 
 from gflow.arguments import ArgumentError, Described, PyTree
 
+# Risks and networks of these shapes have been checked.
+_CHECKED: set[tuple[Any, ...]] = set()
+_MOST_KEPT = 1000
+
 
 class Risk(eqx.Module):
     """A scalar function of a network, `risk(net)`: the mean of a loss over data or inputs."""
@@ -29,6 +33,9 @@ def check_risk(risk: Any, net: PyTree) -> None:
     wanted = "a function of the network to one real number"
     if not callable(risk):
         raise ArgumentError("risk", Described(f"a {type(risk).__name__}"), wanted)
+    known = _shapes(risk, net) if isinstance(risk, Risk) else None
+    if known is not None and known in _CHECKED:
+        return
     value = eqx.filter_eval_shape(risk, net)
     if jax.tree.structure(value) != jax.tree.structure(0):
         got = Described(f"a function that returns a {type(value).__name__}")
@@ -39,3 +46,17 @@ def check_risk(risk: Any, net: PyTree) -> None:
     if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         got = Described(f"a function to type {jnp.result_type(value)}")
         raise ArgumentError("risk", got, wanted)
+    if known is not None and len(_CHECKED) < _MOST_KEPT:
+        _CHECKED.add(known)
+
+
+def _shapes(risk: Risk, net: PyTree) -> tuple[Any, ...] | None:
+    """The structure of both, and the shape and type of each array; None if it cannot be hashed."""
+    leaves, structure = jax.tree.flatten((risk, net))
+    of = lambda leaf: (leaf.shape, str(leaf.dtype)) if hasattr(leaf, "dtype") else leaf
+    key = (structure, *map(of, leaves))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
