@@ -115,6 +115,7 @@ def _method(optimiser, batch_size: int | None) -> str:
     name = getattr(optimiser, "__name__", type(optimiser).__name__)
     name = {
         "<lambda>": "own optimiser",
+        "partial": "own optimiser",
         "GradientTransformation": "optax",
         "GradientTransformationExtraArgs": "optax",
     }.get(name, name)

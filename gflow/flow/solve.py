@@ -42,8 +42,8 @@ from gflow.results import RESULTS
 from gflow.risks.base import check_risk
 from gflow.trajectory import Trajectory, first_saved
 
-# Times to save at that are beyond an end by less than this fraction of the span are that end.
-_SAME_TIME = 1e-14
+# Times to save at that differ from an end by less than this fraction of the later one are that end.
+_ROUNDING_OF_TIMES = 1e-14
 
 
 def solve_flow(
@@ -285,8 +285,9 @@ def _given_times(ts, t0, t1) -> np.ndarray:
         raise ArgumentError("ts", Described(f"an array of shape {times.shape}"), wanted)
     if is_concrete(t0, t1):
         # As np.arange(0, 0.31, 0.1), whose last entry is above 0.3 by a rounding.
+        rounding = _ROUNDING_OF_TIMES * max(abs(t0), abs(t1))
         for end in (t0, t1):
-            times = np.where(np.abs(times - end) <= _SAME_TIME * (t1 - t0), end, times)
+            times = np.where(np.abs(times - end) <= rounding, end, times)
     if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
         raise ArgumentError("ts", Described(f"{times}"), wanted)
     if is_concrete(t0, t1) and (times[0] < t0 or times[-1] > t1):
