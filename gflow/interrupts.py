@@ -17,7 +17,7 @@ class ProgramInterrupts:
     They end the process at once, with a sentence, until `start_computing` is called: there is
     nothing to keep yet, and imports that are cut off leave tracebacks. From then on both raise
     `KeyboardInterrupt`. `received`: the signals that came, which an exception that was swallowed
-    on its way leaves, too.
+    on its way (raised inside a finaliser, say) leaves, too; nothing is printed of such a one.
 
     Signals that are ignored stay so. Outside the main thread nothing is changed.
     """
@@ -40,11 +40,18 @@ class ProgramInterrupts:
             for number in _SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._receive)
+        self._hook_before = sys.unraisablehook
+        sys.unraisablehook = self._pass_over
         return self
 
     def __exit__(self, *_: object) -> None:
+        sys.unraisablehook = self._hook_before
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _pass_over(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        if not (self.received and isinstance(unraisable.exc_value, KeyboardInterrupt)):
+            self._hook_before(unraisable)
 
     def note(self, number: int) -> None:
         """Keeps the signal in mind, and says that the computation will look at it."""

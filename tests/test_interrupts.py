@@ -2,6 +2,8 @@
 
 import contextlib
 import signal
+import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -90,3 +92,20 @@ def test_a_program_that_does_not_handle_sigterm_is_left_alone():
     before = signal.getsignal(signal.SIGTERM)
     with noted_interrupts():
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_inside_a_finaliser_leaves_no_traceback(monkeypatch):
+    class Watched:
+        pass
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: told.append(found.exc_type))
+    with ProgramInterrupts() as program:
+        program.start_computing()
+        for done in (lambda _: signal.raise_signal(signal.SIGTERM), lambda _: 1 / 0):
+            watched = Watched()
+            watch = weakref.ref(watched, done)
+            del watched
+            assert watch() is None
+        assert program.received == [signal.SIGTERM]
+    assert told == [ZeroDivisionError]
