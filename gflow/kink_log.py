@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gflow.arguments import is_concrete
 from gflow.display import Shown
@@ -20,6 +20,8 @@ class KinkLog(Shown, eqx.Module):
       Rows with parallel normals, as x and −x without biases, can meet theirs at one time, and have
       an entry each.
     - `kind`: a `KinkKind` as an integer; `names` gives the words.
+    - `passed`: whether the tolerance cannot feel the kink, so that no step ended there; its time is
+      then interpolated.
 
     Under `jax.jit` and `jax.vmap` the arrays have `max_kinks` entries, of time inf where unused.
     """
@@ -28,6 +30,7 @@ class KinkLog(Shown, eqx.Module):
     unit: Int[Array, " kinks"]
     datum: Int[Array, " kinks"]
     kind: Int[Array, " kinks"]
+    passed: Bool[Array, " kinks"]
 
     @property
     def names(self) -> list[str]:
@@ -53,7 +56,7 @@ class KinkLog(Shown, eqx.Module):
         """The pairs (unit, datum) that slide at time t."""
         sliding: set[tuple[int, int]] = set()
         columns = (np.asarray(a) for a in _columns(self))
-        for time, unit, datum, kind in zip(*columns):
+        for time, unit, datum, kind, _ in zip(*columns):
             if time > t:
                 break
             change = sliding.add if KinkKind(kind).begins_slide else sliding.discard
@@ -82,7 +85,7 @@ class KinkLog(Shown, eqx.Module):
         if they began there."""
         like = np if is_concrete(self, first, last) else jnp
         first, last = like.asarray(first), like.asarray(last)
-        time, unit, datum, kind = (like.asarray(a) for a in _columns(self))
+        time, unit, datum, kind, passed = (like.asarray(a) for a in _columns(self))
         size, before = len(self), time < first
         begins = like.isin(kind, like.asarray([k for k in KinkKind if k.begins_slide]))
         # A slide is under way if its begin is the last entry of its pair before the first time.
@@ -95,11 +98,11 @@ class KinkLog(Shown, eqx.Module):
         time = like.where(under_way, first, time)
         kept = under_way | (~before & (time <= last))
         if like is np:
-            chosen = (a[kept] for a in (time, unit, datum, kind))
+            chosen = (a[kept] for a in (time, unit, datum, kind, passed))
         else:
             order = jnp.argsort(~kept, stable=True)
             time = jnp.where(kept, time, jnp.inf)
-            chosen = (a[order] for a in (time, unit, datum, kind))
+            chosen = (a[order] for a in (time, unit, datum, kind, passed))
         return KinkLog(*(jnp.asarray(a) for a in chosen))
 
     def used(self) -> "KinkLog":
@@ -109,4 +112,4 @@ class KinkLog(Shown, eqx.Module):
 
 
 def _columns(log: KinkLog) -> tuple[Array, ...]:
-    return log.time, log.unit, log.datum, log.kind
+    return log.time, log.unit, log.datum, log.kind, log.passed

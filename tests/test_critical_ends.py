@@ -124,7 +124,7 @@ def test_the_risk_of_a_pattern_agrees_with_autodiff(sine):
     trained, frozen = split_trainable(net, None)
     theta = np.asarray(flat(trained))
     known = ShallowPatternRisk.of(risk, trained, frozen)
-    active = np.asarray(known.preactivations(net)) > 0
+    active = np.asarray(known.z(net)) > 0
     ours = PatternLandscape(known, active).expansion(theta)
     held = np.zeros(len(theta), bool)
     theirs = SmoothLandscape(FlatRisk(risk, trained, frozen), held).expansion(theta)

@@ -152,7 +152,7 @@ def test_sizes_of_jumps(activation):
     theta = flat(trained)
     unit, row = 1, 4
     # Onto the kink of one pair, by its bias.
-    z = risk.preactivations(net)[unit, row]
+    z = risk.z(net)[unit, row]
     theta = flat(eqx.tree_at(lambda n: n.b, trained, trained.b.at[unit].add(-z)))
     pattern = risk.start(theta)
     turned = eqx.tree_at(

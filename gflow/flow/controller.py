@@ -1,5 +1,7 @@
 """The step-size controller of a flow, one of diffrax."""
 
+from collections.abc import Callable
+
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
@@ -35,10 +37,22 @@ def step_size_controller(
         method.rtol,
         _atol_of_state(method.atol, time_scales),
         **(_DAMPED if damped else {}),
-        norm=finite_rms if padding is None else eqx.Partial(_rms_of_others, padding),
+        norm=rms_norm(padding),
         dtmin=min_step,
         force_dtmin=False,
     )
+
+
+def rms_norm(padding: Bool[Array, " size"] | None) -> Callable[[Array], Array]:
+    """The root mean square over the entries that are not padding, infinite where it is NaN."""
+    return finite_rms if padding is None else eqx.Partial(_rms_of_others, padding)
+
+
+def tolerance(
+    method: Method, time_scales: TimeScales, y: Float[Array, " size"]
+) -> Float[Array, " size"]:
+    """The error of a step that is tolerated in each entry of a state (φ, ∫‖φ'‖²) of this size."""
+    return _atol_of_state(method.atol, time_scales) + method.rtol * y
 
 
 def _atol_of_state(atol: Float[Array, ""], time_scales: TimeScales) -> Array:

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gflow.flow.behind import SLIDE_SCALE, Behind
 from gflow.flow.root import falling_root
-from gflow.nonsmooth.pattern import AbstractPattern, Pair, pair_of_min
+from gflow.nonsmooth.pairs import Pair
+from gflow.nonsmooth.pattern import AbstractPattern, pair_of_min
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 
 SLIDES = -1
-# Margins of slides are multiplied by this, to be compared with those of kinks.
-SLIDE_SCALE = 0.1
 _MAX_CANDIDATES = 100
 
 
@@ -32,12 +32,14 @@ class Aim(NamedTuple):
 class FirstEvent(NamedTuple):
     """The first event of a step: the fraction of the step at which it happens (inf if none), and
     which event it is. If the flow `arrives` there, y is the state at the event. Otherwise a shorter
-    step has to be aimed at the event, and y is the state at the end of the step."""
+    step has to be aimed at the event, and y is the state at the end of the step. `slide_ends` is
+    where a slide ends that is passed."""
 
     fraction: Float[Array, ""]
     which: Int[Array, ""]
     arrives: Bool[Array, ""]
     y: Float[Array, " size"]
+    slide_ends: Float[Array, ""]
 
 
 class EventAccuracy(eqx.Module):
@@ -58,24 +60,11 @@ class Step(eqx.Module):
     risk: AbstractPatternRisk
     pattern: AbstractPattern
     scales: Any
-    y_start: Float[Array, " size"]
     y_end: Float[Array, " size"]
     at: Callable[[Any], Array]
     aimed: Bool[Array, ""]
     aim: Aim
     accuracy: EventAccuracy
-
-    def kink_margins(self, y) -> Float[Array, "units rows"]:
-        return self.risk.kink_margins(y[:-1], self.pattern, self.scales)
-
-    def slide_margin(self, y) -> Float[Array, ""]:
-        return slide_margin(self.risk, y, self.pattern)
-
-    def without_slack(self, wanted: Bool[Array, ""]) -> AbstractPattern:
-        """The pattern; if `wanted`, without the slack of pairs that are well off their kinks."""
-        slack = self.pattern.slack
-        far = wanted & (self.kink_margins(self.y_end) > 2 * slack)
-        return eqx.tree_at(lambda p: p.slack, self.pattern, jnp.where(far, 0.0, slack))
 
     def height(self, which, fraction) -> Array:
         """1.5 eps more than the margin of an event."""
@@ -83,94 +72,78 @@ class Step(eqx.Module):
         def of_pair(y):
             return self.risk.kink_margin(y[:-1], self.pattern, self.scales, self._pair(which))
 
-        of_slides = lambda y: self.slide_margin(y)
+        of_slides = lambda y: slide_margin(self.risk, y, self.pattern)
         margin = jax.lax.cond(which == SLIDES, of_slides, of_pair, self.at(fraction))
         return 1.5 * self.accuracy.eps + margin
 
     def _pair(self, which) -> Pair:
         return Pair(*jnp.divmod(jnp.maximum(which, 0), self.pattern.active.shape[1]))
 
-    def first_event(self, wanted: Bool[Array, ""]) -> FirstEvent:
-        """The first event, looked for where `wanted`."""
-        eps = self.accuracy.eps
-        start, end = self.kink_margins(self.y_start), self.kink_margins(self.y_end)
-        half = self.kink_margins(self.at(jnp.asarray(0.5, end.dtype)))
-        # The parabola through the three shows most pairs that cross twice within the step.
-        curve = 2 * (start - 2 * half + end)
-        slope = end - start - curve
-        dips = (curve > 0) & (slope < 0) & (slope > -2 * curve)
-        dips &= slope**2 >= 4 * curve * (start + eps)
-        kinks = (end <= -eps) | (half <= -eps) | dips
-        slides = self.slide_margin(self.y_end) <= -eps
-        wanted = wanted & (jnp.any(kinks) | slides | self.aimed)
+    def first_event(self, behind: Behind) -> FirstEvent:
+        """The first of the events that have to be located."""
+        # The event aimed at may lie just past the end.
+        late = self.aimed & (self.aim.which != SLIDES)
+        queue = jnp.where(behind.located, 1 - behind.age, jnp.inf)
+        found = behind.pairs.unit * self.pattern.active.shape[1] + behind.pairs.row
+        again = jnp.any(behind.located & (found == self.aim.which))
+        ends = self.aimed & (self.aim.which == SLIDES)
+        slides_due = behind.slides_end | ends
 
-        def look():
-            # The first root of each parabola, to try the pairs in this order.
-            root = -slope + jnp.sqrt(jnp.maximum(slope**2 - 4 * curve * start, 0.0))
-            fraction = 2 * start / jnp.where(root > 0, root, jnp.inf)
-            fraction = jnp.where(root > 0, jnp.clip(fraction, 0.0, 1.0), 1.0)
-            queue = jnp.where(kinks, fraction, jnp.inf)
-            # The event aimed at may lie just past the end.
-            late = self.aimed & (self.aim.which != SLIDES)
-            queue = queue.at[self._pair(self.aim.which)].min(jnp.where(late, 1.0, jnp.inf))
-
-            def bracket(which):
-                pair = self._pair(which)
-                below = lambda margins: margins[pair] <= -eps
-                high = jnp.where(dips[pair], -slope[pair] / (2 * curve[pair]), 1.1)
-                high = jnp.where(below(half), 0.5, jnp.where(below(end), 1.0, high))
-                return jnp.where(which == SLIDES, jnp.where(slides, 1.0, 1.1), high)
-
-            slides_due = slides | (self.aimed & ~late)
-            return self._earliest(wanted, queue, slides_due, bracket)
-
-        return jax.lax.cond(wanted, look, lambda: self._nothing())
-
-    def _nothing(self) -> FirstEvent:
-        inf, no = jnp.full_like(self.y_end[0], jnp.inf), jnp.asarray(False)
-        return FirstEvent(inf, self.aim.which, no, self.y_end)
-
-    def _earliest(self, wanted, queue, slides_due, bracket) -> FirstEvent:
-        """The first of the events that are due: kinks, with the fractions expected of them in the
-        `queue`, and slides. `bracket` gives the end of the interval to search for an event."""
-
-        def following(queue, slides_due):
-            some = jnp.min(queue) < jnp.inf
-            return jnp.where(some, _index_of_min(queue), SLIDES), some | slides_due
+        def following(queue, late, slides_due):
+            """The next event to look for, where at the latest, and whether there is one."""
+            first = jnp.argmin(queue)
+            listed, slides = queue[first] < jnp.inf, jnp.where(behind.slides_end, 1.0, 1.1)
+            which = jnp.where(listed, found[first], jnp.where(late, self.aim.which, SLIDES))
+            high = jnp.where(listed, behind.until[first], jnp.where(late, 1.1, slides))
+            return which, high, listed | late | slides_due
 
         def unfinished(c):
             *_, more, count = c
             return more & (count < _MAX_CANDIDATES)
 
         def one(c):
-            _, which, high, queue, slides_due, _, count = c
+            before, which, high, queue, late, slides_due, _, count = c
             fraction = self._root(which, high)
+            passes = (which == SLIDES) & behind.slides_end & ~behind.locates_ends
+            slide_ends = jnp.where(passes, fraction, before.slide_ends)
+            fraction = jnp.where(passes, jnp.inf, fraction)
             arrives = ~self._amid(fraction) & (fraction < jnp.inf)
-
-            def check():
-                y = self.at(fraction)
-                margins, slide = self.kink_margins(y), self.slide_margin(y)
-                worst = jnp.where(slide < jnp.min(margins), SLIDES, _index_of_min(margins))
-                deep = jnp.minimum(jnp.min(margins), slide) <= -3 * self.accuracy.eps
-                return y, deep & (worst != which), worst
-
             aside = lambda: (self.y_end, jnp.asarray(False), which)
+            check = lambda: self._earlier(behind, which, fraction)
             y, earlier, worst = jax.lax.cond(arrives, check, aside)
-            found = FirstEvent(fraction, which, arrives, y)
-            # A dip that stays above 0 is no event, and the next in the queue is tried.
+            # A dip that stays above 0 is no event, nor is what is passed, and the next is tried.
             none = fraction == jnp.inf
-            pair = self._pair(which)
-            queue = queue.at[pair].set(jnp.where(which == SLIDES, queue[pair], jnp.inf))
-            slides_due = slides_due & (which != SLIDES)
-            after, any_left = following(queue, slides_due)
+            queue = jnp.where(behind.located & (found == which), jnp.inf, queue)
+            late, slides_due = late & (which != self.aim.which), slides_due & (which != SLIDES)
+            after, until, any_left = following(queue, late, slides_due)
+            event = FirstEvent(fraction, which, arrives, y, slide_ends)
             which = jnp.where(none, after, jnp.where(earlier, worst, which))
-            high = jnp.where(none, bracket(after), fraction)
-            return found, which, high, queue, slides_due, earlier | (none & any_left), count + 1
+            high = jnp.where(none, until, fraction)
+            more = earlier | (none & any_left)
+            return event, which, high, queue, late, slides_due, more, count + 1
 
-        which, some = following(queue, slides_due)
-        nothing = self._nothing()
-        start = (nothing, which, bracket(which), queue, slides_due, wanted & some, 0)
+        late = late & ~again
+        which, high, some = following(queue, late, slides_due)
+        start = (self.nothing(), which, high, queue, late, slides_due, some, 0)
         return jax.lax.while_loop(unfinished, one, start)[0]
+
+    def nothing(self) -> FirstEvent:
+        inf, no = jnp.full_like(self.y_end[0], jnp.inf), jnp.asarray(False)
+        return FirstEvent(inf, self.aim.which, no, self.y_end, jnp.ones_like(inf))
+
+    def _earlier(self, behind: Behind, which, fraction):
+        """The state at an event, whether others that have to be located came before, and which of
+        them is farthest past."""
+        y = self.at(fraction)
+        margins = self.risk.kink_margins(y[:-1], self.pattern, self.scales)
+        unit = jnp.where(behind.passable, behind.pairs.unit, len(margins))
+        margins = margins.at[unit, behind.pairs.row].set(jnp.inf, mode="drop")
+        slide = slide_margin(self.risk, y, self.pattern)
+        passes = behind.slides_end & ~behind.locates_ends
+        slide = jnp.where(passes, jnp.inf, slide)
+        worst = jnp.where(slide < jnp.min(margins), SLIDES, _index_of_min(margins))
+        deep = jnp.minimum(jnp.min(margins), slide) <= -3 * self.accuracy.eps
+        return y, deep & (worst != which), worst
 
     def _root(self, which, high) -> Array:
         height = lambda fraction: self.height(which, fraction)

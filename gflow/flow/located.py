@@ -3,11 +3,11 @@
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gflow.dense import Steps
 from gflow.flow.events import EventAccuracy
-from gflow.flow.located_state import LocatedState
+from gflow.flow.located_state import EventLog, LocatedState
 from gflow.flow.loop import Loop, advance, begin, handed_over
 from gflow.flow.output import FlowOutput
 from gflow.flow.problem import FlowProblem, Method, Span
@@ -36,6 +36,7 @@ class LocatedRun(AbstractRun[LocatedState]):
     span: Span
     phi0: Float[Array, " size"]
     risk: AbstractPatternRisk
+    kink_budget: Float[Array, ""]
     max_kinks: int = eqx.field(static=True)
     keeps_steps: bool = eqx.field(static=True)
 
@@ -53,6 +54,7 @@ class LocatedRun(AbstractRun[LocatedState]):
             self.span,
             self.problem.time_scales,
             EventAccuracy(eps, accurate_fraction(method.solver)),
+            self.kink_budget,
             self.max_kinks,
             self._most_steps_kept() if self.keeps_steps else 0,
         )
@@ -72,11 +74,11 @@ class LocatedRun(AbstractRun[LocatedState]):
         return FlowOutput(
             t=state.t,
             y=state.y,
-            speed=self.loop.speed(state.y, state.pattern),
+            speed=self.loop.speed(state),
             ts=self.span.filled(state.saved.num_saved),
             saved=state.saved,
             counts=state.counts,
-            kinks=KinkLog(log.time, log.unit, self.risk.first_datum[log.row], log.kind),
+            kinks=_in_order(log, self.risk.first_datum),
             result=result,
         )
 
@@ -116,6 +118,15 @@ class LocatedRun(AbstractRun[LocatedState]):
     ) -> tuple["LocatedRun", LocatedState]:
         run = eqx.tree_at(lambda run: run.method, self, self.method.with_solver(solver))
         return run, handed_over(run.loop, state)
+
+
+def _in_order(log: EventLog, first_datum: Int[Array, " rows"]) -> KinkLog:
+    """The log in the order of time, in which kinks that one step passed were not found."""
+    used = jnp.arange(len(log.time)) < log.num_logged
+    times = jnp.where(used, log.time, jnp.inf)
+    order = jnp.argsort(times, stable=True)
+    unit, row, kind, passed = (jnp.where(used, a, 0)[order] for a in log[2:])
+    return KinkLog(times[order], unit, first_datum[row], kind, passed.astype(bool))
 
 
 @eqx.filter_jit

@@ -9,37 +9,66 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gflow.dense import Steps
-from gflow.flow.controller import step_size_controller
-from gflow.flow.events import SLIDE_SCALE, SLIDES, Aim, EventAccuracy, Step
-from gflow.flow.located_state import EventLog, LocatedState, Resolved, Stepping, Trial
+from gflow.flow.behind import (
+    SLIDE_SCALE,
+    Behind,
+    Ends,
+    Patience,
+    nothing_behind,
+    pairs_behind,
+    what_is_behind,
+)
+from gflow.flow.controller import rms_norm, step_size_controller, tolerance
+from gflow.flow.events import SLIDES, Aim, EventAccuracy, FirstEvent, Step
+from gflow.flow.located_state import (
+    Due,
+    EventLog,
+    Events,
+    LocatedState,
+    Resolved,
+    Stepping,
+    Trial,
+)
 from gflow.flow.output import SavedStates, StepCounts
 from gflow.flow.problem import Method, Span, first_step
+from gflow.flow.stepper import Stepper
 from gflow.flow.stopping import FlowPoint
+from gflow.nonsmooth.passages import Passed
 from gflow.nonsmooth.pattern import AbstractPattern
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, KinkResolution
 from gflow.parameters import TimeScales
 from gflow.results import RESULTS
 from gflow.solvers.work import is_counted, nothing_done, total, work_of_step
 
+# The most events at one time, for each unit and row.
+_MOST_AT_ONCE = 8
+# How many pairs one step can have behind it: so many, or one in some.
+_FEW_PAIRS, _PAIRS_FOR_EACH = 256, 512
+
 
 class Loop(eqx.Module):
-    """The loop over steps, all in one compiled program."""
+    """The loop over steps, all in one compiled program.
+
+    `kink_budget` is the part of the tolerance that may go to kinks which are passed; 0 if each is
+    to be located.
+    """
 
     risk: AbstractPatternRisk
     method: Method
     span: Span
     time_scales: TimeScales
     accuracy: EventAccuracy
-    max_kinks: int = eqx.field(static=True)
+    kink_budget: Float[Array, ""]
+    log_size: int = eqx.field(static=True)
     kept_steps: int = eqx.field(static=True)
 
     @property
-    def terms(self) -> diffrax.ODETerm:
-        return diffrax.ODETerm(self.risk.field)
+    def stepper(self) -> Stepper:
+        return Stepper(self.risk, self.method.solver)
 
     @property
     def error_order(self) -> Any:
-        return self.method.solver.error_order(self.terms)
+        return self.method.solver.error_order(self.stepper.terms)
 
     @property
     def controller(self) -> diffrax.AbstractStepSizeController:
@@ -50,7 +79,7 @@ class Loop(eqx.Module):
         """The state of the controller before the first step, whose size is known."""
         t0, t1 = self.span.t0, self.span.t1
         _, state = self.controller.init(
-            self.terms, t0, t1, y, t1 - t0, None, self.method.solver.func, self.error_order
+            self.stepper.terms, t0, t1, y, t1 - t0, None, self.method.solver.func, self.error_order
         )
         return jax.tree.map(jnp.asarray, state)
 
@@ -62,56 +91,61 @@ class Loop(eqx.Module):
         trial = self._try(s, aimed, last)
         # From 0, as the fraction of a small step at a late time would be lost to rounding.
         at = lambda fraction: trial.dense.evaluate(fraction * trial.dt)
-        scales = self.risk.scales(s.y[:-1])
         step = Step(
             risk=self.risk,
             pattern=s.pattern,
-            scales=scales,
-            y_start=s.y,
+            scales=self.risk.scales(s.y[:-1]),
             y_end=trial.y,
             at=at,
             aimed=aimed,
             aim=s.stepping.aim,
             accuracy=self.accuracy,
         )
-        found = step.first_event(trial.good)
-        arrives = found.arrives
-        cut = (found.fraction < jnp.inf) & ~arrives
-        keep = trial.good & ~cut
-        t = jnp.where(arrives, jnp.minimum(s.t + found.fraction * trial.dt, self.span.t1), trial.t)
-        y = jnp.where(keep, jnp.where(arrives, found.y, trial.y), s.y)
-        t = jnp.where(keep, t, s.t)
-        aim = Aim(jnp.where(cut, s.t + found.fraction * trial.dt, jnp.inf), found.which)
+        behind, found = self._look_back(s, trial, step)
+        too_long = behind.shorter > 1
+        arrives = found.arrives & ~too_long
+        cut = (found.fraction < jnp.inf) & ~found.arrives & ~too_long
+        fraction = jnp.where(arrives, found.fraction, 1.0)
+        t = jnp.where(arrives, jnp.minimum(s.t + fraction * trial.dt, self.span.t1), trial.t)
+        y = jnp.where(arrives, found.y, trial.y)
 
-        before = s._replace(pattern=step.without_slack(keep & ~arrives))
-        saved, after = self._save_and_resolve(before, t, y, trial.dense, scales, arrives)
-        work = work_of_step(
-            self.method.solver, s.stepping.solver_state, trial.solver_state, s.stepping.made_jump
+        tried = self._within_tolerance(trial) & ~cut & ~too_long
+        before = s._replace(pattern=self._settled(s, trial, step.scales, tried & ~arrives))
+        passed = Passed(
+            behind.pairs, behind.crosses & tried, behind.age * trial.dt, trial.dt, s.now, trial.end
         )
-        fresh = lambda new, old: jnp.where(keep, new, old)
+        due = Due(tried & arrives, tried & ~arrives & behind.passes_slides, found.slide_ends)
+        after = self._settle(before, t, y, trial, step.scales, behind, passed, due)
+        at_kinks, rate = self._error_at_kinks(s, trial, behind, passed, after, tried & ~arrives)
+        good, size, controller_state = self._judge(s, trial, at_kinks, aimed | last)
+        keep = tried & good
+        size = jnp.where(too_long, 0.9 * trial.dt / behind.shorter, size)
+
+        aim = Aim(jnp.where(cut, s.t + found.fraction * trial.dt, jnp.inf), found.which)
+        saved = self._save(before, t, trial, passed, after, keep)
+        fresh = lambda new, old: jax.tree.map(lambda n, o: jnp.where(keep, n, o), new, old)
         stepping = Stepping(
-            size=trial.next_size,
-            controller_state=trial.controller_state,
+            size=size,
+            controller_state=controller_state,
             aim=aim,
-            solver_state=jax.tree.map(fresh, trial.solver_state, s.stepping.solver_state),
-            made_jump=jnp.where(keep, arrives, s.stepping.made_jump),
-        )
-        counts = StepCounts(
-            s.counts.steps + 1,
-            s.counts.rejected + ~trial.good,
-            s.counts.shortened + cut,
-            total(s.counts.work, work, 2 * after.num_events),
+            solver_state=fresh(trial.solver_state, s.stepping.solver_state),
+            made_jump=jnp.where(keep, after.changed, s.stepping.made_jump),
+            rate=rate,
         )
         after_step = LocatedState(
-            t=t,
-            y=after.y,
-            pattern=after.pattern,
+            t=jnp.where(keep, t, s.t),
+            y=jnp.where(keep, after.y, s.y),
+            pattern=fresh(after.pattern, s.pattern),
+            now=fresh(after.now, s.now),
             stepping=stepping,
             saved=saved,
-            counts=counts,
-            log=after.log,
+            counts=self._counted(s, trial, keep, cut, after),
+            # Entries past their number are no part of a log.
+            log=after.log._replace(
+                num_logged=jnp.where(keep, after.log.num_logged, s.log.num_logged)
+            ),
             repelled=s.repelled,
-            branched=s.branched | after.branched,
+            branched=s.branched | (keep & after.branched),
             result=s.result,
             steps=None if s.steps is None else s.steps.with_step(s.t, t, trial.dense, keep),
         )
@@ -123,28 +157,93 @@ class Loop(eqx.Module):
         planned = jnp.where(last, self.span.t1, s.t + stepping.size)
         t_next = jnp.where(aimed, stepping.aim.time, planned)
         dt = t_next - s.t
-        y_next, error, dense, solver_state, _ = solver.step(
-            self.terms, s.t, t_next, s.y, s.pattern, stepping.solver_state, stepping.made_jump
+        stepped = self.stepper.step(
+            s.t, t_next, s.y, s.pattern, s.now, stepping.solver_state, stepping.made_jump
         )
-        good, size, controller_state = self._judge(s, y_next, error, dt)
-        # A step that was cut short, by an event or by t1, does not reduce the planned size.
-        short = aimed | last
-        size = jnp.where(good & short, jnp.maximum(size, stepping.size), size)
-        fresh = lambda new, old: jnp.where(short, old, new)
-        controller_state = jax.tree.map(fresh, controller_state, stepping.controller_state)
-        inside = solver.interpolation_cls(t0=jnp.zeros_like(dt), t1=dt, **dense)
+        larger = jnp.maximum(jnp.abs(s.y), jnp.abs(stepped.y))
         return Trial(
             t=t_next,
-            y=y_next,
-            dense=inside,
+            y=stepped.y,
+            dense=solver.interpolation_cls(t0=jnp.zeros_like(dt), t1=dt, **stepped.dense),
             dt=dt,
-            good=good,
-            next_size=size,
-            controller_state=controller_state,
-            solver_state=solver_state,
+            error=stepped.error,
+            tolerance=tolerance(self.method, self.time_scales, larger),
+            solver_state=stepped.solver_state,
+            end=stepped.end,
         )
 
-    def _judge(self, s: LocatedState, y_next, error, dt):
+    def _within_tolerance(self, trial: Trial) -> Bool[Array, ""]:
+        if self.method.step_size is not None:
+            return jnp.asarray(True)
+        return self._norm(trial.error / trial.tolerance) <= 1.0
+
+    def _norm(self, error: Float[Array, " size"]) -> Float[Array, ""]:
+        return rms_norm(self.risk.padding)(error)
+
+    def _look_back(self, s: LocatedState, trial: Trial, step: Step) -> tuple[Behind, FirstEvent]:
+        """What the step left behind it, and the first event that it has to end at."""
+        eps, most = self.accuracy.eps, self.most_pairs
+        patience = Patience(trial.tolerance, self._rate(s, trial), self.kink_budget)
+        ends = Ends(trial.dt, s.y[:-1], trial.y[:-1], s.now, trial.end)
+        pairs = pairs_behind(self.risk, s.pattern, step.scales, ends, eps, patience, most)
+        ended = jnp.min(self.risk.slide_margins(trial.end, s.pattern)) <= -eps / SLIDE_SCALE
+        there = jnp.any(pairs.filled) | ended | step.aimed
+
+        def look():
+            behind = what_is_behind(self.risk, s.pattern, step.scales, ends, eps, patience, pairs)
+            return behind, step.first_event(behind)
+
+        nothing = lambda: (nothing_behind(s.pattern, most, trial.y.dtype), step.nothing())
+        return jax.lax.cond(self._within_tolerance(trial) & there, look, nothing)
+
+    @property
+    def most_pairs(self) -> int:
+        """How many pairs one step can have behind it."""
+        units, rows = self.risk.num_units, len(self.risk.first_datum)
+        return min(units * rows, max(_FEW_PAIRS, units * rows // _PAIRS_FOR_EACH))
+
+    def _rate(self, s: LocatedState, trial: Trial) -> Float[Array, ""]:
+        """The rate at which the field answers to a displacement: what was found at kinks before,
+        or along the step, if that is more."""
+        first, last = (self.risk.field_of(now, s.pattern)[:-1] for now in (s.now, trial.end))
+        size = lambda a: jnp.sqrt(jnp.sum(a**2))
+        moved = size(trial.y[:-1] - s.y[:-1])
+        along = size(last - first) / jnp.where(moved > 0, moved, 1.0)
+        return jnp.maximum(s.stepping.rate, along)
+
+    def _error_at_kinks(
+        self, s: LocatedState, trial: Trial, behind: Behind, passed: Passed, after: Resolved, wanted
+    ) -> tuple[Float[Array, " size"], Float[Array, ""]]:
+        """What the kinks that a step passed may have cost beyond what was made good, and the rate
+        at which the field answers to a displacement.
+
+        Half the mean time since the kinks, times the part of the change of the field that is not
+        its jump.
+        """
+
+        def measure():
+            first = self.risk.field_of(trial.end, s.pattern)
+            last = self.risk.field_of(after.now, after.pattern)
+            pairs = behind.pairs
+            jump = self.risk.jump_of_field(trial.end, s.pattern, after.pattern, pairs)
+            turned = first[:-1] + jump
+            jump = jnp.append(jump, turned @ turned - first[-1])
+            error = 0.5 * trial.dt * behind.mean_age() * (last - first - jump)
+            expected = behind.second_order(trial.dt)
+            telling = expected * self._rate(s, trial) > 1e-3
+            found = self._norm(error / trial.tolerance) / jnp.where(telling, expected, 1.0)
+            rate = jnp.where(telling, jnp.maximum(found, 0.3 * s.stepping.rate), s.stepping.rate)
+            # What crossed, but was not made good.
+            place = pairs.unit, pairs.row
+            stray = after.pattern.active[place] ^ s.pattern.active[place]
+            stray &= ~passed.crossed & ~after.pattern.sliding[place]
+            lost = jnp.sqrt(jnp.sum(jnp.where(stray, behind.impulse, 0.0) ** 2))
+            return jnp.abs(error) + lost * trial.tolerance, rate
+
+        nothing = lambda: (jnp.zeros_like(trial.y), s.stepping.rate)
+        return jax.lax.cond(wanted & after.changed, measure, nothing)
+
+    def _judge(self, s: LocatedState, trial: Trial, at_kinks, short):
         """Whether the error of a step is within the tolerances, the size of the next step, and the
         state of the controller after it."""
         stepping, method = s.stepping, self.method
@@ -152,16 +251,36 @@ class Loop(eqx.Module):
             return jnp.asarray(True), stepping.size, stepping.controller_state
         # From 0, as a small step at a late time would be lost to rounding.
         good, start, end, _, state, _ = self.controller.adapt_step_size(
-            jnp.zeros_like(dt),
-            dt,
+            jnp.zeros_like(trial.dt),
+            trial.dt,
             s.y,
-            y_next,
+            trial.y,
             None,
-            error,
+            jnp.abs(trial.error) + at_kinks,
             self.error_order,
             stepping.controller_state,
         )
-        return jnp.asarray(good), jnp.asarray(end - start), state
+        good, size = jnp.asarray(good), jnp.asarray(end - start)
+        # A step that was cut short, by an event or by t1, does not reduce the planned size.
+        size = jnp.where(good & short, jnp.maximum(size, stepping.size), size)
+        fresh = lambda new, old: jnp.where(short, old, new)
+        return good, size, jax.tree.map(fresh, state, stepping.controller_state)
+
+    def _counted(self, s: LocatedState, trial: Trial, keep, cut, after: Resolved) -> StepCounts:
+        stepping, stepper = s.stepping, self.stepper
+        if stepper.by_stages:
+            work = nothing_done().plus(evaluations=stepper.evaluations)
+        else:
+            work = work_of_step(
+                self.method.solver, stepping.solver_state, trial.solver_state, stepping.made_jump
+            )
+            work = None if work is None else work.plus(evaluations=1)
+        return StepCounts(
+            s.counts.steps + 1,
+            s.counts.rejected + (~keep & ~cut),
+            s.counts.shortened + cut,
+            total(s.counts.work, work, after.num_evaluations),
+        )
 
     def _result(self, s: LocatedState, keep) -> RESULTS:
         """The result: a failure, or a stopping criterion met."""
@@ -170,15 +289,13 @@ class Loop(eqx.Module):
         stuck = (stuck | (size < 1e-3 * eps * t1)) & (s.t < t1)
         result = RESULTS.where(stuck, RESULTS.step_size_underflow, s.result)
         result = RESULTS.where(jnp.isfinite(s.y).all(), result, RESULTS.nonfinite)
-        full = s.log.num_logged > self.max_kinks
-        result = RESULTS.where(full, RESULTS.max_kinks_reached, result)
-        phi, speed = s.y[:-1], self.speed(s.y, s.pattern)
+        phi = s.y[:-1]
         point = FlowPoint(
             elapsed=s.t - self.span.t0,
             theta=self.time_scales.theta(phi),
             dissipated=s.y[-1],
             risk=self.risk.value(phi),
-            grad_norm=speed,
+            grad_norm=self.speed(s),
         )
         fired = self.method.stop.fired(point)
         return RESULTS.where(keep & ~(fired == RESULTS.successful), fired, result)
@@ -190,37 +307,80 @@ class Loop(eqx.Module):
         trial = eqx.filter_eval_shape(self._try, s, jnp.asarray(False), jnp.asarray(False))
         return Steps.none_of(trial.dense, self.kept_steps, s.t)
 
-    # ---- saved times and events -------------------------------------------------------------
+    # ---- kinks and saved times ----------------------------------------------------------------
 
-    def _save_and_resolve(self, s: LocatedState, t, y, dense, scales, arrives):
-        """Saves the states up to t, and deals with the event if the flow `arrives` at one."""
+    def _settled(self, s: LocatedState, trial: Trial, scales, wanted) -> AbstractPattern:
+        """The pattern; if `wanted`, without the slack of pairs that are well off their kinks."""
 
-        def both(c):
-            saved, after, _ = c
-            saved = self._save(s, t, dense, saved)
-            return saved, self._resolve(t, after, scales, arrives), jnp.asarray(False)
+        def clear(pattern):
+            return pattern.settled(self.risk.heights(trial.end.z, pattern, scales))
 
-        after = Resolved(y, s.pattern, s.log, jnp.asarray(0), jnp.asarray(False))
-        # One loop, entered once or not at all: a conditional would copy what it passes on.
-        start = s.saved, after, arrives | self._save_due(s.saved.num_saved, t)
-        return jax.lax.while_loop(lambda c: c[2], both, start)[:2]
+        wanted = wanted & s.pattern.any_released()
+        return jax.lax.cond(wanted, clear, lambda pattern: pattern, s.pattern)
 
-    def _resolve(self, t, before: Resolved, scales, happens) -> Resolved:
-        """Deals with all kinks and slides that are due, one after the other, until the budget is
-        exceeded."""
-        eps = self.accuracy.eps
+    def _settle(
+        self, s: LocatedState, t, y, trial: Trial, scales, behind: Behind, passed: Passed, due: Due
+    ) -> Resolved:
+        """Makes good what was passed up to t, and deals with what is due there."""
+        back = trial.t - t
+        turned = passed.crossed & (passed.age > back)
+        some = jnp.any(turned)
+        after = Resolved(
+            y=y,
+            pattern=s.pattern,
+            now=trial.end._replace(z=None),
+            log=s.log,
+            num_events=jnp.asarray(0),
+            num_evaluations=jnp.asarray(0),
+            branched=jnp.asarray(False),
+            changed=due.event | some,
+            passed=some | due.slides,
+        )
 
-        def unfinished(c):
-            resolved, pending = c
-            return pending & (resolved.log.num_logged <= self.max_kinks)
+        def make_good(after: Resolved) -> Resolved:
+            theta, pattern = self.risk.with_passed(y[:-1], s.pattern, passed, back)
+            place = passed.pairs.unit, passed.pairs.row
+            log = after.log.with_passed(
+                passed.pairs, turned, s.pattern.active[place], trial.t - passed.age
+            )
+            return after._replace(y=y.at[:-1].set(theta), pattern=pattern, log=log)
+
+        after = jax.lax.cond(some, make_good, lambda after: after, after)
+        passes_end = behind.slides_end & ~behind.locates_ends
+        events = Events(behind, trial.t, trial.dt, t, turned, scales, due.slide_ends, passes_end)
+        after = self._resolve(after, events, due.event | due.slides | some)
+        moved = after.y[:-1] - y[:-1]
+        first = self.risk.field_of(trial.end, s.pattern)
+        last = self.risk.field_of(after.now, after.pattern)
+        dissipated = jnp.where(after.passed, moved @ (first + last)[:-1], 0.0)
+        return after._replace(y=after.y.at[-1].add(dissipated))
+
+    def _resolve(self, before: Resolved, events: Events, happens) -> Resolved:
+        """Deals with all kinks and slides that are due, one after the other.
+
+        Pairs that have turned lead away from their kinks, however little they are past them.
+        """
+        eps, behind, scales = self.accuracy.eps, events.behind, events.scales
+        pairs = behind.pairs
+        most = _MOST_AT_ONCE * sum(before.pattern.active.shape)
 
         def one(c):
-            done, _ = c
-            theta, pattern = done.y[:-1], done.pattern
-            evaluation = self.risk.evaluate(theta, pattern)
-            margins = self.risk.kink_margins(theta, pattern, scales)
+            done, _, first = c
+            evaluation = self.risk.evaluate(done.y[:-1], done.pattern)
+            z = evaluation.z[pairs.unit, pairs.row]
+            short = -self.risk.heights_of(z, done.pattern, scales, pairs)
+            pattern = done.pattern.allowing(pairs, events.turned & first & (short > 0), 2 * short)
+            margins = self.risk.margins(evaluation.z, pattern, scales)
             slide = SLIDE_SCALE * jnp.min(self.risk.slide_margins(evaluation, pattern))
             due = jnp.minimum(jnp.min(margins), slide) <= -eps
+            # At a crossing slides end that rest on the boundary of [0, 1].
+            due |= first & jnp.any(events.turned) & (slide <= SLIDE_SCALE * eps)
+            due &= done.num_events <= most
+            done = done._replace(
+                pattern=pattern,
+                now=evaluation._replace(z=None),
+                num_evaluations=done.num_evaluations + 1,
+            )
 
             def resolve(done: Resolved) -> Resolved:
                 circling = done.num_events > 2 * sum(pattern.active.shape)
@@ -228,37 +388,53 @@ class Loop(eqx.Module):
                 theta, after, event = self.risk.transition(
                     done.y[:-1], done.pattern, evaluation, resolution
                 )
-                return Resolved(
-                    done.y.at[:-1].set(theta),
-                    after,
-                    done.log.with_event(t, event, self.risk.shares_kinks),
-                    done.num_events + 1,
-                    done.branched | event.branches,
+                ends = event.ends_slide & events.passes_end
+                age = jnp.where(ends, 1 - events.slide_ends, behind.age_of(event.unit, event.row))
+                time = jnp.where(age > 0, events.t_end - age * events.dt, events.t)
+                return done._replace(
+                    y=done.y.at[:-1].set(theta),
+                    pattern=after,
+                    log=done.log.with_event(time, event, self.risk.shares_kinks, age > 0),
+                    num_events=done.num_events + 1,
+                    branched=done.branched | event.branches,
+                    changed=jnp.asarray(True),
                 )
 
-            return jax.lax.cond(due, resolve, lambda done: done, done), due
+            return jax.lax.cond(due, resolve, lambda done: done, done), due, jnp.asarray(False)
 
-        return jax.lax.while_loop(unfinished, one, (before, happens))[0]
+        return jax.lax.while_loop(lambda c: c[1], one, (before, happens, jnp.asarray(True)))[0]
 
     def _save_due(self, num_saved, t) -> Bool[Array, ""]:
         ts = self.span.ts
         last = len(ts) - 1
         return (num_saved <= last) & (ts[jnp.minimum(num_saved, last)] <= t)
 
-    def _save(self, s: LocatedState, t, dense, saved: SavedStates) -> SavedStates:
-        """Fills the slots of the saved times up to t."""
+    def _save(self, s: LocatedState, t, trial: Trial, passed, after: Resolved, keep) -> SavedStates:
+        """Fills the slots of the saved times up to t, if the step is kept."""
+
+        def within(c):
+            y, back = c
+            theta, pattern = self.risk.within_step(y[:-1], s.pattern, after.pattern, passed, back)
+            return y.at[:-1].set(theta), pattern
 
         def fill(saved: SavedStates) -> SavedStates:
             count, ys, speeds = saved
             assert speeds is not None
-            y = dense.evaluate(self.span.ts[count] - s.t)
-            speeds = speeds.at[count].set(self.speed(y, s.pattern))
+            since = self.span.ts[count] - s.t
+            plain = trial.dense.evaluate(since)
+            y, pattern = jax.lax.cond(
+                after.passed, within, lambda c: (c[0], s.pattern), (plain, trial.dt - since)
+            )
+            field = self.risk.field(0.0, y, pattern)
+            y = y.at[-1].add(2 * (y - plain)[:-1] @ field[:-1])
+            speeds = speeds.at[count].set(jnp.sqrt(field[-1]))
             return SavedStates(count + 1, ys.at[count].set(y), speeds)
 
-        return jax.lax.while_loop(lambda saved: self._save_due(saved.num_saved, t), fill, saved)
+        due = lambda saved: keep & self._save_due(saved.num_saved, t)
+        return jax.lax.while_loop(due, fill, s.saved)
 
-    def speed(self, y, pattern: AbstractPattern) -> Array:
-        return jnp.sqrt(self.risk.field(0.0, y, pattern)[-1])
+    def speed(self, s: LocatedState) -> Array:
+        return jnp.sqrt(self.risk.field_of(s.now, s.pattern)[-1])
 
 
 @eqx.filter_jit
@@ -267,24 +443,27 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
     risk, method, (t0, t1, ts) = loop.risk, loop.method, (loop.span.t0, loop.span.t1, loop.span.ts)
     y = jnp.append(theta, jnp.zeros((), theta.dtype))
     pattern = risk.start(theta)
-    speed = loop.speed(y, pattern)
+    now = risk.evaluate(theta, pattern)
+    speed = jnp.sqrt(risk.field_of(now, pattern)[-1])
     size = method.step_size
     if size is None:
         size = jnp.minimum(first_step(theta, speed), t1 - t0)
-    zero, kinks = jnp.asarray(0), loop.max_kinks
+    zero, kinks = jnp.asarray(0), loop.log_size
     at_start = jnp.arange(len(ts)) < (ts <= t0).astype(int).sum()
-    solver_state = method.solver.init(loop.terms, t0, t1, y, pattern)
+    solver_state = loop.stepper.init(t0, t1, y, pattern)
     counted = is_counted(method.solver, solver_state)
     state = LocatedState(
         t=t0,
         y=y,
         pattern=pattern,
+        now=now._replace(z=None),
         stepping=Stepping(
             size=size,
             controller_state=loop.controller_start(y),
             aim=Aim(jnp.full_like(t0, jnp.inf), jnp.asarray(SLIDES)),
             solver_state=solver_state,
             made_jump=jnp.asarray(False),
+            rate=jnp.zeros_like(size),
         ),
         saved=SavedStates(
             num_saved=jnp.sum(at_start),
@@ -298,6 +477,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
             zero,
             jnp.full(kinks, jnp.inf, t0.dtype),
             *(jnp.zeros(kinks, int) for _ in range(3)),
+            jnp.zeros(kinks, bool),
         ),
         repelled=risk.repels(theta, pattern),
         branched=jnp.asarray(False),
@@ -311,7 +491,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
 def handed_over(loop: Loop, state: LocatedState) -> LocatedState:
     """The state of another loop's solver as one that this loop's can go on from."""
     solver, stepping = loop.method.solver, state.stepping
-    inner = solver.init(loop.terms, state.t, loop.span.t1, state.y, state.pattern)
+    inner = loop.stepper.init(state.t, loop.span.t1, state.y, state.pattern)
     stepping = stepping._replace(
         solver_state=inner,
         made_jump=jnp.asarray(False),

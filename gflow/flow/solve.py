@@ -56,7 +56,7 @@ def solve_flow(
     rtol: RealScalar | None = None,
     atol: RealScalar | None = None,
     solver: diffrax.AbstractSolver[Any] | None = None,
-    kinks: Literal["locate", "ignore"] = "locate",
+    kinks: Literal["locate", "all", "ignore"] = "locate",
     stop: Stop | None = None,
     max_steps: int = 1_000_000,
     max_kinks: int = 50_000,
@@ -125,7 +125,7 @@ def solve_flow(
     Which solver, tolerance and treatment of kinks to choose: docs/solvers.md. What a slide is:
     docs/theory.md, section 5.
     """
-    one_of("kinks", kinks, ("locate", "ignore"))
+    one_of("kinks", kinks, ("locate", "all", "ignore"))
     max_steps = positive_int("max_steps", max_steps)
     max_kinks = positive_int("max_kinks", max_kinks)
     trained, frozen = split_trainable(net, trainable)
@@ -148,7 +148,18 @@ def solve_flow(
     if pattern_risk is None or kinks == "ignore":
         run = SmoothRun(**parts, keeps_steps=dense)
     else:
-        run = LocatedRun(**parts, risk=pattern_risk, max_kinks=max_kinks, keeps_steps=dense)
+        # Interpolants know nothing of kinks within a step, and fixed steps of no tolerance. Rows
+        # that share kinks are judged together, at the kink.
+        located = kinks == "all" or dense or step_size is not None or pattern_risk.shares_kinks
+        budget = 0.0 if located else 1.0
+        budget = jnp.asarray(budget, theta0.dtype)
+        run = LocatedRun(
+            **parts,
+            risk=pattern_risk,
+            kink_budget=budget,
+            max_kinks=max_kinks,
+            keeps_steps=dense,
+        )
     # What is traced is solved in one program, where nothing can be chosen on the way.
     choose = solver is None and step_size is None and is_concrete(problem, span)
     kept = _checkpoint(checkpoint, run, kinks, choose, max_kinks)

@@ -103,7 +103,7 @@ def clarke_gradient(
     if known is None:
         return gradient
     shallow = known.net(flat(trained))
-    z = np.asarray(known.preactivations(shallow))
+    z = np.asarray(known.z(shallow))
     largest = np.sqrt(np.max(np.asarray(shallow.incoming_squares())))
     ties = np.abs(z) <= tol * largest * np.asarray(known.sizes)
     if not ties.any():

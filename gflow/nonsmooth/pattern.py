@@ -8,31 +8,50 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.nonsmooth.kink_kinds import KinkKind
-
-
-class Pair(NamedTuple):
-    """A hidden unit and a row of data, with the kink where its preactivation is 0."""
-
-    unit: Int[Array, ""]
-    row: Int[Array, ""]
+from gflow.nonsmooth.pairs import Pair, Pairs
 
 
 class AbstractPattern(eqx.Module):
     """The side of every kink, and which kinks the flow slides on.
 
-    `active` and `sliding` say it for each pair of a hidden unit, of any layer, and a row of data.
-    `slack` is how far past its kink a pair may go: infinite while it slides; a tolerance for a pair
-    just released, which leaves its kink at zero speed, so that errors of the state could push it
-    back.
+    `active` and `sliding` say it for each pair of a hidden unit, of any layer, and a row of data;
+    the rows that a unit slides on are in its `slots`, where `used`.
+
+    A pair that was released from its kink, and leaves it at zero speed, may be past it by some
+    slack, so that errors of the state do not push it back.
     """
 
     active: eqx.AbstractVar[Bool[Array, "units rows"]]
     sliding: eqx.AbstractVar[Bool[Array, "units rows"]]
-    slack: eqx.AbstractVar[Float[Array, "units rows"]]
+    slots: eqx.AbstractVar[Int[Array, "units slots"]]
+    used: eqx.AbstractVar[Bool[Array, "units slots"]]
 
     @abstractmethod
     def slides(self) -> Bool[Array, ""]:
         """Whether the flow slides on any kink."""
+
+    @abstractmethod
+    def with_slack(self, heights: Float[Array, "units rows"]) -> Float[Array, "units rows"]:
+        """How much farther pairs may go that are at these heights on the sides of the pattern:
+        infinitely while they slide."""
+
+    @abstractmethod
+    def slack_of(self, pairs: Pairs) -> Float[Array, "*pairs"]:
+        """The slack of some pairs, infinite while they slide."""
+
+    @abstractmethod
+    def any_released(self) -> Bool[Array, ""]:
+        """Whether any pair has slack, and does not slide."""
+
+    @abstractmethod
+    def settled(self, heights: Float[Array, "units rows"]) -> "AbstractPattern":
+        """Without the slack of pairs that are off their kinks by more."""
+
+    @abstractmethod
+    def allowing(
+        self, pairs: Pairs, flags: Bool[Array, " pairs"], slack: Float[Array, " pairs"]
+    ) -> "AbstractPattern":
+        """With slack for the flagged pairs, at least so much."""
 
 
 class Event(NamedTuple):
@@ -50,6 +69,16 @@ class Event(NamedTuple):
     def branches(self) -> Bool[Array, ""]:
         """Whether the flow could have gone on to either side."""
         return self.kinds[self.row] == KinkKind.SLIDE_BRANCHES
+
+    @property
+    def ends_slide(self) -> Bool[Array, ""]:
+        """Whether a slide ends."""
+        kind = self.kinds[self.row]
+        return (
+            self.changes_slides
+            & (kind != KinkKind.SLIDE_BEGINS)
+            & (kind != KinkKind.UNIT_DEGENERATES)
+        )
 
     @property
     def changes_slides(self) -> Bool[Array, ""]:

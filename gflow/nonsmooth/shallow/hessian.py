@@ -38,7 +38,7 @@ def field_jacobian(
 def _free_hessian(
     risk: "ShallowPatternRisk", theta: Array, pattern: ShallowPattern
 ) -> Float[Array, "size size"]:
-    net, z = risk.net(theta), risk.preactivations(risk.net(theta))
+    net, z = risk.net(theta), risk.z(risk.net(theta))
     slopes = jnp.where(pattern.active, 1.0, risk.negative_slope).astype(z.dtype)
     a, scale, v = slopes * z, net.output_scale, net.v.reshape(len(net.v), -1)
     width, outs = v.shape

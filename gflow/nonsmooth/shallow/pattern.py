@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gflow.nonsmooth.pairs import Pairs
 from gflow.nonsmooth.pattern import AbstractPattern
 
 
@@ -15,7 +16,8 @@ class ShallowPattern(AbstractPattern):
     `slots` are the sliding rows of each unit, where `used`; one of them stands for all that have
     the same kink. With their normals M, zero elsewhere, `lift` is $(M M^\\top)^{-1} M$ and
     `projector` the projector $1 - M^\\top (M M^\\top)^{-1} M$ onto the directions in which the unit
-    is free. `degenerate` units slide in all directions: w = b = 0.
+    is free. `degenerate` units slide in all directions: w = b = 0. The `released` pairs of a unit
+    may be past their kinks by its `slack`.
     """
 
     active: Bool[Array, "units rows"]
@@ -25,7 +27,8 @@ class ShallowPattern(AbstractPattern):
     lift: Float[Array, "units slots dim"]
     projector: Float[Array, "units dim dim"]
     degenerate: Bool[Array, " units"]
-    slack: Float[Array, "units rows"]
+    released: Bool[Array, "units rows"]
+    slack: Float[Array, " units"]
 
     @classmethod
     def without_slides(
@@ -41,22 +44,55 @@ class ShallowPattern(AbstractPattern):
             lift=jnp.zeros((units, slots, dim), dtype),
             projector=jnp.broadcast_to(jnp.eye(dim, dtype=dtype), (units, dim, dim)),
             degenerate=jnp.zeros(units, bool),
-            slack=jnp.zeros(active.shape, dtype),
+            released=jnp.zeros_like(active),
+            slack=jnp.zeros(units, dtype),
         )
 
     def slides(self) -> Bool[Array, ""]:
         return jnp.any(self.used)
+
+    def with_slack(self, heights: Float[Array, "units rows"]) -> Float[Array, "units rows"]:
+        slack = jnp.where(self.released, self.slack[:, None], 0.0)
+        return heights + jnp.where(self.sliding, jnp.inf, slack)
+
+    def slack_of(self, pairs: Pairs) -> Float[Array, "*pairs"]:
+        place = pairs.unit, pairs.row
+        slack = jnp.where(self.released[place], self.slack[pairs.unit], 0.0)
+        return jnp.where(self.sliding[place], jnp.inf, slack)
+
+    def any_released(self) -> Bool[Array, ""]:
+        return jnp.any(self.slack > 0)
+
+    def settled(self, heights: Float[Array, "units rows"]) -> "ShallowPattern":
+        released = self.released & (heights <= self.slack[:, None])
+        slack = jnp.where(jnp.any(released, axis=1), self.slack, 0.0)
+        return eqx.tree_at(lambda p: (p.released, p.slack), self, (released, slack))
+
+    def allowing(
+        self, pairs: Pairs, flags: Bool[Array, " pairs"], slack: Float[Array, " pairs"]
+    ) -> "ShallowPattern":
+        unit = jnp.where(flags, pairs.unit, len(self.slack))
+        return eqx.tree_at(
+            lambda p: (p.released, p.slack),
+            self,
+            (
+                self.released.at[unit, pairs.row].set(True, mode="drop"),
+                self.slack.at[unit].max(slack, mode="drop"),
+            ),
+        )
 
     def crossed(
         self, unit, members: Bool[Array, " rows"], active: Bool[Array, " rows"]
     ) -> "ShallowPattern":
         """With the kinks of some rows of a unit on the sides of `active`."""
         sides = jnp.where(members, active, self.active[unit])
-        slack = jnp.where(members, 0.0, self.slack[unit])
         return eqx.tree_at(
-            lambda p: (p.active, p.slack),
+            lambda p: (p.active, p.released),
             self,
-            (self.active.at[unit].set(sides), self.slack.at[unit].set(slack)),
+            (
+                self.active.at[unit].set(sides),
+                self.released.at[unit].set(self.released[unit] & ~members),
+            ),
         )
 
     def with_slide(
@@ -65,12 +101,12 @@ class ShallowPattern(AbstractPattern):
         """If `wanted`, with a slide of a unit along the kink of a row, and of its members."""
         joining, slot = members & wanted, jnp.argmin(self.used[unit])
         return eqx.tree_at(
-            lambda p: (p.active, p.sliding, p.slack, p.used, p.slots),
+            lambda p: (p.active, p.sliding, p.released, p.used, p.slots),
             self,
             (
                 self.active.at[unit].set(self.active[unit] & ~joining),
                 self.sliding.at[unit].set(self.sliding[unit] | joining),
-                self.slack.at[unit].set(jnp.where(joining, jnp.inf, self.slack[unit])),
+                self.released.at[unit].set(self.released[unit] & ~joining),
                 self.used.at[unit, slot].set(wanted | self.used[unit, slot]),
                 self.slots.at[unit, slot].set(jnp.where(wanted, row, self.slots[unit, slot])),
             ),
@@ -81,12 +117,13 @@ class ShallowPattern(AbstractPattern):
     ) -> "ShallowPattern":
         """Without the slide in one slot of a unit, whose members get some slack."""
         return eqx.tree_at(
-            lambda p: (p.sliding, p.used, p.slack),
+            lambda p: (p.sliding, p.used, p.released, p.slack),
             self,
             (
                 self.sliding.at[unit].set(self.sliding[unit] & ~members),
                 self.used.at[unit, slot].set(False),
-                self.slack.at[unit].set(jnp.where(members, slack, self.slack[unit])),
+                self.released.at[unit].set(self.released[unit] | members),
+                self.slack.at[unit].max(slack),
             ),
         )
 
@@ -113,11 +150,23 @@ class ShallowPattern(AbstractPattern):
 
 
 class Evaluation(NamedTuple):
-    """Forward and backward pass at one θ: preactivations z, q = ∂L/∂a of every pair, the gradient
-    `force` of each (w_i, b_i) from the pairs that do not slide, and the gradients of v and c."""
+    """Forward and backward pass at one θ: preactivations z, scaled output weights v and slopes
+    r = ∂L/∂N of the loss, the gradient `force` of each (w_i, b_i) from the pairs that do not slide,
+    and the gradients of v and c."""
 
     z: Float[Array, "units rows"]
-    q: Float[Array, "units rows"]
+    v: Float[Array, "units ..."]
+    r: Float[Array, "rows ..."]
     force: Float[Array, "units dim"]
     by_v: Array
     by_c: Array
+
+    @property
+    def q(self) -> Float[Array, "units rows"]:
+        """∂L/∂a of every pair."""
+        return jnp.outer(self.v, self.r) if self.v.ndim == 1 else self.v @ self.r.T
+
+    def q_of(self, pairs: Pairs) -> Float[Array, "*pairs"]:
+        """∂L/∂a of some pairs."""
+        v, r = self.v[pairs.unit], self.r[pairs.row]
+        return v * r if self.v.ndim == 1 else jnp.sum(v * r, axis=-1)

@@ -29,8 +29,10 @@ from jaxtyping import Array, Bool, Float, Int
 from gflow.activations import PiecewiseLinear
 from gflow.arguments import PyTree, is_concrete
 from gflow.networks import ShallowNet
-from gflow.nonsmooth.pattern import Pair
+from gflow.nonsmooth.pairs import Pair, Pairs
+from gflow.nonsmooth.passages import Passed
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, KinkResolution, Transition
+from gflow.nonsmooth.shallow import passing
 from gflow.nonsmooth.shallow.hessian import field_jacobian
 from gflow.nonsmooth.shallow.kink_geometry import (
     NormalLines,
@@ -124,7 +126,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
     # ---- the interface to the loop ------------------------------------------------------------
 
     def start(self, theta: Float[Array, " size"]) -> ShallowPattern:
-        active = self.preactivations(self.net(theta)) > 0
+        active = self.z(self.net(theta)) > 0
         dim = self.normals.shape[1]
         slots = min(dim, self.rows.shape[0], _MAX_SLIDES)
         return ShallowPattern.without_slides(active, dim, slots, theta.dtype)
@@ -150,9 +152,13 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         self, t: Any, y: Float[Array, " size_and_one"], pattern: ShallowPattern
     ) -> Float[Array, " size_and_one"]:
         del t
-        now = self.evaluate(y[:-1], pattern)
-        u = self.velocity(now, pattern)
-        theta = self.assembled(u, -now.by_v, -now.by_c)
+        return self.field_of(self.evaluate(y[:-1], pattern), pattern)
+
+    def field_of(
+        self, evaluation: Evaluation, pattern: ShallowPattern
+    ) -> Float[Array, " size_and_one"]:
+        u = self.velocity(evaluation, pattern)
+        theta = self.assembled(u, -evaluation.by_v, -evaluation.by_c)
         return jnp.append(theta, theta @ theta)
 
     def jacobian(
@@ -162,17 +168,42 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
 
     def evaluate(self, theta: Float[Array, " size"], pattern: ShallowPattern) -> Evaluation:
         net = self.net(theta)
-        z = self.preactivations(net)
-        slopes = jnp.where(pattern.active, 1.0, self.negative_slope).astype(z.dtype)
-        a = slopes * z
+        z = self.z(net)
+        a = jnp.where(pattern.active, z, self.negative_slope * z)
         v = net.output_scale * net.v
         outputs = v @ a if v.ndim == 1 else a.T @ v
         if net.c is not None:
             outputs = outputs + jnp.broadcast_to(net.c, outputs.shape)
-        r = self._slopes_of_loss(outputs)
-        q = jnp.outer(v, r) if v.ndim == 1 else v @ r.T
-        force = by_normals(jnp.where(pattern.sliding, 0.0, slopes * q), self.normals)
-        return Evaluation(z, q, force, net.output_scale * (a @ r), jnp.sum(r, axis=0))
+        r, slopes = self._slopes_of_loss(outputs), self.slopes(pattern)
+        if v.ndim == 1:
+            # a is linear in (w, b): one product serves the gradients of (w, b) and of v.
+            by_row = by_normals(slopes * r[None, :], self.inputs)
+            force = v[:, None] * by_row
+            by_v = net.output_scale * jnp.sum(net.incoming() * by_row, axis=1)
+        else:
+            force = by_normals(slopes * (v @ r.T), self.inputs)
+            by_v = net.output_scale * (a @ r)
+        return Evaluation(z, v, r, self._by_u(force), by_v, jnp.sum(r, axis=0))
+
+    def _by_u(self, by_all: Float[Array, "units inputs"]) -> Float[Array, "units dim"]:
+        """The derivatives by the trained ones of (w_i, b_i), in the coordinates of the time scales,
+        from those by all."""
+        features, places = self.rows.shape[1], ParameterLayout(self.trained).places
+        by_w, by_b = by_all[:, :features], by_all[:, features:]
+        parts = [] if places.w is None else [self.by_phi("w", by_w)]
+        parts += [] if places.b is None else [self.by_phi("b", by_b)]
+        return jnp.concatenate(parts, axis=1)
+
+    def slopes(self, pattern: ShallowPattern) -> Float[Array, "units rows"]:
+        """σ' of the pairs, 0 where they slide."""
+        slopes = jnp.where(pattern.active, 1.0, self.negative_slope)
+        return jnp.where(pattern.sliding, 0.0, slopes).astype(self.normals.dtype)
+
+    def slopes_of(self, pattern: ShallowPattern, pairs: Pairs) -> Float[Array, "*pairs"]:
+        """σ' of some pairs, 0 where they slide."""
+        place = pairs.unit, pairs.row
+        slopes = jnp.where(pattern.active[place], 1.0, self.negative_slope)
+        return jnp.where(pattern.sliding[place], 0.0, slopes).astype(self.normals.dtype)
 
     def scales(self, theta: Float[Array, " size"]) -> Float[Array, " units"]:
         """‖(w_i, b_i)‖, for units at 0 some small number."""
@@ -180,21 +211,29 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         smallest = 1e-9 * jnp.max(norms)
         return jnp.maximum(norms, jnp.where(smallest > 0, smallest, 1.0))
 
+    def preactivations(self, theta: Float[Array, " size"]) -> Float[Array, "units rows"]:
+        return self.z(self.net(theta))
+
+    def margins(
+        self, z: Float[Array, "units rows"], pattern: ShallowPattern, scales: Float[Array, " units"]
+    ) -> Float[Array, "units rows"]:
+        return pattern.with_slack(self.heights(z, pattern, scales))
+
+    def heights(
+        self, z: Float[Array, "units rows"], pattern: ShallowPattern, scales: Float[Array, " units"]
+    ) -> Float[Array, "units rows"]:
+        """The distance of z from 0 on the side of the pattern, for units and rows of size 1."""
+        # Reciprocals of vectors: a division for each pair would cost as much as the field.
+        side = jnp.where(pattern.active, z, -z)
+        return side * (1 / scales)[:, None] * (1 / self.sizes)[None, :]
+
     def kink_margins(
         self,
         theta: Float[Array, " size"],
         pattern: ShallowPattern,
         scales: Float[Array, " units"],
     ) -> Float[Array, "units rows"]:
-        return self.margins_of(self.preactivations(self.net(theta)), pattern, scales)
-
-    def margins_of(
-        self, z: Float[Array, "units rows"], pattern: ShallowPattern, scales: Float[Array, " units"]
-    ) -> Float[Array, "units rows"]:
-        """The distance of z from 0 on the side of the pattern, for units and rows of size 1."""
-        # Reciprocals of vectors: a division for each pair would cost as much as the field.
-        side = jnp.where(pattern.active, z, -z) * (1 / scales)[:, None] * (1 / self.sizes)[None, :]
-        return side + pattern.slack
+        return self.margins(self.z(self.net(theta)), pattern, scales)
 
     def kink_margin(
         self,
@@ -206,8 +245,23 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         net, (unit, row) = self.net(theta), pair
         z = net.w[unit] @ self.rows[row]
         z = z if net.b is None else z + net.b[unit]
-        side = jnp.where(pattern.active[unit, row], z, -z) / (scales[unit] * self.sizes[row])
-        return side + pattern.slack[unit, row]
+        pairs = Pairs.all_of(unit, row)
+        return self.heights_of(z, pattern, scales, pairs) + pattern.slack_of(pairs)
+
+    def heights_of(
+        self,
+        z: Float[Array, "*pairs"],
+        pattern: ShallowPattern,
+        scales: Float[Array, " units"],
+        pairs: Pairs,
+    ) -> Float[Array, "*pairs"]:
+        unit, row = pairs.unit, pairs.row
+        return jnp.where(pattern.active[unit, row], z, -z) / (scales[unit] * self.sizes[row])
+
+    def z_of(self, theta: Float[Array, " size"], pairs: Pairs) -> Float[Array, "*pairs"]:
+        net = self.net(theta)
+        z = jnp.sum(net.w[pairs.unit] * self.rows[pairs.row], axis=-1)
+        return z if net.b is None else z + net.b[pairs.unit]
 
     def slide_margins(
         self, evaluation: Evaluation, pattern: ShallowPattern
@@ -221,6 +275,82 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         """(1 − α) |∂L/∂a| ‖m‖ of each pair. Rows that share a kink are counted one by one."""
         lengths = jnp.sqrt(jnp.sum(self.normals**2, axis=1))
         return abs(1 - self.negative_slope) * jnp.abs(evaluation.q) * lengths[None, :]
+
+    def reach(
+        self,
+        start: Evaluation,
+        end: Evaluation,
+        pattern: ShallowPattern,
+        scales: Float[Array, " units"],
+    ) -> Float[Array, " units"]:
+        turn = self.velocity(end, pattern) - self.velocity(start, pattern)
+        lengths = jnp.sqrt(jnp.sum(self.normals**2, axis=1))
+        return jnp.sqrt(jnp.sum(turn**2, axis=1)) * jnp.max(lengths / self.sizes) / scales
+
+    def speeds_of(
+        self, evaluation: Evaluation, pattern: ShallowPattern, pairs: Pairs
+    ) -> Float[Array, " pairs"]:
+        u = self.velocity(evaluation, pattern)
+        return jnp.sum(u[pairs.unit] * self.normals[pairs.row], axis=-1)
+
+    def turned_speeds(
+        self,
+        evaluation: Evaluation,
+        pattern: ShallowPattern,
+        speeds: Float[Array, " pairs"],
+        pairs: Pairs,
+    ) -> Float[Array, " pairs"]:
+        sign = jnp.where(pattern.active[pairs.unit, pairs.row], 1.0, -1.0)
+        square = jnp.sum(self.normals[pairs.row] ** 2, axis=-1)
+        return speeds + (1 - self.negative_slope) * sign * evaluation.q_of(pairs) * square
+
+    def jumps_of(self, evaluation: Evaluation, pairs: Pairs) -> Float[Array, "*pairs"]:
+        lengths = jnp.sqrt(jnp.sum(self.normals[pairs.row] ** 2, axis=-1))
+        return abs(1 - self.negative_slope) * jnp.abs(evaluation.q_of(pairs)) * lengths
+
+    def nearly_held(self, pattern: ShallowPattern) -> Bool[Array, " units"]:
+        most = min(pattern.used.shape[1], self.normals.shape[1])
+        return jnp.sum(pattern.used, axis=1) >= most - 1
+
+    def largest_jump(
+        self, evaluation: Evaluation, tolerances: Float[Array, " units"]
+    ) -> Float[Array, ""]:
+        lengths = jnp.sqrt(jnp.sum(self.normals**2, axis=1))
+        size = lambda a: jnp.abs(a) if a.ndim == 1 else jnp.sqrt(jnp.sum(a**2, axis=1))
+        rows, units = size(evaluation.r) * lengths, size(evaluation.v) / tolerances
+        return abs(1 - self.negative_slope) * jnp.max(rows) * jnp.max(units)
+
+    def tolerances(self, of_y: Float[Array, " size_and_one"]) -> Float[Array, " units"]:
+        """The harmonic root mean square over (w_i, b_i), times √size."""
+        places = ParameterLayout(self.trained).places
+        columns = [] if places.w is None else [of_y[jnp.asarray(places.w)]]
+        columns += [] if places.b is None else [of_y[jnp.asarray(places.b)][:, None]]
+        weights = 1 / jnp.concatenate(columns, axis=1) ** 2
+        return jnp.sqrt(len(of_y) / jnp.mean(weights, axis=1))
+
+    def with_passed(
+        self,
+        theta: Float[Array, " size"],
+        pattern: ShallowPattern,
+        passed: Passed,
+        back: Float[Array, ""],
+    ) -> tuple[Float[Array, " size"], ShallowPattern]:
+        return passing.with_passed(self, theta, pattern, passed, back)
+
+    def jump_of_field(
+        self, evaluation: Evaluation, before: ShallowPattern, after: ShallowPattern, pairs: Pairs
+    ) -> Float[Array, " size"]:
+        return passing.jump_of_field(self, evaluation, before, after, pairs)
+
+    def within_step(
+        self,
+        theta: Float[Array, " size"],
+        before: ShallowPattern,
+        after: ShallowPattern,
+        passed: Passed,
+        back: Float[Array, ""],
+    ) -> tuple[Float[Array, " size"], ShallowPattern]:
+        return passing.within_step(self, theta, before, after, passed, back)
 
     def transition(
         self,
@@ -243,6 +373,10 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         return self._moved(theta, unit, -(past @ pattern.lift[unit]))
 
     @property
+    def num_units(self) -> int:
+        return eqx.combine(self.trained, self.frozen).width
+
+    @property
     def padding(self) -> None:
         return None
 
@@ -262,9 +396,15 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
     def net(self, theta: Float[Array, " size"]) -> ShallowNet:
         return eqx.combine(unflat(self.trained, self.time_scales.theta(theta)), self.frozen)
 
-    def preactivations(self, net: ShallowNet) -> Float[Array, "units rows"]:
-        z = net.w @ self.rows.T
-        return z if net.b is None else z + net.b[:, None]
+    def z(self, net: ShallowNet) -> Float[Array, "units rows"]:
+        return net.incoming() @ self.inputs.T
+
+    @property
+    def inputs(self) -> Float[Array, "rows inputs"]:
+        """The rows, with a 1 for the biases if there are any."""
+        if self.frozen.b is None and self.trained.b is None:
+            return self.rows
+        return jnp.concatenate([self.rows, jnp.ones_like(self.rows[:, :1])], axis=1)
 
     def assembled(self, by_u: Array, by_v: Array, by_c: Array) -> Array:
         """Packs derivatives by u (.., units, dim), in the coordinates of the time scales, by v

@@ -59,7 +59,7 @@ def arrive(
     field at the others.
     """
     scales, eps = resolution.scales, resolution.distance
-    margins = risk.margins_of(evaluation.z, pattern, scales)
+    margins = risk.margins(evaluation.z, pattern, scales)
     unit, first = pair_of_min(margins)
     past = margins[unit] <= -0.5 * eps
     close = jnp.abs(evaluation.z[unit]) <= 4 * eps * scales[unit] * risk.lines.reach

@@ -1,0 +1,230 @@
+r"""The kinks that a step left behind it, and which of them the tolerance can feel.
+
+Beyond the kink of pair j the field differs by its jump $J_j$. A step that keeps its pattern is off
+by $J_j s_j$, with $s_j$ the time since the kink, which is known and made good. What remains is of
+second order, about $\tfrac12 \rho J_j s_j^2$ with ρ the rate at which the field answers to a
+displacement. Kinks for which that is a small part of the tolerance are passed; a step ends at the
+first of the others. As the tolerance falls every kink becomes one of these.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from gflow.nonsmooth.pairs import Pairs
+from gflow.nonsmooth.pattern import AbstractPattern
+from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
+
+# Margins of slides are multiplied by this, to be compared with those of kinks.
+SLIDE_SCALE = 0.1
+# A kink is passed if it costs less than this part of the tolerance; all kinks of a step together,
+# if they cost less than that part.
+_EACH, _TOGETHER = 0.25, 0.5
+# Pairs that may have been past their kinks within a step are within this part of its turn at the
+# end: an eighth, and more for what is no parabola.
+_TURN = 0.2
+# A step is shortened at most by this factor, so that its kinks can be passed.
+_MAX_SHORTENING = 5.0
+
+
+class EndedSlides(NamedTuple):
+    """Which slots' slides have ended within a step, and what each costs to second order, in units
+    of the tolerance."""
+
+    ended: Bool[Array, "units slots"]
+    cost: Float[Array, "units slots"]
+
+
+class Behind(NamedTuple):
+    """The kinks, and the ends of slides, behind the end of a step.
+
+    - `pairs`: those that are past their kink, or were in between, with fractions of the step:
+      `age`, how long ago they met it; `until`, where at the latest.
+    - `located`: those at the first of which the step has to end. `passable`: the others that are
+      past; of these `crosses` go on to the other side, and begin to slide else.
+    - `impulse`: what a pair has cost so far to first order, in units of the tolerance.
+    - `slides`: those that have ended; `locates_ends`, whether they are to be located.
+    - `shorter`: the factor by which a step has to be shorter for its kinks to be passed; at most 1
+      if it need not be.
+    """
+
+    pairs: Pairs
+    age: Float[Array, " pairs"]
+    until: Float[Array, " pairs"]
+    located: Bool[Array, " pairs"]
+    passable: Bool[Array, " pairs"]
+    crosses: Bool[Array, " pairs"]
+    impulse: Float[Array, " pairs"]
+    slides: EndedSlides
+    locates_ends: Bool[Array, ""]
+    shorter: Float[Array, ""]
+
+    @property
+    def slides_end(self) -> Bool[Array, ""]:
+        return jnp.any(self.slides.ended)
+
+    @property
+    def passes_slides(self) -> Bool[Array, ""]:
+        """Whether slides begin or end among what is passed."""
+        begins = jnp.any(self.passable & ~self.crosses)
+        return begins | (self.slides_end & ~self.locates_ends)
+
+    def age_of(self, unit, row) -> Float[Array, ""]:
+        """How long ago, as a fraction of the step, a pair met its kink, if it is passed; else 0."""
+        here = self.pairs.is_at(unit, row) & self.passable
+        return jnp.max(jnp.where(here, self.age, 0.0), initial=0.0)
+
+    def mean_age(self) -> Float[Array, ""]:
+        """The mean age of the pairs that are passed, by weight."""
+        weight = jnp.where(self.passable, self.impulse, 0.0)
+        total = jnp.sum(weight)
+        return jnp.sum(weight * self.age) / jnp.where(total > 0, total, 1.0)
+
+    def second_order(self, rate: Float[Array, ""]) -> Float[Array, ""]:
+        """What the pairs that are passed cost, for a `rate` per step, in units of the tolerance."""
+        each = jnp.where(self.passable, 0.5 * rate * self.impulse * self.age, 0.0)
+        return jnp.sqrt(jnp.sum(each**2))
+
+
+class Patience(NamedTuple):
+    """What a step may leave behind: `tolerance` of each entry of the state, the `rate` ρ, and the
+    part of the tolerance that is for kinks, `budget`: 0 if each is to be located."""
+
+    tolerance: Float[Array, " size_and_one"]
+    rate: Float[Array, ""]
+    budget: Float[Array, ""]
+
+    @property
+    def each(self) -> Float[Array, ""]:
+        """What one kink may cost, in units of the tolerance."""
+        return _EACH * self.budget
+
+
+def nothing_behind(pattern: AbstractPattern, most: int, dtype: Any) -> Behind:
+    no, zero = jnp.zeros(most, bool), jnp.zeros(most, dtype)
+    slots = jnp.zeros(pattern.used.shape, dtype)
+    slides = EndedSlides(slots.astype(bool), slots)
+    none, never = jnp.zeros((), dtype), jnp.asarray(False)
+    return Behind(Pairs.none(most), zero, zero, no, no, no, zero, slides, never, none)
+
+
+class Ends(NamedTuple):
+    """A step from one end to the other: its length, θ and the evaluations at both."""
+
+    dt: Float[Array, ""]
+    theta0: Float[Array, " size"]
+    theta1: Float[Array, " size"]
+    start: Any
+    end: Any
+
+
+def pairs_behind(
+    risk: AbstractPatternRisk,
+    pattern: AbstractPattern,
+    scales: Any,
+    ends: Ends,
+    eps: float,
+    patience: Patience,
+    most: int,
+) -> Pairs:
+    """The pairs that are past their kink at the end, and those that were for so long in between
+    that the tolerance may feel it."""
+    margins = risk.margins(ends.end.z, pattern, scales)
+    largest = ends.dt * risk.largest_jump(ends.end, risk.tolerances(patience.tolerance))
+    # A parabola whose slope changes by some amount rises at most by an eighth of it from its vertex
+    # to the nearer end.
+    turns = ends.dt * risk.reach(ends.start, ends.end, pattern, scales)
+    reach = jnp.where(largest < patience.each, -eps, jnp.maximum(_TURN * turns, -eps))
+    return Pairs.where(margins <= reach[:, None], most)
+
+
+def what_is_behind(
+    risk: AbstractPatternRisk,
+    pattern: AbstractPattern,
+    scales: Any,
+    ends: Ends,
+    eps: float,
+    patience: Patience,
+    pairs: Pairs,
+) -> Behind:
+    """Looks back from the end of a step at its kinks, by parabolas through the preactivations at
+    both ends and their speeds at the end."""
+    size = lambda z: risk.heights_of(z, pattern, scales, pairs)
+    slack = pattern.slack_of(pairs)
+    m0, m1 = (size(risk.z_of(theta, pairs)) + slack for theta in (ends.theta0, ends.theta1))
+    speeds = risk.speeds_of(ends.end, pattern, pairs)
+    slope = ends.dt * size(speeds)
+    curve = m0 - m1 + slope
+    past = pairs.filled & (m1 <= -eps)
+    straight = past & (slope < 0)
+    square = slope**2 - 4 * curve * m1
+    root = jnp.sqrt(jnp.maximum(square, 0.0))
+    jumps = ends.dt * risk.jumps_of(ends.end, pairs)
+    jumps = jumps / risk.tolerances(patience.tolerance)[pairs.unit]
+
+    dips = pairs.filled & ~past & (slope > 0) & (2 * curve > slope) & (square >= 4 * curve * eps)
+    twice = jnp.where(dips, 2 * curve, 1.0)
+    dips &= ~(jumps * 2 * root / twice < patience.each)
+    age = 2 * m1 / jnp.where(straight, slope - root, 1.0)
+    age = jnp.where(straight, age, jnp.where(dips, (slope + root) / twice, 0.0))
+    age = jnp.clip(age, 0.0, 1.0)
+
+    beyond = size(risk.turned_speeds(ends.end, pattern, speeds, pairs))
+    crosses = straight & (beyond < 0)
+    rate = patience.rate * ends.dt
+    cost = 0.5 * rate * jumps * age**2
+    slides = _ended_slides(risk, pattern, ends, eps, patience)
+    by_unit = lambda flags: jnp.zeros(len(pattern.used), int).at[pairs.unit].add(flags, mode="drop")
+    number = by_unit(past) + jnp.sum(slides.ended, axis=1)
+    changes = (by_unit(past & ~crosses) > 0) | jnp.any(slides.ended, axis=1)
+    tangled = changes & ((number > 1) | risk.nearly_held(pattern))
+    messy = past & ((slack > 0) | ~straight | tangled[pairs.unit])
+    cheap = past & ~messy & (cost < patience.each)
+    costly_end = slides.ended & ~(~tangled[:, None] & (slides.cost < patience.each))
+    costly = jnp.where(past & ~cheap, cost, 0.0)
+    shorter = _shortening(jnp.where(cheap, cost, 0.0), costly, jnp.any(messy), patience.each)
+    shorter = jnp.where(pairs.overflows, 2.0, jnp.where(patience.budget > 0, shorter, 0.0))
+    return Behind(
+        pairs=pairs,
+        age=age,
+        until=jnp.where(dips, 1 - slope / twice, 1.0),
+        located=(past & ~cheap) | dips,
+        passable=cheap,
+        crosses=cheap & crosses,
+        impulse=jnp.where(past, jumps * age, 0.0),
+        slides=slides,
+        # The time of one that is passed is found; those of several would be mixed up.
+        locates_ends=jnp.any(costly_end) | (jnp.sum(slides.ended) > 1),
+        shorter=shorter,
+    )
+
+
+def _ended_slides(
+    risk: AbstractPatternRisk,
+    pattern: AbstractPattern,
+    ends: Ends,
+    eps: float,
+    patience: Patience,
+) -> EndedSlides:
+    """Beyond the end of a slide the field is off by what the weight of the active side exceeds
+    [0, 1] by, which grows from 0."""
+    m0, m1 = (risk.slide_margins(e, pattern) for e in (ends.start, ends.end))
+    ended = m1 <= -eps / SLIDE_SCALE
+    age = jnp.clip(jnp.where(ended, m1 / jnp.where(ended, m1 - m0, 1.0), 0.0), 0.0, 1.0)
+    units = jnp.broadcast_to(jnp.arange(len(pattern.slots))[:, None], pattern.slots.shape)
+    jumps = risk.jumps_of(ends.end, Pairs.all_of(units, pattern.slots))
+    jumps = ends.dt * jumps / risk.tolerances(patience.tolerance)[:, None]
+    return EndedSlides(ended, jnp.where(ended, -0.5 * age * m1 * jumps, 0.0))
+
+
+def _shortening(cheap, costly, messy, each: Float[Array, ""]) -> Float[Array, ""]:
+    """The factor by which a step has to be shorter, where that is less work than to end it at each
+    of the `costly` kinks."""
+    # The costs of what is passed, of random signs, grow with the third power of the step; that of
+    # one kink with the second.
+    allowed = jnp.where(each > 0, each, jnp.inf)
+    together = jnp.cbrt(jnp.sqrt(jnp.sum(cheap**2)) * (_EACH / _TOGETHER) / allowed)
+    worst = jnp.sqrt(jnp.max(costly) / allowed)
+    pays = ~messy & (jnp.sum(costly > 0) > 1.5 * worst + 1)
+    return jnp.minimum(jnp.maximum(together, jnp.where(pays, worst, 0.0)), _MAX_SHORTENING)
