@@ -19,7 +19,7 @@ from gflow.kink_log import KinkLog
 from gflow.networks import ShallowNet
 from gflow.results import RESULTS
 from gflow.structure import difference, structure
-from gflow.trajectory import Trajectory
+from gflow.trajectory import Trajectory, single_trajectory
 
 if TYPE_CHECKING:
     import xarray
@@ -33,7 +33,8 @@ def save_trajectory(trajectory: Trajectory, path: Path | str) -> None:
     if Path(path).exists():
         found = "There is something already; remove it, or save under a new path"
         raise FileExistsError(errno.EEXIST, found, str(path))
-    trajectory.to_xarray().to_zarr(str(path), mode="w-", zarr_format=2, consolidated=True)
+    data = single_trajectory("trajectory", trajectory).to_xarray()
+    data.to_zarr(str(path), mode="w-", zarr_format=2, consolidated=True)
 
 
 def load_trajectory(path: Path | str, like: PyTree = None) -> Trajectory:
