@@ -58,6 +58,21 @@ def as_times(name: str, value: Any) -> Any:
     return times
 
 
+def within(
+    name: str, times: Any, start: float, end: float, what: str
+) -> Float[np.ndarray, " times"]:
+    """The times, those beyond an end by a rounding at that end.
+
+    **Raises:** `ArgumentError` for others beyond the ends of `what`.
+    """
+    times = np.asarray(times, float)
+    rounding = _SAME_TIME * max(abs(start), abs(end))
+    if np.any((times < start - rounding) | (times > end + rounding)):
+        got = Described(f"{times.min():.17g} to {times.max():.17g}")
+        raise ArgumentError(name, got, f"times of {what}, {start:.6g} to {end:.6g}")
+    return np.clip(times, start, end)
+
+
 def saved_places(
     name: str, times: Float[np.ndarray, " times"], saved: Float[np.ndarray, " slots"], more: str
 ) -> Int[np.ndarray, " times"]:

@@ -210,10 +210,7 @@ class Trajectory(Portable, eqx.Module, Generic[Net]):
         return nets if np.ndim(t) else taken(nets, 0)
 
     def _between(self, times: Any, dense: DenseOutput) -> Net:
-        start, end = dense.start, dense.end
-        if is_concrete(times, start) and np.any((times < start) | (times > end) | np.isnan(times)):
-            wanted = f"times of the flow, {start:.6g} to {end:.6g}"
-            raise ArgumentError("t", Described(f"{times.min():.17g} to {times.max():.17g}"), wanted)
+        times = dense.within("t", times)
         still = taken(self.params, jnp.zeros(len(times), int))
         return eqx.combine(dense(times), still)
 

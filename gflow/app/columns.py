@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -136,7 +136,7 @@ def _plain_numbers(text: "pd.Series") -> "pd.Series | None":
     for mark in _MARKS_OF_UNITS:
         if plain.str.contains(mark, regex=False).all():
             plain = plain.str.replace(mark, "", regex=False, n=1).str.strip()
-    numbers = pd.to_numeric(plain, errors="coerce")
+    numbers: Any = pd.to_numeric(plain, errors="coerce")
     return numbers if len(numbers) and numbers.notna().all() else None
 
 

@@ -152,7 +152,7 @@ def solve_flow(
     else:
         run = LocatedRun(**parts, risk=pattern_risk, max_kinks=max_kinks, keeps_steps=dense)
     # What is traced is solved in one program, where nothing can be chosen on the way.
-    choose = solver is None and step_size is None and is_concrete(problem, span)
+    choose = solver is None and step_size is None and is_concrete(problem, method, span)
     kept = _checkpoint(checkpoint, run, kinks, choose, max_kinks)
     pauses = Pauses(choose, progress, kept, dense, None if stop is None else stop.seconds)
     ignored = pattern_risk is not None and kinks == "ignore"
