@@ -87,6 +87,20 @@ def finite(name: str, value: Any, *, wanted: str = "a finite number") -> float:
     return number
 
 
+def real_array(name: str, value: Any, wanted: str) -> np.ndarray:
+    """The value as an array of `float`. Raises `ArgumentError` for text, dates, truth values and
+    complex numbers."""
+    import jax.numpy as jnp
+
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "iufO" or jnp.issubdtype(array.dtype, jnp.floating):
+            return array.astype(float)
+    except (TypeError, ValueError):
+        pass
+    raise ArgumentError(name, value, wanted)
+
+
 def one_of(name: str, value: Any, known: Iterable[str]) -> str:
     """The value. Raises `ArgumentError` unless it is one of these strings."""
     known = list(known)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gflow.arguments import PyTree, is_concrete
+from gflow.indexing import within
 from gflow.parameters import TimeScales, unflat
 
 
@@ -81,6 +82,15 @@ class DenseOutput(eqx.Module):
     @property
     def end(self) -> Any:
         return self.steps[-1].ends[-1]
+
+    def within(self, name: str, ts: Any) -> Any:
+        """The times, where they are known those beyond an end by a rounding at that end.
+
+        **Raises:** `ArgumentError` for others beyond an end.
+        """
+        if not is_concrete(ts, self.start):
+            return ts
+        return within(name, ts, float(self.start), float(self.end), "the flow")
 
     def __call__(self, ts: Any) -> PyTree:
         """The trained parameters at times of shape (times,), with a leading axis of times."""

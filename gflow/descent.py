@@ -300,7 +300,10 @@ def _marks(record, num_steps: int) -> np.ndarray:
         marks = np.geomspace(num_steps, 1, min(count, num_steps + 1) - 1).round().astype(int)
         return np.unique(np.append(0, marks))
     wanted = f"a number of records, or increasing step indices from 0 to {num_steps}"
-    marks = np.asarray(record)
+    try:
+        marks = np.asarray(record)
+    except ValueError:  # rows of several lengths
+        raise ArgumentError("record", record, wanted) from None
     if marks.ndim != 1 or len(marks) == 0 or not np.issubdtype(marks.dtype, np.integer):
         raise ArgumentError("record", Described(str(record)), wanted)
     if (np.diff(marks) <= 0).any() or marks[0] < 0 or marks[-1] > num_steps:
@@ -314,5 +317,8 @@ def _check_batches(risk, batch_size, key) -> None:
     positive_int("batch_size", batch_size)
     if not hasattr(risk, "minibatch"):
         raise ArgumentError("batch_size", batch_size, f"None for a {type(risk).__name__}")
-    if key is None:
-        raise ArgumentError("key", key, "a jax.random.key(...) to draw minibatches with")
+    try:
+        jax.random.fold_in(key, 0)
+    except (TypeError, ValueError):
+        wanted = "one jax.random.key(...) to draw minibatches with"
+        raise ArgumentError("key", key, wanted) from None

@@ -40,8 +40,12 @@ def as_dataset(trajectory: "Trajectory") -> "xarray.Dataset":
         balance = trajectory.diagnostics.balance
         columns.append(Column("balance", ("time", "unit"), balance, "balance drift"))
     columns += named_parameters(trajectory.params)
+    known: set[str] = set()
     for name, array in trajectory.observed.items():
         safe = f"observed_{name.replace('/', '_')}"
+        while safe in known:
+            safe += "_"
+        known.add(safe)
         dims = ("time", *(f"{safe}_axis_{axis}" for axis in range(array.ndim - 1)))
         columns.append(Column(safe, dims, array, name))
     if trajectory.kinks is not None:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gflow.arguments import ArgumentError, Described, PyTree, describe, is_concrete
+from gflow.arguments import ArgumentError, Described, PyTree, describe, is_concrete, real_array
 
-# Times that differ by this fraction are the same.
+# Times that differ by this fraction are the same; by two roundings, where they are in float32.
 _SAME_TIME = 1e-13
 
 
@@ -52,13 +52,25 @@ def as_times(name: str, value: Any) -> Any:
     if not is_concrete(value):
         return jnp.atleast_1d(value)
     wanted = "a time, or times of shape (times,)"
-    try:
-        times = np.atleast_1d(np.asarray(value, float))
-    except (TypeError, ValueError):
-        raise ArgumentError(name, value, wanted) from None
+    times = np.atleast_1d(real_array(name, value, wanted))
     if times.ndim != 1 or np.isnan(times).any():
         raise ArgumentError(name, value, wanted)
     return times
+
+
+def within(
+    name: str, times: Any, start: float, end: float, what: str
+) -> Float[np.ndarray, " times"]:
+    """The times, those beyond an end by a rounding at that end.
+
+    **Raises:** `ArgumentError` for others beyond the ends of `what`.
+    """
+    times = np.asarray(times, float)
+    rounding = _SAME_TIME * max(abs(start), abs(end))
+    if np.any((times < start - rounding) | (times > end + rounding)):
+        got = Described(f"{times.min():.17g} to {times.max():.17g}")
+        raise ArgumentError(name, got, f"times of {what}, {start:.6g} to {end:.6g}")
+    return np.clip(times, start, end)
 
 
 def saved_places(
@@ -69,7 +81,8 @@ def saved_places(
     **Raises:** `ArgumentError` for times that are not saved, with what there is `more`.
     """
     nearest = np.abs(saved[None, :] - times[:, None]).argmin(axis=1)
-    same = np.abs(saved[nearest] - times) <= _SAME_TIME * np.abs(times)
+    fraction = max(_SAME_TIME, 2 * float(jnp.finfo(saved.dtype).eps))
+    same = np.abs(saved[nearest] - times) <= fraction * np.abs(times)
     if not same.all():
         raise ArgumentError(name, Described(f"{times[~same][0]:.17g}"), f"saved times{more}")
     return nearest

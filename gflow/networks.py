@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gflow.activations import Activation, as_activation
-from gflow.arguments import ArgumentError, one_of, positive, positive_int
+from gflow.arguments import ArgumentError, Described, one_of, positive, positive_int
 
 InitName = Literal["he", "standard_normal", "ntk", "mean_field"]
 
@@ -170,6 +170,10 @@ class ShallowNet(eqx.Module):
 
     def preactivations(self, x: Float[Array, " in"]) -> Float[Array, " width"]:
         """z_i = <w_i, x> + b_i for each unit i."""
+        if self.w.ndim > 2:
+            got = Described(f"many networks, with leading axes of shape {self.w.shape[:-2]}")
+            wanted = "one, such as `trajectory.final`; jax.vmap gives one at a time"
+            raise ArgumentError("net", got, wanted)
         z = self.w @ x
         return z if self.b is None else z + self.b
 

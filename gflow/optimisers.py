@@ -1,5 +1,6 @@
 """Optimisers of optax, each called in the way that it wants."""
 
+import inspect
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -75,7 +76,18 @@ def as_optimiser(
 
 def _transformation(given: Any, step_size: Array) -> Any:
     wanted = "an optax transformation, or a function from the step size to one, such as optax.sgd"
-    made = given if _is_transformation(given) or not callable(given) else given(step_size)
+    made = given
+    if isinstance(given, type) or (callable(given) and not _is_transformation(given)):
+        try:
+            inspect.signature(given).bind(step_size)
+        except TypeError as error:
+            got = Described(
+                f"{getattr(given, '__name__', given)}, called with one number ({error})"
+            )
+            raise ArgumentError("optimiser", got, wanted) from None
+        except ValueError:  # some compiled functions have no signature
+            pass
+        made = given(step_size)
     if not _is_transformation(made):
         raise ArgumentError("optimiser", given, wanted)
     return made

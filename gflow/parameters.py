@@ -23,9 +23,13 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
     `trainable` is None (every floating-point array), names of fields of the network such as
     `("v", "c")`, or an equinox filter specification (a pytree of booleans, or a prefix of one).
 
-    **Raises:** `ArgumentError` for unknown names, a choice without floating-point arrays, and
-    trained arrays that are complex or of several types.
+    Trained arrays of NumPy become arrays of JAX, in the types that JAX runs in.
+
+    **Raises:** `ArgumentError` for unknown names, a choice without floating-point arrays, what is
+    no network, and trained arrays that are complex or of several types.
     """
+    if (wanted := getattr(type(net), "wanted_for_network", None)) is not None:
+        raise ArgumentError("net", Described(f"a {type(net).__name__}"), wanted)
     spec = trainable
     if trainable is None:
         spec = eqx.is_inexact_array
@@ -39,10 +43,13 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
         )
     try:
         trained, frozen = eqx.partition(net, spec)
-    except ValueError:
+    except Exception as error:  # those of a function of the leaves are of any type
         wanted = "names of fields, or a filter specification of the network's structure"
-        raise ArgumentError("trainable", trainable, wanted) from None
+        raise ArgumentError("trainable", trainable, wanted) from error
     arrays = jax.tree.leaves(trained)
+    if not arrays and trainable is None:
+        got = Described(f"a {type(net).__name__} without arrays of floats")
+        raise ArgumentError("net", got, "an equinox module, or another pytree of arrays of floats")
     if not arrays or not all(eqx.is_inexact_array(a) for a in arrays):
         raise ArgumentError(
             "trainable", Described(repr(trainable)), "a choice of at least one array of floats"
@@ -50,6 +57,8 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
     if any(jnp.iscomplexobj(a) for a in arrays):
         got = Described("complex parameters")
         raise ArgumentError("net", got, "real ones, such as real and imaginary parts")
+    trained = jax.tree.map(jnp.asarray, trained)
+    arrays = jax.tree.leaves(trained)
     if len({a.dtype for a in arrays}) > 1:
         found = ", ".join(sorted({str(a.dtype) for a in arrays}))
         raise ArgumentError("net", Described(f"parameters of types {found}"), "one floating type")
@@ -169,23 +178,32 @@ UNSCALED = TimeScales()
 
 def _numbers(given: PyTree, net: PyTree, trained: PyTree) -> list[Any]:
     """The number of each trained array, in the order of θ."""
-    if isinstance(given, Mapping):
-        for name in given:
-            _check_field("time_scales", name, net)
-        spread = jax.tree.map_with_path(lambda path, _: given.get(_field(path), 1.0), trained)
-    else:
-        try:
-            spread = jax.tree.broadcast(given, net)
-        except ValueError:
-            wanted = "a number, numbers by field such as {'v': 0.1}, or a prefix of the network"
-            raise ArgumentError("time_scales", given, wanted) from None
-        chosen = lambda array, number: None if array is None else number
-        spread = jax.tree.map(chosen, trained, spread, is_leaf=lambda array: array is None)
+    by_field = isinstance(given, Mapping)
+    for name in given if by_field else ():
+        _check_field("time_scales", name, net)
+    try:
+        spread = _spread_by_field(given, net) if by_field else jax.tree.broadcast(given, net)
+    except ValueError:
+        wanted = "a number, numbers by field such as {'v': 0.1}, or a prefix of the network"
+        raise ArgumentError("time_scales", given, wanted) from None
+    chosen = lambda array, number: None if array is None else number
+    spread = jax.tree.map(chosen, trained, spread, is_leaf=lambda array: array is None)
     numbers = jax.tree.leaves(spread)
     for number in numbers:
         if is_concrete(number):
             positive("time_scales", number)
     return numbers
+
+
+def _spread_by_field(given: Mapping[str, PyTree], net: PyTree) -> PyTree:
+    """The number of each leaf: by field one, or a prefix of the field; 1 for other fields."""
+    numbers = {}
+    for name, value in given.items():
+        field = net[name] if isinstance(net, Mapping) else getattr(net, name)
+        numbers[name] = iter(jax.tree.leaves(jax.tree.broadcast(value, field)))
+    return jax.tree.map_with_path(
+        lambda path, _: next(numbers[name]) if (name := _field(path)) in numbers else 1.0, net
+    )
 
 
 def flat(trained: PyTree) -> Float[Array, " size"]:

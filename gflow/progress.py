@@ -4,7 +4,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -47,7 +47,9 @@ class _Lines:
             self._shown = now
             part = self._done / max(self._total, 1)
             line = f"{self._title} {part:4.0%}, {now - self._start:.0f} s, {postfix}"
-            print(line, file=sys.stderr, flush=True)
+            # No run ends since nobody reads how far it is.
+            with suppress(OSError, ValueError):
+                print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -68,6 +70,8 @@ def progress_bar(total: int | None, title: str) -> Iterator[ProgressDisplay]:
 
 def _bar_class() -> Any:
     """tqdm's bar for a notebook or for a terminal; None where a bar cannot be drawn."""
+    if sys.stderr is None:  # a program without a console
+        return None
     try:
         from tqdm import TqdmWarning
         from tqdm.std import tqdm as in_terminal

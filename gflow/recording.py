@@ -14,6 +14,7 @@ from gflow.networks import ShallowNet
 from gflow.nonsmooth.gradients import squared_norm
 from gflow.parameters import TimeScales
 from gflow.results import RESULTS, SUCCESSES
+from gflow.risks.base import shape_of_value
 from gflow.trajectory import Trajectory, TrajectoryError
 
 
@@ -30,8 +31,8 @@ def as_observations(observe: Any, net: PyTree) -> dict[str, Callable[[Any], Arra
     for name, function in observe.items():
         if not isinstance(name, str) or not callable(function):
             raise ArgumentError("observe", Described(f"{name!r}: {function!r}"), wanted)
-        found = eqx.filter_eval_shape(function, net)
-        if jax.tree.structure(found) != jax.tree.structure(0):
+        found = shape_of_value("observe", f"{name!r}, a function", function, net)
+        if jax.tree.structure(found) != jax.tree.structure(0) or isinstance(found, str):
             got = Described(f"{name!r}, which returns {eqx.tree_pformat(found)}")
             raise ArgumentError("observe", got, "functions that return one array each")
     return dict(observe)

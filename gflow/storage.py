@@ -19,7 +19,7 @@ from gflow.kink_log import KinkLog
 from gflow.networks import ShallowNet
 from gflow.results import RESULTS
 from gflow.structure import difference, structure
-from gflow.trajectory import Trajectory
+from gflow.trajectory import Trajectory, single_trajectory
 
 if TYPE_CHECKING:
     import xarray
@@ -28,12 +28,21 @@ if TYPE_CHECKING:
 def save_trajectory(trajectory: Trajectory, path: Path | str) -> None:
     """Writes a trajectory as a Zarr store that `xarray.open_zarr(path)` opens.
 
+    Interpolants of `dense=True` are not stored, and a warning says so.
+
     **Raises:** `FileExistsError` if there is something at the path.
     """
     if Path(path).exists():
         found = "There is something already; remove it, or save under a new path"
         raise FileExistsError(errno.EEXIST, found, str(path))
-    trajectory.to_xarray().to_zarr(str(path), mode="w-", zarr_format=2, consolidated=True)
+    if single_trajectory("trajectory", trajectory).dense is not None:
+        warnings.warn(
+            "a store does not hold the interpolants of dense=True: what is loaded gives the "
+            "networks at saved times. pickle keeps all.",
+            stacklevel=2,
+        )
+    data = trajectory.to_xarray()
+    data.to_zarr(str(path), mode="w-", zarr_format=2, consolidated=True)
 
 
 def load_trajectory(path: Path | str, like: PyTree = None) -> Trajectory:

@@ -5,7 +5,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html import escape
-from typing import TYPE_CHECKING, Any, Generic, Literal, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, overload
 
 import equinox as eqx
 import jax
@@ -70,6 +70,8 @@ class Trajectory(Portable, eqx.Module, Generic[Net]):
     Out of `jax.vmap` it is a batch: each array has the axes `batch_shape` in front.
     `trajectory.member(k)` is one of its trajectories, `members` are all.
     """
+
+    wanted_for_network: ClassVar[str] = "a network: its `final`"
 
     ts: Float[Array, " times"]
     params: Net
@@ -176,6 +178,8 @@ class Trajectory(Portable, eqx.Module, Generic[Net]):
         if len(place) > len(shape):
             got = Described(f"{index!r}, in a batch of shape {shape}")
             raise ArgumentError("index", got, f"at most {len(shape)} indices, one for each axis")
+        if not all(hasattr(k, "__index__") for k in place):
+            raise ArgumentError("index", index, "whole numbers, one for each axis of the batch")
         place = tuple(operator.index(k) for k in place)
         if not all(-size <= k < size for k, size in zip(place, shape)):
             raise IndexError(f"member {index} of a batch of shape {shape}")
@@ -203,13 +207,10 @@ class Trajectory(Portable, eqx.Module, Generic[Net]):
             )
         else:
             nets = self._between(times, self.dense)
-        return nets if jnp.ndim(t) else taken(nets, 0)
+        return nets if np.ndim(t) else taken(nets, 0)
 
     def _between(self, times: Any, dense: DenseOutput) -> Net:
-        start, end = dense.start, dense.end
-        if is_concrete(times, start) and np.any((times < start) | (times > end) | np.isnan(times)):
-            wanted = f"times of the flow, {start:.6g} to {end:.6g}"
-            raise ArgumentError("t", Described(f"{times.min():.17g} to {times.max():.17g}"), wanted)
+        times = dense.within("t", times)
         still = taken(self.params, jnp.zeros(len(times), int))
         return eqx.combine(dense(times), still)
 
@@ -382,7 +383,8 @@ def _growth(t: np.ndarray, params: PyTree) -> str:
     """‖θ‖ from start to end, and its growth in the last decade of t if that is above a tenth."""
     leaves = jax.tree.leaves(eqx.filter(params, eqx.is_inexact_array))
     rows = [np.abs(np.asarray(a).astype(complex)).reshape(len(t), -1) for a in leaves]
-    norm = np.linalg.norm(np.concatenate(rows, axis=1), axis=1)
+    with np.errstate(over="ignore"):
+        norm = np.linalg.norm(np.concatenate(rows, axis=1), axis=1)
     words = f"{norm[0]:.4g} → {norm[-1]:.4g}"
     before = np.interp(t[-1] / 10, t, norm)
     if before == 0 or norm[-1] <= 1.1 * before:

@@ -1,3 +1,6 @@
+import io
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -137,6 +140,25 @@ READABLE = {
         "u v y\n" + FRAME.to_csv(sep=" ", header=False),
         "The names of the rows, a column without a name, were left out",
     ),
+    "with two indices": (
+        pd.read_csv(io.StringIO(FRAME.to_csv())).to_csv(),
+        "Column 2, without a name, has the numbers of the rows",
+    ),
+    "with identifiers": (
+        FRAME.assign(id=[71, 12, 35, 40, 9]).to_csv(index=False),
+        "Column 'id' has another whole number in each row",
+    ),
+    "with comments": ("# a table\n# of units\n" + PLAIN, "2 lines that begin with # before"),
+    "with a mark of comments before the header": ("# a table\n#" + PLAIN, "One line that begins"),
+    "as Excel for other programs": ("sep=;\n" + PLAIN.replace(",", ";"), ""),
+    "with percent signs": (
+        "u,v,y\n1.5%,2,1\n2 %,1,2\n3%,0,3\n4%,5,5\n5%,7,4\n",
+        "Marks were left out of the numbers in column 'u', as in 1.5%",
+    ),
+    "with currencies": (
+        "u,v,y\n$1.5,2,1\n$2,1,2\n$3,0,3\n$4,5,5\n$5,7,4\n",
+        "Marks were left out of the numbers in column 'u', as in $1.5",
+    ),
     "with rows that have no target": (PLAIN + "6,7,\n", "1 of 6 rows have missing entries"),
 }
 
@@ -150,6 +172,43 @@ def test_tables_as_people_have_them_are_read(how, tmp_path):
     assert table.features == ("u", "v") and any(n.startswith(sentence) for n in (*table.notes, ""))
     np.testing.assert_array_equal(table.x, FRAME[["u", "v"]])
     np.testing.assert_array_equal(table.y, FRAME["y"])
+
+
+@pytest.mark.parametrize(
+    ("separator", "large", "negative"),
+    [(",", "1'000.5", "\u22122"), (",", "1\u202f000.5", "-2"), (";", "1.000,5", "-2")],
+)
+def test_numbers_with_typographic_marks(separator, large, negative, tmp_path):
+    rows = [("u", "y"), (large, "1"), (negative, "2"), ("3", "4")]
+    (tmp_path / "t.csv").write_text("\n".join(separator.join(row) for row in rows))
+    table = load(tmp_path / "t.csv", "y", standardise=False)
+    np.testing.assert_array_equal(table.x[:, 0], [1000.5, -2, 3])
+    assert any("arks were left out" in n or "points mark thousands" in n for n in table.notes)
+
+
+def test_text_that_is_no_number_stays_text(tmp_path):
+    text = "u,s,y\n1,5%,1\n2,high,2\n3,5%,4\n"
+    (tmp_path / "t.csv").write_text(text)
+    assert load(tmp_path / "t.csv", "y").features == ("u", "s=5%", "s=high")
+    (tmp_path / "t.csv").write_text("u,y\n1,5%\n2,10%\n3,5%\n")
+    assert load(tmp_path / "t.csv", "y", loss="logistic").classes == ("10%", "5%")
+
+
+def test_decimals_are_numbers_and_lists_are_not(tmp_path):
+    frame = FRAME.assign(u=[Decimal(str(value)) for value in FRAME["u"]])
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = load(tmp_path / "t.parquet", "y", standardise=False)
+    np.testing.assert_array_equal(table.x, FRAME[["u", "v"]])
+    FRAME.assign(u=[[1, k] for k in range(5)]).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ArgumentError, match="lists in column 'u' .* or `--drop u`"):
+        load(tmp_path / "t.parquet", "y")
+
+
+@pytest.mark.parametrize("separator", ["", "((", '"'])
+def test_separators_are_checked(separator, tmp_path):
+    (tmp_path / "t.csv").write_text(PLAIN)
+    with pytest.raises(ArgumentError, match="`separator`: .* or a regular expression"):
+        load(tmp_path / "t.csv", "y", separator=separator)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
@@ -195,6 +254,10 @@ MENDED = {
         *("u,k,y\n1,3,1\n2,inf,2\n3,3,1\n", "got inf in row 2 of column 'k'"),
         ("`--drop k`", {"drop": "k"}),
     ),
+    "entries whose squares overflow": (
+        *("u,k,y\n1,3,1\n2,1e308,2\n3,3,1\n", "got 1e+308 in row 2 of column 'k'"),
+        ("`--drop k`", {"drop": "k"}),
+    ),
     "text of many values": (
         "u,s,y\n" + "".join(f"{i},k{i},{i}\n" for i in range(30)),
         *("text column 's' of t.csv with 30 distinct values", ("`--drop s`", {"drop": "s"})),
@@ -226,6 +289,7 @@ def test_other_tables_are_refused_with_the_option_that_mends_them(what, tmp_path
         ("\n\n", "t.csv, empty"),
         ("u,y\n1,2\n2,3,4,5\n", "another `--separator`"),
         ("u,v\n1,2\n2,3\n", "wanted a column of t.csv"),
+        ("My table\n\n" + PLAIN, "whose first line is 'My table'"),
         (bytes(range(256)) * 20, "another `--encoding`"),
         ("u,y\n1,2024-01-05\n2,2024-02-05\n", "dates in the target column"),
     ],

@@ -122,3 +122,13 @@ def test_a_flow_that_ended_for_its_seconds_goes_on_from_its_checkpoint(tmp_path)
     np.testing.assert_array_equal(
         flat(whole.final), flat(gflow.solve_flow(risk, net, t1=END).final)
     )
+
+
+def test_times_beyond_an_end_by_a_rounding_are_that_end():
+    """As the last of np.arange(0, 0.31, 0.1) is."""
+    flow = gflow.solve_flow(lambda p: jnp.sum(p**2), jnp.ones(2), t1=0.3, rtol=1e-4, dense=True)
+    times = np.arange(0, 0.31, 0.1)
+    assert times[-1] > 0.3
+    np.testing.assert_array_equal(flow(times)[-1], flow.final)
+    with pytest.raises(gflow.ArgumentError, match="times of the flow, 0 to 0.3"):
+        flow(0.3 + 1e-9)

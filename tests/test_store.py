@@ -237,3 +237,26 @@ def test_trajectories_read_well(smooth_flow, wave, smooth_net):
     traced = []
     jax.jit(lambda t: traced.append(repr(t)) or t.risk)(gd)
     assert "Trajectory(" in traced[0]
+
+
+def test_observed_quantities_keep_their_names(tmp_path):
+    """Of "a/b" and "a_b" files can hold one name only."""
+    first, both = lambda p: p[0], lambda p: 1j * p
+    descent = gflow.descend(
+        lambda p: jnp.sum(p**2),
+        jnp.ones(2),
+        step_size=0.1,
+        num_steps=3,
+        observe={"a/b": first, "a_b": both, "a_b_": first, "": both},
+    )
+    gflow.save_trajectory(descent, tmp_path / "s")
+    again = gflow.load_trajectory(tmp_path / "s", like=jnp.ones(2)).observed
+    assert again.keys() == descent.observed.keys()
+    for name, values in descent.observed.items():
+        np.testing.assert_array_equal(again[name], values)
+
+
+def test_a_store_says_what_it_does_not_hold(tmp_path):
+    flow = gflow.solve_flow(lambda p: jnp.sum(p**2), jnp.ones(2), t1=0.3, rtol=1e-4, dense=True)
+    with pytest.warns(UserWarning, match="does not hold the interpolants"):
+        gflow.save_trajectory(flow, tmp_path / "s")

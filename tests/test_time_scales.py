@@ -98,6 +98,19 @@ def test_a_prefix_of_the_network_and_one_number():
     np.testing.assert_allclose(flat(by_field.final), flat(later.final), atol=1e-7)
 
 
+def test_a_field_takes_a_prefix_of_itself():
+    net = {"hidden": {"w": jnp.ones(2), "b": jnp.ones(1)}, "out": jnp.ones(3), "fixed": None}
+    risk = lambda net: jnp.sum(net["hidden"]["w"]) + jnp.sum(net["hidden"]["b"] + net["out"])
+    moved = lambda given: gflow.descend(
+        risk, net, step_size=0.1, num_steps=1, time_scales=given
+    ).final["hidden"]
+    hidden = moved({"hidden": {"w": 2.0, "b": 0.5}})
+    # The derivatives by w and b are 1 and 3.
+    np.testing.assert_allclose(hidden["w"], 1 - 0.1 * 2.0)
+    np.testing.assert_allclose(hidden["b"], 1 - 0.1 * 0.5 * 3)
+    np.testing.assert_allclose(moved({"hidden": 2.0})["b"], 1 - 0.1 * 2.0 * 3)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -106,6 +119,7 @@ def test_a_prefix_of_the_network_and_one_number():
         ({"w": 0.0}, "finite positive number"),
         (float("nan"), "finite positive number"),
         ((1.0, 2.0), "wanted a number, numbers by field"),
+        ({"v": None}, "wanted a number, numbers by field"),
     ],
 )
 def test_time_scales_are_checked(given, message):

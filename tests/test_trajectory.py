@@ -288,3 +288,21 @@ def test_batches_of_other_networks_with_time_scales_have_members():
     for member, key in zip(batch.members, KEYS):
         np.testing.assert_allclose(member.final(jnp.ones(1)), member.observed["at_one"][-1])
         np.testing.assert_allclose(member.risk, make(key).risk, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_batches_over_bounds_and_tolerances():
+    """The network and the risk are known, and what is given beside them is traced."""
+    risk, start = lambda p: jnp.sum((p - 1.0) ** 2), jnp.zeros(1)
+    levels = jnp.array([0.1, 0.01])
+    solve = lambda level: gflow.solve_flow(
+        risk, start, t1=10.0, rtol=1e-6, stop=gflow.Stop(risk=level)
+    )
+    batch = jax.vmap(solve)(levels)
+    for level, member in zip(levels, batch.members):
+        assert member.result_name == "reached_risk" and member.risk[-1] <= level
+    # The risk exp(-4 t) is at the level at log(10) / 4 and twice that; a step goes beyond.
+    first, second = (float(member.ts[-1]) for member in batch.members)
+    assert np.log(10) / 4 <= first < 2 * np.log(10) / 4 <= second < 3
+    with pytest.raises(gflow.ArgumentError, match="`progress`: .* no jax.vmap"):
+        jax.vmap(lambda r: gflow.solve_flow(risk, start, t1=1.0, rtol=r, progress=True))(levels)

@@ -1,5 +1,7 @@
 """The command line: `gflow run`, `gflow resume` and `gflow report`."""
 
+import errno
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -8,6 +10,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gflow.app.streams import discard, open_closed_streams, say
 from gflow.interrupts import ProgramInterrupts
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     `arguments`: those of the command line by default.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # some terminals and pipes have no λ
             stream.reconfigure(errors="replace")
@@ -34,15 +38,11 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             sys.exit(_dispatch(arguments, interrupts))
         except ArgumentError as error:
-            _say(f"gflow: {error}")
+            say(f"gflow: {error}")
             sys.exit(2)
         except KeyboardInterrupt:
-            _say("gflow: interrupted")
+            say("gflow: interrupted")
             sys.exit(interrupts.exit_status)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _dispatch(arguments: list[str], interrupts: ProgramInterrupts) -> int:
@@ -58,7 +58,7 @@ def _dispatch(arguments: list[str], interrupts: ProgramInterrupts) -> int:
         if command.cache:
             from gflow.app.program_cache import keep_programs
 
-            keep_programs(_say)
+            keep_programs(say)
         if isinstance(command, ReportCommand):
             return _report(command, interrupts)
         return _run(command, interrupts)
@@ -73,7 +73,7 @@ def _warnings_as_sentences() -> Iterator[None]:
         ours = Path(__file__).parent.parent in Path(filename).parents
         if ours and issubclass(category, UserWarning) and str(message) not in said:
             said.add(str(message))
-            _say(f"Warning: {message}")
+            say(f"Warning: {message}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -85,7 +85,7 @@ def _run(command: "RunCommand | ResumeCommand", interrupts: ProgramInterrupts) -
     from gflow.app.experiment import resume, run
 
     interrupts.start_computing()
-    options = {"say": _say, "interrupted": lambda: bool(interrupts.received)}
+    options = {"say": say, "interrupted": lambda: bool(interrupts.received)}
     if isinstance(command, RunCommand):
         outcome = run(command.settings, **options)
     else:
@@ -93,12 +93,29 @@ def _run(command: "RunCommand | ResumeCommand", interrupts: ProgramInterrupts) -
     try:
         return _show(outcome, interrupts)
     except KeyboardInterrupt:
-        _say(f"Interrupted: the results are in {outcome.directory}.")
+        say(f"Interrupted: the results are in {outcome.directory}.")
         return interrupts.exit_status
 
 
 def _show(outcome: "Outcome", interrupts: ProgramInterrupts) -> int:
     """Prints the summary and where the results are. Returns the exit status."""
+    result, directory = outcome.run, outcome.directory
+    try:
+        _print_outcome(outcome)
+    except OSError as error:
+        discard(sys.stdout)
+        say(f"The summary could not be printed: {error.strerror}.")
+        if directory is not None:
+            say(f"The results are in {directory}.")
+    if result.status == "interrupted":
+        if directory is not None:
+            say(f"Interrupted: {directory} holds the results so far.")
+            say(f"`gflow resume {directory}` goes on.")
+        return interrupts.exit_status
+    return 0 if result.flow is not None and result.flow.succeeded and directory is not None else 1
+
+
+def _print_outcome(outcome: "Outcome") -> None:
     import jax
 
     result, directory = outcome.run, outcome.directory
@@ -108,12 +125,6 @@ def _show(outcome: "Outcome", interrupts: ProgramInterrupts) -> int:
         print(f"Report: {directory / 'report.html'}", flush=True)
     elif directory is not None:
         print(f"Results: {directory}", flush=True)
-    if result.status == "interrupted":
-        if directory is not None:
-            _say(f"Interrupted: {directory} holds the results so far.")
-            _say(f"`gflow resume {directory}` goes on.")
-        return interrupts.exit_status
-    return 0 if result.flow is not None and result.flow.succeeded and directory is not None else 1
 
 
 def _report(command: "ReportCommand", interrupts: ProgramInterrupts) -> int:
@@ -134,7 +145,14 @@ def _print_summary(run: "Run") -> None:
     from gflow.app.summary import answers, end_rows, summary_rows
 
     analysis = analyse(run)
-    console = Console(highlight=False)
+
+    class FragileConsole(Console):
+        """Lets a broken pipe pass, where rich would end the program."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    console = FragileConsole(highlight=False)
     # Broken lines in a narrow terminal are easier to read than cells that are cut.
     console.width = max(console.width if sys.stdout.isatty() else 0, 165)
     _print_table(console, summary_rows(run, analysis))

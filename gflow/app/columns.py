@@ -3,9 +3,10 @@
 import difflib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,9 @@ LossOption = Literal["squared", "logistic", "cross-entropy"]
 
 _MAX_CATEGORIES, _MAX_CLASSES = 20, 100
 _INDEX_NAMES = ("id", "index", "idx", "row", "row_id", "rowid", "nr", "no", "no.", "obs", "#")
+_LARGEST = 1e150  # squares of larger numbers overflow
+_MARKS_OF_UNITS = ("%", "$", "€", "£", "¥")
+_BETWEEN_THOUSANDS = r"(?<=\d)[ \u00a0\u2009\u202f'’](?=\d{3}(?:\D|$))"
 _DATE = re.compile(
     r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?|\d{1,2}:\d{2}(:\d{2})?.*"
 )
@@ -92,12 +96,53 @@ def _no_feature(column: "pd.Series", name: str, place: int) -> str | None:
         return "is empty"
     if _is_unnamed(name) and place == 0:
         return "is an index"
-    if name.startswith("Unnamed: 0.") or name.lower() in _INDEX_NAMES:
+    numbers_rows = _is_unnamed(name) or name.lower() in _INDEX_NAMES
+    if numbers_rows and column.dtype.kind in "iu" and column.is_unique:
         values = column.to_numpy()
-        first = values[0]
-        if first in (0, 1) and np.array_equal(values, np.arange(len(values)) + first):
+        if np.array_equal(values, np.arange(len(values)) + values[0]):
             return "has the numbers of the rows"
+        if not _is_unnamed(name):
+            return "has another whole number in each row"
     return None
+
+
+def without_marks(frame: "pd.DataFrame", kept: str | None) -> tuple["pd.DataFrame", list[str]]:
+    """Numbers in the place of text such as 5%, $1.50, 1'000 and −1 and of decimals, in the columns
+    that have nothing else, and notes. The column `kept`, one of classes, stays."""
+    notes = []
+    for name in frame.columns:
+        column = frame.loc[:, name]
+        if name == kept or _is_number(column) or column.dtype.kind in "mM":
+            continue
+        known = column.dropna()
+        is_text = known.map(lambda entry: isinstance(entry, str))
+        numbers = _plain_numbers(known) if is_text.all() else _of_decimals(known)
+        if numbers is None:
+            continue
+        frame = frame.assign(**{name: numbers.reindex(column.index)})
+        if is_text.all():
+            notes.append(
+                f"Marks were left out of the numbers in column {name!r}, as in {known.iloc[0]}."
+            )
+    return frame, notes
+
+
+def _plain_numbers(text: "pd.Series") -> "pd.Series | None":
+    """The numbers in a text column without their marks; None if there is anything else."""
+    import pandas as pd
+
+    plain = text.str.strip().str.replace("\u2212", "-")
+    plain = plain.str.replace(_BETWEEN_THOUSANDS, "", regex=True)
+    for mark in _MARKS_OF_UNITS:
+        if plain.str.contains(mark, regex=False).all():
+            plain = plain.str.replace(mark, "", regex=False, n=1).str.strip()
+    numbers: Any = pd.to_numeric(plain, errors="coerce")
+    return numbers if len(numbers) and numbers.notna().all() else None
+
+
+def _of_decimals(known: "pd.Series") -> "pd.Series | None":
+    is_decimal = known.map(lambda entry: isinstance(entry, (Decimal, float, int)))
+    return known.astype(float) if is_decimal.all() else None
 
 
 def without_missing(
@@ -218,6 +263,9 @@ def _encoded(column: "pd.Series", file: str) -> Features:
             f"{column.iloc[row]!r} in row {row + 1} of column {column.name!r} of {file}"
         )
         raise ArgumentError("data", got, f"a number, as in most of that column, or {leave_out}")
+    if not column.map(lambda entry: isinstance(entry, Hashable)).all():
+        got = Described(f"lists in column {column.name!r} of {file}")
+        raise ArgumentError("data", got, f"one number or text in each row, or {leave_out}")
     text = column.where(column.isna(), column.astype(str))
     values = sorted(set(text.dropna()))
     if len(values) > _MAX_CATEGORIES:
@@ -236,12 +284,13 @@ def _numbers(column: "pd.Series", file: str, role: str) -> np.ndarray:
         got = Described(f"complex numbers in column {column.name!r} of {file}")
         raise ArgumentError("data", got, f"real ones, or `--drop {column.name}`")
     values = column.to_numpy(dtype=float, na_value=np.nan)
-    if (infinite := np.isinf(values)).any():
-        row = int(np.argmax(infinite))
-        more = f", and {int(infinite.sum()) - 1} more there" if infinite.sum() > 1 else ""
+    if (large := np.abs(values) > _LARGEST).any():
+        row = int(np.argmax(large))
+        more = f", and {int(large.sum()) - 1} more there" if large.sum() > 1 else ""
         got = Described(f"{values[row]} in row {row + 1} of column {column.name!r} of {file}{more}")
         mend = f", or `--drop {column.name}`" if role == "feature" else ""
-        wanted = f"finite entries (rows are counted from 1 after the header){mend}"
+        size = "" if np.isinf(values[row]) else f" of at most {_LARGEST:g}"
+        wanted = f"finite entries{size} (rows are counted from 1 after the header){mend}"
         raise ArgumentError("data", got, wanted)
     return values
 

@@ -15,6 +15,7 @@ from gflow.app.columns import (
     chosen,
     feature_values,
     target_values,
+    without_marks,
     without_missing,
 )
 from gflow.app.table_files import SUFFIXES, read_file
@@ -185,6 +186,7 @@ def _read(path: Path, options: TableOptions) -> Table:
         raise ArgumentError("drop", choice.target, "columns other than the target")
     _check_rows(frame, name)
     frame, left_out = chosen(frame, choice)
+    frame, marks = without_marks(frame, None if options.loss == "squared" else choice.target)
     if len(frame.columns) < 2:
         got = Described(f"{name} with the one column {choice.target!r}")
         raise ArgumentError("data", got, "a feature column beside the target")
@@ -192,7 +194,7 @@ def _read(path: Path, options: TableOptions) -> Table:
     _check_rows(frame, name)
     target = target_values(frame.loc[:, choice.target], options.loss, name)
     features = feature_values(frame.drop(columns=choice.target), name)
-    notes = (*file.notes, *left_out, *missing, *features.notes, *target.notes)
+    notes = (*file.notes, *left_out, *marks, *missing, *features.notes, *target.notes)
     return Table(
         features.values, target.values, features.names, choice.target, name, notes, target.classes
     )

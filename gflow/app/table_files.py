@@ -27,6 +27,7 @@ _SAMPLE_BYTES, _SAMPLE_LINES = 200_000, 200
 _WITH_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.IGNORECASE)
 _WITH_POINT = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
+_POINTS_AND_COMMA = re.compile(r"[+-]?\d{1,3}(\.\d{3})+,\d+")
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
 # Missing entries besides those that pandas knows ("", NA, NaN, null, None, n/a, ...).
 _MISSING = ("?", "na", ".", "-", "--")
@@ -85,6 +86,9 @@ def _text(path: Path, separator: str | None, encoding: str | None) -> TableFile:
 
     notes: list[str] = []
     text = _decoded(path, encoding, notes)
+    if named := re.match(r"sep=(.)\r?\n", text):  # as Excel writes it
+        separator, text = separator or named[1], text[named.end() :]
+    text = _without_comments(text, separator, notes)
     lines = [line for line in text[:_SAMPLE_BYTES].splitlines()[:_SAMPLE_LINES] if line.strip()]
     if not lines:
         raise ArgumentError("data", Described(f"{path.name}, empty"), "a table with a header")
@@ -92,10 +96,10 @@ def _text(path: Path, separator: str | None, encoding: str | None) -> TableFile:
         separator = _separator(lines)
         if separator != ",":
             notes.append(f"The separator is {_shown(separator)}; `--separator` names another.")
-    separator = _SEPARATOR_NAMES.get(separator, separator)
+    separator = _checked_separator(separator)
     rows = _split(lines, separator)
     header = [name.strip() for name in rows[0]]
-    _check_header(header, path, separator)
+    _check_header(header, rows, path, separator)
     numbers = _number_format(rows[1:], separator, notes)
     try:
         frame = pd.read_csv(
@@ -177,10 +181,45 @@ def _shown(separator: str) -> str:
     return {"\t": "a tab", r"\s+": "white space"}.get(separator, repr(separator))
 
 
-def _check_header(header: list[str], path: Path, separator: str) -> None:
+def _checked_separator(separator: str) -> str:
+    separator = _SEPARATOR_NAMES.get(separator, separator)
+    try:
+        re.compile(separator if len(separator) > 1 else "")
+    except re.error as error:
+        got = Described(f"{separator!r}, which is no pattern ({error})")
+        raise ArgumentError("separator", got, "one character, or a regular expression") from None
+    if separator in ("", "\n", "\r", '"'):
+        raise ArgumentError("separator", separator, "one character, or a regular expression")
+    return separator
+
+
+def _without_comments(text: str, separator: str | None, notes: list[str]) -> str:
+    """The text without the lines before the header that begin with #. One with as many columns as
+    the rows is the header."""
+    lines = text[:_SAMPLE_BYTES].splitlines(keepends=True)[:_SAMPLE_LINES]
+    count = next((k for k, line in enumerate(lines) if not line.startswith("#")), 0)
+    rest = [line for line in lines[count:] if line.strip()]
+    if count and rest:
+        marked = _checked_separator(separator or _separator(rest))
+        last, first = _split([lines[count - 1], rest[0]], marked)
+        if len(last) == len(first):
+            count -= 1
+            text = text[: (start := sum(map(len, lines[:count])))] + text[start:].lstrip("# ")
+    if count == 0:
+        return text
+    what = "One line that begins" if count == 1 else f"{count} lines that begin"
+    notes.append(f"{what} with # before the header {'was' if count == 1 else 'were'} left out.")
+    return text[sum(map(len, lines[:count])) :]
+
+
+def _check_header(header: list[str], rows: list[list[str]], path: Path, separator: str) -> None:
     if all(_NUMBER.fullmatch(name) for name in header):
         got = Described(f"{path.name}, whose first line has numbers only")
         raise ArgumentError("data", got, "the names of the columns in the first line")
+    wider = [row for row in rows if len(row) > len(header) + 1]
+    if len(wider) > len(rows) / 2:
+        got = Described(f"{path.name}, whose first line is {', '.join(header)[:60]!r}")
+        raise ArgumentError("data", got, "the names of all columns in the first line")
     if len(header) == 1 and any(mark in header[0] for mark in ";|\t") and separator == ",":
         got = Described(f"{path.name} with the one column {header[0]!r}")
         raise ArgumentError("data", got, "two or more columns, or another `--separator`")
@@ -194,6 +233,9 @@ class _NumberFormat(NamedTuple):
 def _number_format(rows: list[list[str]], separator: str, notes: list[str]) -> _NumberFormat:
     """Commas as decimal or as thousands marks, by the numbers in the sample."""
     entries = [entry.strip() for row in rows for entry in row]
+    if shown := next((e for e in entries if _POINTS_AND_COMMA.fullmatch(e)), None):
+        notes.append(f"In numbers, as in {shown}, points mark thousands, and commas are decimal.")
+        return _NumberFormat(decimal=",", thousands=".")
     commas = [entry for entry in entries if _WITH_COMMA.fullmatch(entry)]
     commas += [e for e in entries if _THOUSANDS.fullmatch(e) and e not in commas]
     if not commas:

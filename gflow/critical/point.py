@@ -3,7 +3,7 @@
 import enum
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,8 @@ class CriticalPoint(Shown, Portable):
     - `units`: the hidden units that are dead, degenerate, active everywhere, or alike.
     - `num_steps`: Newton steps. `num_patterns`: how many activation patterns were passed through.
     """
+
+    wanted_for_network: ClassVar[str] = "a network: its `net`"
 
     net: Any
     risk: float

@@ -28,7 +28,6 @@ from gflow.critical.point import MINIMA, CriticalKind, CriticalPoint, NotFoundEr
 from gflow.hessian import Spectrum
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import flat, split_trainable, unflat
-from gflow.trajectory import Trajectory
 
 # Modes that carry a smaller fraction of the gap of the risk do not decide its rate. The start is
 # the point up to this distance, relative to ‖θ‖.
@@ -92,8 +91,6 @@ def refine(
     Yamashita and Fukushima, Computing Suppl. 15 (2001) 239, for the convergence; Cheridito, Jentzen
     and Rossmannek, J. Nonlinear Sci. 32 (2022) 64, for the critical points of an affine target.
     """
-    if isinstance(net, Trajectory):
-        raise ArgumentError("net", Described("a Trajectory"), "a network: its `final`")
     if not callable(risk):
         raise ArgumentError("risk", Described(type(risk).__name__), "a function of the network")
     if not is_concrete(net, risk):

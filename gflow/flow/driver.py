@@ -59,7 +59,7 @@ def solve(run: AbstractRun, max_steps: int, pauses: Pauses) -> Solved:
     What is traced by JAX is solved in one program, since nothing can be looked at on the way.
     """
     start = _start(run, pauses.checkpoint) if pauses.choose or pauses.required else None
-    if start is not None and is_concrete(start.state):
+    if start is not None and is_concrete(start.state, run):
         return _solve_in_pieces(start, max_steps, pauses)
     if pauses.required:
         got = Described("arrays that JAX traces")

@@ -22,6 +22,7 @@ from gflow.arguments import (
     one_of,
     positive,
     positive_int,
+    real_array,
 )
 from gflow.dense import DenseOutput, joined
 from gflow.flow import collapse
@@ -42,7 +43,8 @@ from gflow.results import RESULTS
 from gflow.risks.base import check_risk
 from gflow.trajectory import Trajectory, first_saved
 
-# Times to save at that differ from an end by less than this fraction of the later one are that end.
+# Times to save at that differ from an end by less than this fraction of the later one are that end;
+# by two roundings, where they are in float32.
 _ROUNDING_OF_TIMES = 1e-14
 
 
@@ -101,8 +103,8 @@ def solve_flow(
     - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
       equinox filter specification.
     - `time_scales`: positive numbers τ of the flow dθ/dt = −τ ⊙ G(θ): by field, such as
-      `{"v": 0.01}` (1 for the others), or a pytree of numbers that is a prefix of `net`. Slides are
-      projected in the metric 1/τ.
+      `{"v": 0.01}` (1 for the others), or a pytree of numbers that is a prefix of `net`; for a
+      field, too, a prefix of it. Slides are projected in the metric 1/τ.
     - `observe`: functions of a network by name, each to one array, such as `{"test_risk":
       test_risk}`; they are evaluated at the saved times (`Trajectory.observed`).
     - `progress`: shows a progress bar. Ctrl-C then ends the flow with the result "interrupted".
@@ -161,12 +163,14 @@ def solve_flow(
             keeps_steps=dense,
         )
     # What is traced is solved in one program, where nothing can be chosen on the way.
-    choose = solver is None and step_size is None and is_concrete(problem, span)
+    choose = solver is None and step_size is None and is_concrete(problem, method, span)
     kept = _checkpoint(checkpoint, run, kinks, choose, max_kinks)
     pauses = Pauses(choose, progress, kept, dense, None if stop is None else stop.seconds)
     ignored = pattern_risk is not None and kinks == "ignore"
-    solved, first_solver = solve(run, max_steps, pauses), type(method.solver).__name__
-    trajectory = _trajectory(solved, first_solver, ignored, observations)
+    # diffrax and the loops here mix number types, which a user's strict promotion would refuse.
+    with jax.numpy_dtype_promotion("standard"):
+        solved, first_solver = solve(run, max_steps, pauses), type(method.solver).__name__
+        trajectory = _trajectory(solved, first_solver, ignored, observations)
     if is_concrete(trajectory) and (advice := advice_for(trajectory, solved.run)):
         warnings.warn(advice, stacklevel=2)
     return finish(trajectory, throw=throw)
@@ -256,6 +260,8 @@ def _stats(run: AbstractRun, output: FlowOutput) -> dict[str, Any]:
 def _check_start(theta: Array) -> None:
     if not is_concrete(theta):
         return
+    if theta.dtype not in (jnp.float32, jnp.float64):
+        raise ArgumentError("net", Described(f"parameters in {theta.dtype}"), "float32 or float64")
     if not np.isfinite(np.asarray(theta)).all():
         raise ArgumentError(
             "net", Described("parameters that are NaN or infinite"), "finite parameters"
@@ -288,15 +294,15 @@ def _span(t0, t1, ts, dtype) -> Span:
 
 def _given_times(ts, t0, t1) -> np.ndarray:
     wanted = f"increasing finite times within [t0, t1] = [{t0}, {t1}]"
-    try:
-        times = np.asarray(ts, dtype=float)
-    except (TypeError, ValueError):
-        raise ArgumentError("ts", ts, wanted) from None
+    times = real_array("ts", ts, wanted)
     if times.ndim != 1 or len(times) == 0:
         raise ArgumentError("ts", Described(f"an array of shape {times.shape}"), wanted)
     if is_concrete(t0, t1):
         # As np.arange(0, 0.31, 0.1), whose last entry is above 0.3 by a rounding.
-        rounding = _ROUNDING_OF_TIMES * max(abs(t0), abs(t1))
+        kind = getattr(ts, "dtype", times.dtype)
+        exact = not jnp.issubdtype(kind, jnp.floating)
+        fraction = 0.0 if exact else 2 * float(jnp.finfo(kind).eps)
+        rounding = max(_ROUNDING_OF_TIMES, fraction) * max(abs(t0), abs(t1))
         for end in (t0, t1):
             times = np.where(np.abs(times - end) <= rounding, end, times)
     if not np.isfinite(times).all() or (np.diff(times) <= 0).any():

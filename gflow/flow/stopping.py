@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from gflow.arguments import ArgumentError, positive
+from gflow.arguments import ArgumentError, is_concrete, positive
 from gflow.results import RESULTS
 
 
@@ -56,9 +57,11 @@ class Stop(eqx.Module):
     seconds: float | None = None
 
     def __check_init__(self):
-        given = {n: x for n, x in vars(self).items() if isinstance(x, (int, float))}
-        for name, value in given.items():
-            positive(f"stop.{name}", value, or_zero=True)
+        for name, value in vars(self).items():
+            if value is not None and is_concrete(value):
+                # One entry for each flow of a batch.
+                for bound in np.ravel(value) if hasattr(value, "shape") else (value,):
+                    positive(f"stop.{name}", bound, or_zero=True)
 
     @property
     def criteria(self) -> list[Criterion]:
@@ -108,6 +111,11 @@ def as_stop(stop: Stop | None, dtype: Any) -> Stop:
     if not isinstance(stop, Stop):
         raise ArgumentError("stop", stop, "a gflow.Stop, such as Stop(grad_norm=1e-8), or None")
     compiled = dataclasses.replace(stop, seconds=None)
+    for name, bound in vars(compiled).items():
+        if np.ndim(bound):
+            raise ArgumentError(
+                f"stop.{name}", bound, "one number; jax.vmap takes one for each flow"
+            )
     return jax.tree.map(lambda bound: jnp.asarray(bound, dtype), compiled)
 
 

@@ -31,6 +31,10 @@ class _Curve(NamedTuple):
 
 
 def _labelled(items: Any, label: str) -> dict[str, Any]:
+    if isinstance(items, (list, tuple)):
+        name = "comparisons" if label == "descent" else "trajectories"
+        got = Described(f"a {type(items).__name__} of {len(items)}")
+        raise ArgumentError(name, got, "one, or several by label, such as {'h = 0.1': one}")
     return dict(items) if isinstance(items, Mapping) else {label: items}
 
 

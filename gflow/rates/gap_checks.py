@@ -3,10 +3,9 @@
 import warnings
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from gflow.arguments import ArgumentError, Described, is_concrete
+from gflow.arguments import ArgumentError, Described, is_concrete, real_array
 
 MIN_POINTS = 6
 
@@ -40,17 +39,12 @@ def _numbers(name: str, value: Any) -> np.ndarray:
         raise ArgumentError(name, Described("traced numbers"), "known ones: outside jax.jit")
     if hasattr(value, "ts"):
         raise ArgumentError(name, Described(f"a {type(value).__name__}"), wanted)
-    try:
-        array = np.asarray(value)
-        if array.dtype.kind in "mM":
-            wanted = "numbers, such as (ts - ts[0]) / np.timedelta64(1, 's')"
-        elif array.dtype.kind == "c":
-            wanted = "real numbers, such as np.abs(gap)"
-        elif array.dtype.kind in "iufO" or jnp.issubdtype(array.dtype, jnp.floating):
-            return array.astype(float)
-    except (TypeError, ValueError):
-        raise ArgumentError(name, value, wanted) from None
-    raise ArgumentError(name, array, wanted)
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind in ("m", "M"):
+        wanted = "numbers, such as (ts - ts[0]) / np.timedelta64(1, 's')"
+    elif kind == "c":
+        wanted = "real numbers, such as np.abs(gap)"
+    return real_array(name, value, wanted)
 
 
 def checked_window(window: Any, t: np.ndarray) -> tuple[float, float] | None:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -16,9 +16,17 @@ from gflow.arguments import ArgumentError, Described, PyTree
 _CHECKED: set[tuple[Any, ...]] = set()
 _MOST_KEPT = 1000
 
+_UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
 
 class Risk(eqx.Module):
     """A scalar function of a network, `risk(net)`: the mean of a loss over data or inputs."""
+
+    wanted_for_network: ClassVar[str] = "a network; the risk comes first"
 
     @abstractmethod
     def __call__(self, net: Callable[[Any], Array]) -> Float[Array, ""]:
@@ -36,7 +44,7 @@ def check_risk(risk: Any, net: PyTree) -> None:
     known = _shapes(risk, net) if isinstance(risk, Risk) else None
     if known is not None and known in _CHECKED:
         return
-    value = eqx.filter_eval_shape(risk, net)
+    value = shape_of_value("risk", "a function", risk, net)
     if jax.tree.structure(value) != jax.tree.structure(0):
         got = Described(f"a function that returns a {type(value).__name__}")
         raise ArgumentError("risk", got, wanted)
@@ -48,6 +56,19 @@ def check_risk(risk: Any, net: PyTree) -> None:
         raise ArgumentError("risk", got, wanted)
     if known is not None and len(_CHECKED) < _MOST_KEPT:
         _CHECKED.add(known)
+
+
+def shape_of_value(argument: str, called: str, function: Callable, net: PyTree) -> Any:
+    """What a function of the network returns, with shapes and types in the place of arrays.
+
+    **Raises:** `ArgumentError` for one that JAX cannot trace; other errors pass through.
+    """
+    try:
+        return eqx.filter_eval_shape(function, net)
+    except _UNTRACEABLE as error:
+        got = Described(f"{called} that asks for the values of arrays")
+        wanted = "one that JAX can trace: of jax.numpy, without NumPy, float() and `if` on values"
+        raise ArgumentError(argument, got, wanted) from error
 
 
 def _shapes(risk: Risk, net: PyTree) -> tuple[Any, ...] | None:

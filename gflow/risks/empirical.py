@@ -127,9 +127,7 @@ class EmpiricalRisk(Risk):
         return self.rows_in_order if fits and exact and many else None
 
     def _losses(self, net, x, y):
-        if getattr(net, "in_size", x.shape[1]) not in (x.shape[1], "scalar"):
-            got = Described(f"a network of {net.in_size} inputs")
-            raise ArgumentError("net", got, f"{x.shape[1]}, the columns of x")
+        _check_network(net, x.shape[1])
         predictions = jax.vmap(net)(x)
         if self.loss in LOSSES.values() and predictions.shape != y.shape:
             raise _unlike_targets(predictions.shape[1:], y.shape[1:])
@@ -139,6 +137,17 @@ class EmpiricalRisk(Risk):
                 "loss", Described(f"values of shape {losses.shape[1:]}"), "a scalar for each row"
             )
         return losses
+
+
+def _check_network(net: Any, columns: int) -> None:
+    inputs = getattr(net, "in_size", columns)
+    if inputs not in (columns, "scalar"):
+        got = Described(f"a network of {inputs} inputs")
+        raise ArgumentError("net", got, f"{columns}, the columns of x")
+    if not callable(net):
+        got = Described(f"a {type(net).__name__}, which cannot be called")
+        wanted = "one that maps a row of x; any function of your parameters can be the risk"
+        raise ArgumentError("net", got, wanted)
 
 
 def _unlike_targets(output: tuple[int, ...], target: tuple[int, ...]) -> ArgumentError:
@@ -163,6 +172,8 @@ def _as_array(name: str, value: Any) -> Array:
 
 def _as_floats(name: str, value: Any) -> Array:
     array = _as_array(name, value)
+    if jnp.iscomplexobj(array):
+        raise ArgumentError(name, array, "real numbers")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.result_type(float))
     return array
