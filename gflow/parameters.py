@@ -27,9 +27,7 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
     trained arrays that are complex or of several types.
     """
     spec = trainable
-    if trainable is None:
-        spec = eqx.is_inexact_array
-    elif isinstance(trainable, str):
+    if isinstance(trainable, str):
         raise ArgumentError("trainable", trainable, f"a tuple of names, ({trainable!r},)")
     elif isinstance(trainable, (list, tuple)) and all(isinstance(n, str) for n in trainable):
         for name in trainable:
@@ -38,7 +36,7 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
             lambda path, leaf: _field(path) in trainable and eqx.is_inexact_array(leaf), net
         )
     try:
-        trained, frozen = eqx.partition(net, spec)
+        trained, frozen = _floats_and_rest(net) if spec is None else eqx.partition(net, spec)
     except ValueError:
         wanted = "names of fields, or a filter specification of the network's structure"
         raise ArgumentError("trainable", trainable, wanted) from None
@@ -47,13 +45,22 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
         raise ArgumentError(
             "trainable", Described(repr(trainable)), "a choice of at least one array of floats"
         )
-    if any(jnp.iscomplexobj(a) for a in arrays):
+    if any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in arrays):
         got = Described("complex parameters")
         raise ArgumentError("net", got, "real ones, such as real and imaginary parts")
     if len({a.dtype for a in arrays}) > 1:
         found = ", ".join(sorted({str(a.dtype) for a in arrays}))
         raise ArgumentError("net", Described(f"parameters of types {found}"), "one floating type")
     return trained, frozen
+
+
+def _floats_and_rest(net: PyTree) -> tuple[PyTree, PyTree]:
+    """As `eqx.partition` does it, leaf by leaf."""
+    leaves, structure = jax.tree.flatten(net)
+    floats = [eqx.is_inexact_array(leaf) for leaf in leaves]
+    trained = [leaf if chosen else None for leaf, chosen in zip(leaves, floats)]
+    frozen = [None if chosen else leaf for leaf, chosen in zip(leaves, floats)]
+    return structure.unflatten(trained), structure.unflatten(frozen)
 
 
 def _field(path: tuple[Any, ...]) -> Any:
@@ -122,7 +129,7 @@ class TimeScales(eqx.Module):
         **Raises:** `ArgumentError` for unknown fields, and numbers that are not positive.
         """
         if given is None:
-            return cls()
+            return UNSCALED
         leaves = jax.tree.leaves(trained)
         roots = jnp.sqrt(jnp.asarray(_numbers(given, net, trained), leaves[0].dtype))
         return cls(jnp.repeat(roots, np.array([a.size for a in leaves])))

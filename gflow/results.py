@@ -1,6 +1,10 @@
 """How a run ended, in words."""
 
+from functools import lru_cache
+
 import equinox as eqx
+import jax
+import numpy as np
 
 
 class RESULTS(eqx.Enumeration):
@@ -77,3 +81,18 @@ FAILURES = (
     "interrupted",
 )
 RESULT_NAMES = SUCCESSES + FAILURES
+
+
+def result_name(result: RESULTS) -> str:
+    """The name of a member that is not traced."""
+    return _names()[_number(result)]
+
+
+@lru_cache(maxsize=1)
+def _names() -> dict[int, str]:
+    return {_number(getattr(RESULTS, name)): name for name in RESULT_NAMES}
+
+
+def _number(result: RESULTS) -> int:
+    """The number that stands for a member. To compare members is an operation on the device."""
+    return int(np.asarray(jax.tree.leaves(result)[0]))

@@ -18,11 +18,11 @@ from gflow.dense import DenseOutput
 from gflow.diagnostics import Diagnostics, Switch
 from gflow.display import fact_lines, fact_table
 from gflow.export import as_dataset, as_table
-from gflow.indexing import as_times, increasing_indices, num_filled, saved_places, taken
+from gflow.indexing import as_times, increasing_indices, num_filled, saved_places, shortened, taken
 from gflow.kink_log import KinkLog
 from gflow.parameters import Net
 from gflow.pickling import Portable, PortableError
-from gflow.results import RESULT_NAMES, RESULTS, SUCCESSES
+from gflow.results import RESULT_NAMES, RESULTS, SUCCESSES, result_name
 
 if TYPE_CHECKING:
     import pandas
@@ -103,8 +103,10 @@ class Trajectory(Portable, eqx.Module, Generic[Net]):
     @property
     def result_name(self) -> str:
         """The name of the `RESULTS` member."""
-        _require_single(self, known=True)
-        return _result_name(self.result)
+        _require_single(self)
+        if not is_concrete(self.result):
+            raise _traced("trajectory")
+        return result_name(self.result)
 
     @property
     def succeeded(self) -> bool:
@@ -331,7 +333,11 @@ def _require_single(
     if trajectory.ts.ndim == 0:
         raise ArgumentError(name, Described("one without an axis of times"), "saved times")
     if known and not is_concrete(trajectory):
-        raise ArgumentError(name, Described("traced arrays"), "known ones: no jax.jit or jax.vmap")
+        raise _traced(name)
+
+
+def _traced(name: str) -> ArgumentError:
+    return ArgumentError(name, Described("traced arrays"), "known ones: no jax.jit or jax.vmap")
 
 
 def _trimmed(trajectory: Trajectory) -> Trajectory:
@@ -343,17 +349,13 @@ def _trimmed(trajectory: Trajectory) -> Trajectory:
 
 def first_saved(trajectory: Trajectory, count: int) -> Trajectory:
     """The trajectory at its first saved times, and the used entries of its log of kinks."""
-    changed: dict[str, Any] = {}
+    lengths: dict[str, int] = {}
+    if count < len(trajectory.ts):
+        lengths |= dict.fromkeys(_SAVED, count)
     kinks = trajectory.kinks
-    if kinks is not None and len(kinks) and not np.isfinite(np.asarray(kinks.time)[-1]):
-        changed["kinks"] = kinks.used()
-    if count < trajectory.ts.shape[0]:
-        changed |= {n: taken(getattr(trajectory, n), slice(count)) for n in _SAVED}
-    return replace(trajectory, **changed) if changed else trajectory
-
-
-def _result_name(result: RESULTS) -> str:
-    return next(n for n in RESULT_NAMES if bool(result == getattr(RESULTS, n)))
+    if kinks is not None and is_concrete(kinks.time):
+        lengths["kinks"] = kinks.num_used()
+    return shortened(trajectory, lengths)
 
 
 def _batch_summary(batch: Trajectory) -> dict[str, str]:

@@ -53,7 +53,7 @@ def check_risk(risk: Any, net: PyTree) -> None:
 def _shapes(risk: Risk, net: PyTree) -> tuple[Any, ...] | None:
     """The structure of both, and the shape and type of each array; None if it cannot be hashed."""
     leaves, structure = jax.tree.flatten((risk, net))
-    of = lambda leaf: (leaf.shape, str(leaf.dtype)) if hasattr(leaf, "dtype") else leaf
+    of = lambda leaf: (leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
     key = (structure, *map(of, leaves))
     try:
         hash(key)
