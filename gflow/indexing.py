@@ -100,10 +100,19 @@ def shortened(module: Any, lengths: Mapping[str, int]) -> Any:
     if not lengths:
         return module
     leaves, structure = jax.tree.flatten(module)
-    of_leaves = [lengths.get(name) for name in _fields_of_leaves(structure)]
-    return structure.unflatten(
-        [leaf if n is None else _first(leaf, n) for leaf, n in zip(leaves, of_leaves)]
-    )
+    on_host: dict[int, np.ndarray] = {}
+    for place, name in enumerate(_fields_of_leaves(structure)):
+        leaf, count = leaves[place], lengths.get(name)
+        if count is None or not eqx.is_array(leaf) or leaf.shape[0] <= count:
+            continue
+        if isinstance(leaf, Tracer) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            leaves[place] = leaf[:count]
+        else:
+            on_host[place] = np.asarray(leaf)[:count]
+    # Other ways to make an array of JAX, `jnp.asarray` too, compile a program for each new shape.
+    for place, leaf in zip(on_host, jax.device_put(list(on_host.values()))):
+        leaves[place] = leaf
+    return structure.unflatten(leaves)
 
 
 @lru_cache(maxsize=64)
@@ -112,22 +121,13 @@ def _fields_of_leaves(structure: Any) -> list[str]:
     return [path[0].name for path, _ in jax.tree_util.tree_leaves_with_path(module)]
 
 
-def _first(leaf: Any, count: int) -> Any:
-    if not eqx.is_array(leaf) or leaf.shape[0] <= count:
-        return leaf
-    if isinstance(leaf, Tracer) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-        return leaf[:count]
-    # Other ways to make an array of JAX, `jnp.asarray` too, compile a program for each new shape.
-    return jax.device_put(np.asarray(leaf)[:count])
-
-
 def taken(tree: PyTree, place: Any) -> Any:
     """The tree with this entry of each array, or these."""
 
     def take(leaf):
         if not eqx.is_array(leaf):
             return leaf
-        # As in `_first`.
+        # As in `shortened`.
         return jax.device_put(np.asarray(leaf)[place]) if known and _is_plain(leaf) else leaf[place]
 
     known = is_concrete(place)

@@ -157,8 +157,8 @@ class Trajectory(Portable, eqx.Module, Generic[Net]):
         # Kinks before the first saved time and after the last belong to the run, too.
         whole_start, whole_end = rows[0] == 0, rows[-1] == len(self) - 1
         if not (whole_start and whole_end):
-            first = -np.inf if whole_start else part.ts[0]
-            kinks = kinks.within(first, np.inf if whole_end else part.ts[-1])
+            ts = np.asarray(part.ts) if is_concrete(part.ts) else part.ts
+            kinks = kinks.within(-np.inf if whole_start else ts[0], np.inf if whole_end else ts[-1])
         return replace(part, kinks=kinks)
 
     @property

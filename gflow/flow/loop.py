@@ -261,7 +261,6 @@ class Loop(eqx.Module):
         return jnp.sqrt(self.risk.field(0.0, y, pattern)[-1])
 
 
-@eqx.filter_jit
 def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
     """The state at the start, before its first saved time."""
     risk, method, (t0, t1, ts) = loop.risk, loop.method, (loop.span.t0, loop.span.t1, loop.span.ts)
@@ -307,7 +306,6 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
     return state._replace(steps=loop.no_steps(state))
 
 
-@eqx.filter_jit
 def handed_over(loop: Loop, state: LocatedState) -> LocatedState:
     """The state of another loop's solver as one that this loop's can go on from."""
     solver, stepping = loop.method.solver, state.stepping
@@ -322,7 +320,6 @@ def handed_over(loop: Loop, state: LocatedState) -> LocatedState:
     return state._replace(steps=loop.no_steps(state))
 
 
-@eqx.filter_jit
 def advance(loop: Loop, state: LocatedState, max_steps) -> LocatedState:
     """The state at t1, or where a budget or a failure ended the flow; see `AbstractRun.advance`."""
     if state.steps is not None:

@@ -37,6 +37,7 @@ from gflow.flow.solver_setup import as_solver, with_tolerances
 from gflow.flow.stopping import Stop, as_stop
 from gflow.nonsmooth.recognition import pattern_risk_of
 from gflow.parameters import Net, TimeScales, flat, split_trainable
+from gflow.programs import program
 from gflow.recording import States, as_observations, finish, record, with_retry
 from gflow.results import RESULTS
 from gflow.risks.base import check_risk
@@ -130,21 +131,19 @@ def solve_flow(
     max_kinks = positive_int("max_kinks", max_kinks)
     trained, frozen = split_trainable(net, trainable)
     scales = TimeScales.of(time_scales, net, trained)
-    theta0 = flat(trained)
+    given = _given_tolerances(trained, rtol, atol)
+    theta0, phi0, rtol, atol = _prepared(trained, scales, *given)
     _check_start(theta0)
-    start = scales.phi(theta0)
     check_risk(risk, net)
     observations = as_observations(observe, net)
     span = _span(t0, t1, ts, theta0.dtype)
     if step_size is not None:
-        known = positive("step_size", step_size) if is_concrete(step_size) else step_size
-        step_size = jnp.asarray(known, theta0.dtype)
-    tolerances = _tolerances(rtol, atol, theta0)
-    solver_used = with_tolerances(as_solver(solver), *tolerances)
-    method = Method(solver_used, *tolerances, step_size, as_stop(stop, theta0.dtype))
+        step_size = jnp.asarray(_known("step_size", step_size, theta0.dtype), theta0.dtype)
+    solver_used = with_tolerances(as_solver(solver), rtol, atol)
+    method = Method(solver_used, rtol, atol, step_size, as_stop(stop, theta0.dtype))
     problem = FlowProblem(risk, trained, frozen, scales)
     pattern_risk = pattern_risk_of(risk, trained, frozen, scales)
-    parts = {"problem": problem, "method": method, "span": span, "phi0": start}
+    parts = {"problem": problem, "method": method, "span": span, "phi0": phi0}
     if pattern_risk is None or kinks == "ignore":
         run = SmoothRun(**parts, keeps_steps=dense)
     else:
@@ -156,7 +155,7 @@ def solve_flow(
     ignored = pattern_risk is not None and kinks == "ignore"
     solved, first_solver = solve(run, max_steps, pauses), type(method.solver).__name__
     trajectory = _trajectory(solved, first_solver, ignored, observations)
-    if is_concrete(trajectory) and (advice := advice_for(trajectory, solved.run)):
+    if is_concrete(trajectory.ts) and (advice := advice_for(trajectory, solved.run)):
         warnings.warn(advice, stacklevel=2)
     return finish(trajectory, throw=throw)
 
@@ -191,7 +190,7 @@ def _checkpoint(
     return Checkpoint(directory, fingerprint(*parts, budget))
 
 
-@eqx.filter_jit
+@program
 def _record(
     solved: Solved, method: str, kinks_ignored: bool, observe: dict[str, Callable]
 ) -> Trajectory:
@@ -272,7 +271,8 @@ def _span(t0, t1, ts, dtype) -> Span:
         ts = like.append(ts[:-1], t1)
     elif is_concrete(ts):
         ts = _given_times(ts, t0, t1)
-    return Span(*(jnp.asarray(a, dtype) for a in (t0, t1, ts)))
+    as_array: Any = lambda a: (np if is_concrete(a) else jnp).asarray(a, dtype)
+    return Span(as_array(t0), as_array(t1), as_array(ts))
 
 
 def _given_times(ts, t0, t1) -> np.ndarray:
@@ -295,18 +295,31 @@ def _given_times(ts, t0, t1) -> np.ndarray:
     return times
 
 
-def _tolerances(rtol, atol, theta0: Array) -> tuple[Array, Array]:
-    dtype = theta0.dtype
+def _known(name: str, value: Any, dtype: Any) -> Any:
+    """A positive number as an array, None, or what JAX traces."""
+    if value is None or not is_concrete(value):
+        return value
+    return np.asarray(positive(name, value), dtype)
+
+
+def _given_tolerances(trained: PyTree, rtol: Any, atol: Any) -> tuple[Any, Any]:
+    dtype = jax.tree.leaves(trained)[0].dtype
     if rtol is None:
         rtol = 1e-8 if dtype == jnp.float64 else 1e-4
-    elif is_concrete(rtol):
-        rtol = positive("rtol", rtol)
+    return _known("rtol", rtol, dtype), _known("atol", atol, dtype)
+
+
+@program
+def _prepared(
+    trained: PyTree, scales: TimeScales, rtol: Any, atol: Any
+) -> tuple[Array, Array, Array, Array]:
+    """θ at the start, φ there, and the tolerances."""
+    theta0 = flat(trained)
+    dtype = theta0.dtype
     if atol is None:
         # From a small start the flow grows exponentially, and its errors with it. The rounding of
         # the field, whose residuals are not small, bounds what can be asked for.
         size = jnp.sqrt(jnp.mean(theta0**2))
         atol = 1e-2 * rtol * jnp.where(size > 0, jnp.minimum(size, 1.0), 1.0)
         atol = jnp.maximum(atol, jnp.finfo(dtype).eps)
-    elif is_concrete(atol):
-        atol = positive("atol", atol)
-    return jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype)
+    return theta0, scales.phi(theta0), jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype)
