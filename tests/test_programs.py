@@ -1,6 +1,10 @@
 """What is compiled, and when: once for each shape, never for a number."""
 
 import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 
 import gflow
+from gflow import program_cache
 from gflow.nonsmooth.shallow import table_kinks
 from gflow.programs import program
 
@@ -75,3 +80,51 @@ def test_equal_rows_have_one_kink_under_jit_too():
 
     traced(jnp.ones(1))
     assert found[0].first_datum.tolist() == [0, 1] and found[0].group.tolist() == [0, 1, 0]
+
+
+SCRIPT = """
+import sys
+import jax
+import jax.numpy as jnp
+import gflow
+jnp.ones(3) + 1  # compiled before
+folder = gflow.cache_compilations(*sys.argv[1:])
+assert gflow.cache_compilations(*sys.argv[1:]) == folder
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+risk = gflow.EmpiricalRisk(jnp.array([[0.0], [1.0]]), jnp.array([0.0, 1.0]))
+net = gflow.ShallowNet(1, 2, key=jax.random.key(0))
+gflow.descend(risk, net, step_size=0.1, num_steps=2)
+print(folder, hits.count("/jax/compilation_cache/cache_misses"))
+"""
+
+
+@pytest.mark.slow
+def test_later_processes_find_compiled_programs(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "default")
+
+    def in_process(*args, **variables):
+        command = [sys.executable, "-c", SCRIPT, *args]
+        ended = subprocess.run(
+            command, env=environment | variables, capture_output=True, text=True, check=True
+        )
+        folder, misses = ended.stdout.split()
+        assert any(Path(folder).iterdir())
+        return folder, int(misses)
+
+    given = str(tmp_path / "new" / "given")
+    assert in_process(given)[1] > 0 and in_process(given) == (given, 0)
+    # What is asked for counts more than what is configured, and that more than the default.
+    configured = str(tmp_path / "configured")
+    assert in_process(given, JAX_COMPILATION_CACHE_DIR=configured) == (given, 0)
+    assert in_process(JAX_COMPILATION_CACHE_DIR=configured)[0] == configured
+    assert in_process()[0].startswith(str(tmp_path / "default" / "gflow"))
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
+    before = program_cache.configured_directory()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(gflow.ArgumentError, match="`directory`: got .*Not a directory, wanted"):
+        gflow.cache_compilations(tmp_path / "file" / "x")
+    assert program_cache.configured_directory() == before
