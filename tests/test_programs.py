@@ -49,6 +49,15 @@ def test_other_seeds_times_and_thresholds_compile_nothing(activation, wave, comp
         assert len({len(flow.kinks) for flow in flows}) > 1
 
 
+@pytest.mark.parametrize(("activation", "program"), [("relu", "_advance"), ("tanh", "_integrate")])
+def test_all_pieces_of_a_flow_are_one_program(activation, program, wave, compilations):
+    net = gflow.ShallowNet(1, 2, key=KEYS[1], activation=activation)
+    with compilations() as names:
+        flow = gflow.solve_flow(wave, net, t1=300.0, solver=None)
+    assert flow.stats["num_steps"] > 600 and not flow.switches
+    assert names.count(f"jit({program})") == 1
+
+
 def test_parts_of_a_trajectory_compile_nothing(wave, compilations):
     flow = gflow.solve_flow(wave, gflow.ShallowNet(1, 3, key=KEYS[0]), t1=2.0)
     with compilations() as names:

@@ -113,7 +113,9 @@ class SmoothRun(AbstractRun[SmoothState]):
 @program
 def _begin(run: SmoothRun) -> SmoothState:
     phi0, method, span = run.phi0, run.method, run.span
-    y0, zero = jnp.append(phi0, jnp.zeros((), phi0.dtype)), jnp.asarray(0)
+    y0 = jnp.append(phi0, jnp.zeros((), phi0.dtype))
+    # `jnp.asarray(0)` is weakly typed, sums are not: the second piece would be compiled anew.
+    zero = jnp.zeros((), int)
     size = method.step_size
     if size is None:
         gradient = run.problem.gradient(phi0)[1]
