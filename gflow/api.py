@@ -34,6 +34,7 @@ from gflow.nonsmooth import (
     smoothed,
     smoothed_gradient,
 )
+from gflow.program_cache import cache_compilations
 from gflow.rates import Lojasiewicz, Rate, RateStatus, fit_rate, lojasiewicz
 from gflow.results import RESULTS
 from gflow.risks import BoxRisk, EmpiricalRisk, GaussianRisk, PopulationRisk, Risk
@@ -87,6 +88,7 @@ __all__ = [
     "Trajectory",
     "TrajectoryError",
     "__version__",
+    "cache_compilations",
     "chatterjee",
     "clarke_gradient",
     "compare",

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,6 +24,7 @@ from gflow.arguments import (
 from gflow.nonsmooth.gradients import squared_norm
 from gflow.optimisers import Optimiser, as_optimiser
 from gflow.parameters import Net, TimeScales, split_trainable
+from gflow.programs import program
 from gflow.progress import progress_bar
 from gflow.recording import (
     States,
@@ -37,7 +39,9 @@ from gflow.trajectory import Trajectory, first_saved
 
 # Recorded steps between pauses for the progress bar; also keeps shapes, and so compilations, few.
 _PIECE = 8
-_PADDED_TO = 64
+# The numbers of slots for records; those that stay empty do not matter up to so many numbers.
+_SLOTS = (2, 8, 64, *(4**k for k in range(4, 16)))
+_SMALL_RECORDS = 1_000_000
 
 
 def descend(
@@ -67,10 +71,11 @@ def descend(
 
     - `risk`, `net`, `trainable`, `observe`, `throw`: as in `solve_flow`.
     - `optimiser`: a function from the step size to an optax transformation, such as `optax.sgd`
-      (plain gradient descent) or `optax.adam`; or a transformation. With a function, other step
-      sizes run the same compiled loop; a new transformation compiles anew. Labels and masks, as of
-      `optax.multi_transform`, are trees like the network or like its trained part. Of
-      `optax.lookahead` the fast parameters are recorded.
+      (plain gradient descent), `optax.adam` or a `functools.partial` of one; or a transformation.
+      With a function, other step sizes run the same compiled loop, and so do other arrays in a
+      partial, `partial(optax.adam, b1=jnp.array(0.8))`; a new transformation compiles anew. Labels
+      and masks, as of `optax.multi_transform`, are trees like the network or like its trained part.
+      Of `optax.lookahead` the fast parameters are recorded.
     - `step_size`: h, the flow time of one step. A transformation has its own learning rate inside;
       then h only sets the times.
     - `num_steps`: the number of steps.
@@ -88,34 +93,89 @@ def descend(
     **Raises:** `ArgumentError` (a `ValueError`) for arguments that cannot be used;
     `TrajectoryError` for a run that diverged or was interrupted.
     """
-    if is_concrete(step_size):
+    known = is_concrete(step_size)
+    if known:
         step_size = positive("step_size", step_size)
-    marks = _marks(record, positive_int("num_steps", num_steps))
+    num_steps = positive_int("num_steps", num_steps)
     _check_batches(risk, batch_size, key)
     trained, frozen = split_trainable(net, trainable)
     scales = TimeScales.of(time_scales, net, trained)
     check_risk(risk, net)
     observations = as_observations(observe, net)
-    if progress and not is_concrete(risk, net, step_size, key):
-        raise ArgumentError("progress", True, "False where JAX traces the descent")
     dtype = jax.tree.leaves(trained)[0].dtype
-    h = jnp.asarray(step_size, dtype)
+    h: Any = (np if known else jnp).asarray(step_size, dtype)
+    optimiser = _comparable(optimiser)
     problem = DescentProblem(risk, trained, frozen, optimiser, h, batch_size, key, scales)
-
-    run = _run_in_pieces if progress else _run_whole
-    state, recorded = run(problem, jnp.asarray(marks))
     method = _method(optimiser, batch_size)
-    trajectory = with_retry(lambda: _record(problem, recorded, state, method, observations))
-    if is_concrete(recorded.num_filled):
-        trajectory = first_saved(trajectory, int(recorded.num_filled))
-    return finish(trajectory, throw=throw)
+    plan = _plan(record, num_steps, problem)
+    if not progress:
+        made = _descend(problem, plan, method, observations)
+    elif plan.num_marks is not None:
+        state, recorded = _run_in_pieces(problem, plan)
+        trajectory = with_retry(
+            lambda: _record(problem, recorded, state, plan.num_marks, method, observations)
+        )
+        made = RecordedTrajectory(trajectory, recorded.num_filled)
+    else:
+        raise ArgumentError("progress", True, "False where JAX traces the descent")
+    # Functions can hold traced arrays, too.
+    num_filled = made.num_filled if is_concrete(made.num_filled) else plan.num_records
+    return finish(first_saved(made.trajectory, int(num_filled)), throw=throw)
+
+
+class Plan(NamedTuple):
+    """The steps to record, the last one repeated up to one of few lengths; `num_marks` of them, all
+    if None, are different."""
+
+    marks: Any
+    num_marks: Any
+
+    @property
+    def num_records(self) -> int:
+        return len(self.marks) if self.num_marks is None else int(self.num_marks)
+
+
+def _plan(record: Any, num_steps: int, problem: "DescentProblem") -> Plan:
+    known = is_concrete(problem)
+    size = sum(a.size for a in jax.tree.leaves(problem.trained))
+    if isinstance(record, (int, np.integer)):
+        return _logarithmic(positive_int("record", record, minimum=2), num_steps, size, known)
+    marks = _given_marks(record, num_steps)
+    return _with_slots(marks, len(marks), size) if known else Plan(marks, None)
+
+
+@lru_cache(maxsize=128)
+def _logarithmic(count: int, num_steps: int, size: int, known: bool) -> Plan:
+    # From the end, because geomspace with one point returns its start.
+    most = min(count, num_steps + 1)
+    marks = np.geomspace(num_steps, 1, most - 1).round().astype(int)
+    marks = np.unique(np.append(0, marks))
+    return _with_slots(marks, most, size) if known else Plan(marks, None)
+
+
+def _with_slots(marks: Int[np.ndarray, " times"], most: int, size: int) -> Plan:
+    """With slots for `most` records, so that other numbers of steps compile nothing: one of few
+    numbers while records of that `size` are small, and up to an eighth more where they are large.
+    """
+    slots = next(n for n in _SLOTS if n >= most)
+    if slots * size > _SMALL_RECORDS:
+        unit = max(1, 2 ** (most.bit_length() - 4))
+        slots = -(-most // unit) * unit
+    return Plan(np.pad(marks, (0, slots - len(marks)), "edge"), np.asarray(len(marks)))
+
+
+def _comparable(optimiser: Any) -> Any:
+    """With a `functools.partial` as a pytree, equal to another one of equal arguments."""
+    if not isinstance(optimiser, partial) or isinstance(optimiser, jax.tree_util.Partial):
+        return optimiser
+    return jax.tree_util.Partial(optimiser.func, *optimiser.args, **optimiser.keywords)
 
 
 def _method(optimiser, batch_size: int | None) -> str:
     name = getattr(optimiser, "__name__", type(optimiser).__name__)
     name = {
         "<lambda>": "own optimiser",
-        "partial": "own optimiser",
+        "Partial": "own optimiser",
         "GradientTransformation": "optax",
         "GradientTransformationExtraArgs": "optax",
     }.get(name, name)
@@ -123,13 +183,13 @@ def _method(optimiser, batch_size: int | None) -> str:
     return method if batch_size is None else f"{method}, minibatches of {batch_size}"
 
 
-class DescentProblem(eqx.Module):
+class DescentProblem(NamedTuple):
     risk: Any
     trained: PyTree
     frozen: PyTree
     optimiser: Callable | optax.GradientTransformation | optax.MultiSteps
     step_size: Float[Array, ""]
-    batch_size: int | None = eqx.field(static=True)
+    batch_size: int | None
     key: PRNGKeyArray | None
     time_scales: TimeScales
 
@@ -192,8 +252,11 @@ class RecordedDescent(NamedTuple):
     result: RESULTS
 
 
-@eqx.filter_jit
-def _run(problem: DescentProblem, state: DescentState, marks: Int[Array, " times"]):
+def run(
+    problem: DescentProblem, state: DescentState, marks: Int[Array, " times"]
+) -> tuple[DescentState, RecordedDescent]:
+    """Goes on from a state, up to the last of the marked steps."""
+
     def to_mark(state: DescentState, mark):
         unfinished = lambda s: (s.step < mark) & s.finite
         state = jax.lax.while_loop(unfinished, lambda s: problem.step(s), state)
@@ -207,15 +270,28 @@ def _run(problem: DescentProblem, state: DescentState, marks: Int[Array, " times
     return state, RecordedDescent(rows, jnp.sum(new), result)
 
 
-def _run_whole(problem: DescentProblem, marks):
-    return _run(problem, _start(problem), marks)
+class RecordedTrajectory(NamedTuple):
+    """A trajectory with the number of its saved times that are filled."""
+
+    trajectory: Trajectory
+    num_filled: Any
 
 
-_start = eqx.filter_jit(DescentProblem.start)
+@program
+def _descend(
+    problem: DescentProblem, plan: Plan, method: str, observe: dict[str, Callable]
+) -> RecordedTrajectory:
+    state, recorded = run(problem, problem.start(), jnp.asarray(plan.marks))
+    made = _trajectory(problem, recorded, state, plan.num_marks, method, observe)
+    return RecordedTrajectory(made, recorded.num_filled)
 
 
-def _run_in_pieces(problem: DescentProblem, marks):
+_start, _run = program(DescentProblem.start), program(run)
+
+
+def _run_in_pieces(problem: DescentProblem, plan: Plan) -> tuple[DescentState, RecordedDescent]:
     """The same run with pauses, about one a second, to show where it is."""
+    marks = plan.marks[: plan.num_records]
     state, pieces, result, first = _start(problem), [], RESULTS.successful, 0
     budget, h = 64, float(problem.step_size)
     with progress_bar(int(marks[-1]), f"descent, h = {h:.3g}") as bar:
@@ -225,10 +301,10 @@ def _run_in_pieces(problem: DescentProblem, marks):
                 within = marks[first : first + _PIECE]
                 part = within[within <= before + budget]
                 # Between two records that are far apart it pauses without recording.
-                stops = part if len(part) else jnp.asarray([before + budget])
-                padding = jnp.full(_PIECE - len(stops), stops[-1])
+                stops = part if len(part) else np.asarray([before + budget])
+                padded: Any = np.pad(stops, (0, _PIECE - len(stops)), "edge")
                 start = time.perf_counter()
-                state, recorded = _run(problem, state, jnp.append(stops, padding))
+                state, recorded = _run(problem, state, padded)
                 steps, seconds = int(state.step) - before, time.perf_counter() - start
                 count = min(int(recorded.num_filled), len(stops))
                 result = recorded.result
@@ -242,30 +318,29 @@ def _run_in_pieces(problem: DescentProblem, marks):
                     break
         except KeyboardInterrupt:
             result = RESULTS.interrupted
-    return state, _join(pieces, len(marks), problem, result)
+    return state, _join(pieces, len(plan.marks), problem, result)
 
 
 def _join(
     pieces: list[DescentRows], times: int, problem: DescentProblem, result: RESULTS
 ) -> RecordedDescent:
-    """The pieces as one, padded so that few lengths are compiled."""
+    """The pieces as one, of that many times."""
     if not pieces:
         start = jax.tree.map(lambda a: a[None], problem.trained)
         pieces = [DescentRows(jnp.zeros(1, int), start, jnp.zeros(1, problem.step_size.dtype))]
     filled = jax.tree.map(lambda *a: np.concatenate(a), *pieces)
-    times = -(-times // _PADDED_TO) * _PADDED_TO
     rows = jax.tree.map(
-        lambda a: jnp.asarray(np.pad(a, [(0, times - len(a))] + [(0, 0)] * (a.ndim - 1), "edge")),
+        lambda a: np.pad(a, [(0, times - len(a))] + [(0, 0)] * (a.ndim - 1), "edge"),
         filled,
     )
     return RecordedDescent(rows, len(filled.steps), result)
 
 
-@eqx.filter_jit
-def _record(
+def _trajectory(
     problem: DescentProblem,
     recorded: RecordedDescent,
     state: DescentState,
+    num_marks: Int[Array, ""] | None,
     method: str,
     observe: dict[str, Callable],
 ) -> Trajectory:
@@ -278,6 +353,7 @@ def _record(
             rows.steps.astype(problem.step_size.dtype) * problem.step_size,
             rows.params,
             rows.dissipated,
+            num_valid=num_marks,
         ),
         stats={
             "num_steps": jnp.asarray(state.step),
@@ -293,12 +369,10 @@ def _record(
     )
 
 
-def _marks(record, num_steps: int) -> np.ndarray:
-    if isinstance(record, (int, np.integer)):
-        count = positive_int("record", record, minimum=2)
-        # From the end, because geomspace with one point returns its start.
-        marks = np.geomspace(num_steps, 1, min(count, num_steps + 1) - 1).round().astype(int)
-        return np.unique(np.append(0, marks))
+_record = program(_trajectory)
+
+
+def _given_marks(record: Any, num_steps: int) -> Int[np.ndarray, " times"]:
     wanted = f"a number of records, or increasing step indices from 0 to {num_steps}"
     try:
         marks = np.asarray(record)

@@ -1,11 +1,14 @@
 """Entries of arrays along saved times and batches."""
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from gflow.arguments import ArgumentError, Described, PyTree, describe, is_concrete, real_array
@@ -105,14 +108,40 @@ def _is_plain(leaf: Any) -> bool:
     return eqx.is_array(leaf) and is_concrete(leaf) and not keys
 
 
+def shortened(module: Any, lengths: Mapping[str, int]) -> Any:
+    """A module with so many first entries of each array in these fields."""
+    if not lengths:
+        return module
+    leaves, structure = jax.tree.flatten(module)
+    on_host: dict[int, np.ndarray] = {}
+    for place, name in enumerate(_fields_of_leaves(structure)):
+        leaf, count = leaves[place], lengths.get(name)
+        if count is None or not eqx.is_array(leaf) or leaf.shape[0] <= count:
+            continue
+        if isinstance(leaf, Tracer) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            leaves[place] = leaf[:count]
+        else:
+            on_host[place] = np.asarray(leaf)[:count]
+    # Other ways to make an array of JAX, `jnp.asarray` too, compile a program for each new shape.
+    for place, leaf in zip(on_host, jax.device_put(list(on_host.values()))):
+        leaves[place] = leaf
+    return structure.unflatten(leaves)
+
+
+@lru_cache(maxsize=64)
+def _fields_of_leaves(structure: Any) -> list[str]:
+    module = structure.unflatten(range(structure.num_leaves))
+    return [path[0].name for path, _ in jax.tree_util.tree_leaves_with_path(module)]
+
+
 def taken(tree: PyTree, place: Any) -> Any:
     """The tree with this entry of each array, or these."""
 
     def take(leaf):
         if not eqx.is_array(leaf):
             return leaf
-        # By NumPy, much faster than a slice of a JAX array for each new length.
-        return jnp.asarray(np.asarray(leaf)[place]) if known and _is_plain(leaf) else leaf[place]
+        # As in `shortened`.
+        return jax.device_put(np.asarray(leaf)[place]) if known and _is_plain(leaf) else leaf[place]
 
     known = is_concrete(place)
     place = np.asarray(place) if known and eqx.is_array(place) else place

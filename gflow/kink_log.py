@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -103,12 +104,16 @@ class KinkLog(Shown, eqx.Module):
             order = jnp.argsort(~kept, stable=True)
             time = jnp.where(kept, time, jnp.inf)
             chosen = (a[order] for a in (time, unit, datum, kind, passed))
-        return KinkLog(*(jnp.asarray(a) for a in chosen))
+        return KinkLog(*jax.device_put(list(chosen)))
+
+    def num_used(self) -> int:
+        """The number of entries that are used, the first ones."""
+        return int(np.searchsorted(np.asarray(self.time), np.inf))
 
     def used(self) -> "KinkLog":
         """Without the entries that are not used."""
-        count = int(np.isfinite(np.asarray(self.time)).sum())
-        return KinkLog(*(jnp.asarray(np.asarray(a)[:count]) for a in _columns(self)))
+        count = self.num_used()
+        return KinkLog(*jax.device_put([np.asarray(a)[:count] for a in _columns(self)]))
 
 
 def _columns(log: KinkLog) -> tuple[Array, ...]:

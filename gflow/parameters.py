@@ -31,9 +31,7 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
     if (wanted := getattr(type(net), "wanted_for_network", None)) is not None:
         raise ArgumentError("net", Described(f"a {type(net).__name__}"), wanted)
     spec = trainable
-    if trainable is None:
-        spec = eqx.is_inexact_array
-    elif isinstance(trainable, str):
+    if isinstance(trainable, str):
         raise ArgumentError("trainable", trainable, f"a tuple of names, ({trainable!r},)")
     elif isinstance(trainable, (list, tuple)) and all(isinstance(n, str) for n in trainable):
         for name in trainable:
@@ -42,7 +40,7 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
             lambda path, leaf: _field(path) in trainable and eqx.is_inexact_array(leaf), net
         )
     try:
-        trained, frozen = eqx.partition(net, spec)
+        trained, frozen = _floats_and_rest(net) if spec is None else eqx.partition(net, spec)
     except Exception as error:  # those of a function of the leaves are of any type
         wanted = "names of fields, or a filter specification of the network's structure"
         raise ArgumentError("trainable", trainable, wanted) from error
@@ -54,7 +52,7 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
         raise ArgumentError(
             "trainable", Described(repr(trainable)), "a choice of at least one array of floats"
         )
-    if any(jnp.iscomplexobj(a) for a in arrays):
+    if any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in arrays):
         got = Described("complex parameters")
         raise ArgumentError("net", got, "real ones, such as real and imaginary parts")
     trained = jax.tree.map(jnp.asarray, trained)
@@ -63,6 +61,15 @@ def split_trainable(net: PyTree, trainable: Sequence[str] | PyTree | None = None
         found = ", ".join(sorted({str(a.dtype) for a in arrays}))
         raise ArgumentError("net", Described(f"parameters of types {found}"), "one floating type")
     return trained, frozen
+
+
+def _floats_and_rest(net: PyTree) -> tuple[PyTree, PyTree]:
+    """As `eqx.partition` does it, leaf by leaf."""
+    leaves, structure = jax.tree.flatten(net)
+    floats = [eqx.is_inexact_array(leaf) for leaf in leaves]
+    trained = [leaf if chosen else None for leaf, chosen in zip(leaves, floats)]
+    frozen = [None if chosen else leaf for leaf, chosen in zip(leaves, floats)]
+    return structure.unflatten(trained), structure.unflatten(frozen)
 
 
 def _field(path: tuple[Any, ...]) -> Any:
@@ -131,7 +138,7 @@ class TimeScales(eqx.Module):
         **Raises:** `ArgumentError` for unknown fields, and numbers that are not positive.
         """
         if given is None:
-            return cls()
+            return UNSCALED
         leaves = jax.tree.leaves(trained)
         roots = jnp.sqrt(jnp.asarray(_numbers(given, net, trained), leaves[0].dtype))
         return cls(jnp.repeat(roots, np.array([a.size for a in leaves])))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gflow.arguments import ArgumentError, Described, PyTree, is_concrete
 from gflow.diagnostics import Diagnostics
@@ -42,13 +42,15 @@ class States(NamedTuple):
     """Trained parameters with a leading axis of times, and what was integrated with them.
 
     `dissipated` is ∫‖θ'‖² up to each time; `field_norm` the norm of the field that was followed, if
-    that is not the generalized gradient.
+    that is not the generalized gradient. The first `num_valid` times matter, all if
+    None.
     """
 
     ts: Float[Array, " times"]
     trained: PyTree
     dissipated: Float[Array, " times"]
     field_norm: Float[Array, " times"] | None = None
+    num_valid: Int[Array, ""] | None = None
 
 
 def record(
@@ -74,7 +76,7 @@ def record(
         observed = {name: jnp.asarray(of(net)) for name, of in observe.items()}
         return value, jnp.sqrt(squared_norm(time_scales.of_gradient(gradient))), observed
 
-    values, norms, observed = jax.lax.map(measure, states.trained)
+    values, norms, observed = _along(measure, states)
     at_start = risk(eqx.combine(start, frozen))
     result = RESULTS.where(jnp.isfinite(at_start), result, RESULTS.nonfinite_start)
     energy = at_start - values - states.dissipated
@@ -92,6 +94,20 @@ def record(
         observed=observed,
         **rest,
     )
+
+
+def _along(measure: Callable[[PyTree], PyTree], states: States) -> PyTree:
+    """What is measured at each time; zeros where it does not matter."""
+    if states.num_valid is None:
+        return jax.lax.map(measure, states.trained)
+    num_valid, first = states.num_valid, jax.tree.map(lambda a: a[0], states.trained)
+    blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(measure, first))
+
+    def at(entry):
+        place, params = entry
+        return jax.lax.cond(place < num_valid, measure, lambda _: blank, params)
+
+    return jax.lax.map(at, (jnp.arange(len(states.ts)), states.trained))
 
 
 def with_retry(make: Callable[[], Trajectory]) -> Trajectory:
@@ -121,7 +137,7 @@ def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:
     """Raises `TrajectoryError` if asked to and the run failed; under a trace, an equinox error."""
     if not throw:
         return trajectory
-    if is_concrete(trajectory):
+    if is_concrete(trajectory.result):
         if not trajectory.succeeded:
             raise TrajectoryError(trajectory)
         return trajectory

@@ -1,6 +1,10 @@
 """How a run ended, in words."""
 
+from functools import lru_cache
+
 import equinox as eqx
+import jax
+import numpy as np
 
 
 class RESULTS(eqx.Enumeration):
@@ -34,10 +38,6 @@ class RESULTS(eqx.Enumeration):
         "the step budget `max_steps` ran out before t1. Raise it, loosen `rtol` and `atol`, or "
         "shorten t1. Both kinks of ReLU and stiffness make the steps small"
     )
-    max_kinks_reached = (
-        "the kink budget `max_kinks` ran out before t1. Raise it. Many kinks at one time indicate "
-        "a degenerate configuration; try another initialisation"
-    )
     step_size_underflow = (
         "the step size fell below rounding: the field jumps, or is infinite or NaN just ahead. "
         "Look at the last saved network, loosen `rtol` and `atol`, or use float64"
@@ -69,7 +69,6 @@ SUCCESSES = (
 )
 FAILURES = (
     "max_steps_reached",
-    "max_kinks_reached",
     "step_size_underflow",
     "nonfinite_start",
     "nonfinite",
@@ -77,3 +76,18 @@ FAILURES = (
     "interrupted",
 )
 RESULT_NAMES = SUCCESSES + FAILURES
+
+
+def result_name(result: RESULTS) -> str:
+    """The name of a member that is not traced."""
+    return _names()[_number(result)]
+
+
+@lru_cache(maxsize=1)
+def _names() -> dict[int, str]:
+    return {_number(getattr(RESULTS, name)): name for name in RESULT_NAMES}
+
+
+def _number(result: RESULTS) -> int:
+    """The number that stands for a member. To compare members is an operation on the device."""
+    return int(np.asarray(jax.tree.leaves(result)[0]))

@@ -18,11 +18,11 @@ from gflow.dense import DenseOutput
 from gflow.diagnostics import Diagnostics, Switch
 from gflow.display import fact_lines, fact_table
 from gflow.export import as_dataset, as_table
-from gflow.indexing import as_times, increasing_indices, num_filled, saved_places, taken
+from gflow.indexing import as_times, increasing_indices, num_filled, saved_places, shortened, taken
 from gflow.kink_log import KinkLog
 from gflow.parameters import Net
 from gflow.pickling import Portable, PortableError
-from gflow.results import RESULT_NAMES, RESULTS, SUCCESSES
+from gflow.results import RESULT_NAMES, RESULTS, SUCCESSES, result_name
 
 if TYPE_CHECKING:
     import pandas
@@ -105,8 +105,10 @@ class Trajectory(Portable, eqx.Module, Generic[Net]):
     @property
     def result_name(self) -> str:
         """The name of the `RESULTS` member."""
-        _require_single(self, known=True)
-        return _result_name(self.result)
+        _require_single(self)
+        if not is_concrete(self.result):
+            raise _traced("trajectory")
+        return result_name(self.result)
 
     @property
     def succeeded(self) -> bool:
@@ -157,8 +159,8 @@ class Trajectory(Portable, eqx.Module, Generic[Net]):
         # Kinks before the first saved time and after the last belong to the run, too.
         whole_start, whole_end = rows[0] == 0, rows[-1] == len(self) - 1
         if not (whole_start and whole_end):
-            first = -np.inf if whole_start else part.ts[0]
-            kinks = kinks.within(first, np.inf if whole_end else part.ts[-1])
+            ts = np.asarray(part.ts) if is_concrete(part.ts) else part.ts
+            kinks = kinks.within(-np.inf if whole_start else ts[0], np.inf if whole_end else ts[-1])
         return replace(part, kinks=kinks)
 
     @property
@@ -263,6 +265,9 @@ class Trajectory(Portable, eqx.Module, Generic[Net]):
             slides = counts["slide begins"] + counts["unit degenerates"]
             on = len(self.kinks.sliding_at(float(ts[-1])))
             facts["kinks"] = f"{crossings:,} crossings, {slides:,} slides ({on:,} at the end)"
+            met = int(self.stats.get("num_kinks", 0))
+            if met > len(self.kinks):
+                facts["kinks"] += f"; these are the first {len(self.kinks):,} of {met:,} kinks"
             branchings = [f"unit {unit} at t = {t:.6g}" for t, unit in self.kinks.branchings()]
             if branchings:
                 facts["branchings"] = ", ".join(branchings)
@@ -332,7 +337,11 @@ def _require_single(
     if trajectory.ts.ndim == 0:
         raise ArgumentError(name, Described("one without an axis of times"), "saved times")
     if known and not is_concrete(trajectory):
-        raise ArgumentError(name, Described("traced arrays"), "known ones: no jax.jit or jax.vmap")
+        raise _traced(name)
+
+
+def _traced(name: str) -> ArgumentError:
+    return ArgumentError(name, Described("traced arrays"), "known ones: no jax.jit or jax.vmap")
 
 
 def _trimmed(trajectory: Trajectory) -> Trajectory:
@@ -342,19 +351,16 @@ def _trimmed(trajectory: Trajectory) -> Trajectory:
     return first_saved(trajectory, num_filled(trajectory.ts))
 
 
-def first_saved(trajectory: Trajectory, count: int) -> Trajectory:
-    """The trajectory at its first saved times, and the used entries of its log of kinks."""
-    changed: dict[str, Any] = {}
+def first_saved(trajectory: Trajectory, count: int, max_kinks: int | None = None) -> Trajectory:
+    """The trajectory at its first saved times, and the used entries of its log of kinks, up to
+    `max_kinks`."""
+    lengths: dict[str, int] = {}
+    if count < len(trajectory.ts):
+        lengths |= dict.fromkeys(_SAVED, count)
     kinks = trajectory.kinks
-    if kinks is not None and len(kinks) and not np.isfinite(np.asarray(kinks.time)[-1]):
-        changed["kinks"] = kinks.used()
-    if count < trajectory.ts.shape[0]:
-        changed |= {n: taken(getattr(trajectory, n), slice(count)) for n in _SAVED}
-    return replace(trajectory, **changed) if changed else trajectory
-
-
-def _result_name(result: RESULTS) -> str:
-    return next(n for n in RESULT_NAMES if bool(result == getattr(RESULTS, n)))
+    if kinks is not None and is_concrete(kinks.time):
+        lengths["kinks"] = min(kinks.num_used(), len(kinks) if max_kinks is None else max_kinks)
+    return shortened(trajectory, lengths)
 
 
 def _batch_summary(batch: Trajectory) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """float64, no silent promotion of ranks, shapes checked at run time, compiled programs kept."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import jax
+import jax.monitoring
 import pytest
 from jaxtyping import config as jaxtyping_config, install_import_hook
 
@@ -46,6 +48,25 @@ def unchecked_annotations():
     jaxtyping_config.update("jaxtyping_disable", True)
     yield
     jaxtyping_config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def compilations():
+    """A context that lists the programs that are compiled in it, or read from disk."""
+
+    @contextlib.contextmanager
+    def counted():
+        names = []
+
+        def note(event: str, _: float, **facts) -> None:
+            if event == "/jax/core/compile/backend_compile_duration":
+                names.append(facts["fun_name"])
+
+        jax.monitoring.register_event_duration_secs_listener(note)
+        yield names
+        jax.monitoring.unregister_event_duration_listener(note)
+
+    return counted
 
 
 @pytest.fixture(scope="session")

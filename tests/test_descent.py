@@ -1,3 +1,4 @@
+import functools
 from typing import Any
 
 import jax
@@ -100,10 +101,11 @@ def test_memory_is_that_of_the_records():
     problem = descent.DescentProblem(
         quadratic, trained, frozen, optax.sgd, jnp.array(0.1), None, None, UNSCALED
     )
-    run: Any = descent._run
-    lowered = run.lower(problem, descent._start(problem), jnp.array([0, 10, 10**9]))
+    lowered = jax.jit(lambda marks: descent.run(problem, problem.start(), marks)).lower(
+        jnp.array([0, 10, 10**9])
+    )
     # Three records of two parameters; kept steps would take gigabytes.
-    sizes = lowered.compile().compiled.memory_analysis()
+    sizes: Any = lowered.compile().memory_analysis()
     assert sizes.temp_size_in_bytes + sizes.output_size_in_bytes < 10_000
 
 
@@ -154,6 +156,40 @@ def test_one_compilation_serves_all_step_sizes(wave):
         gflow.descend(counting, net, step_size=h, num_steps=64, record=10)
     # Each call looks at the shape of the risk, and no more.
     assert len(calls) == traced + 2
+
+
+@pytest.mark.parametrize(
+    "optimiser_for",
+    [
+        lambda h: optax.sgd,
+        lambda h: functools.partial(optax.sgd, momentum=0.5),
+        lambda h: functools.partial(optax.sgd, momentum=jnp.array(h)),
+    ],
+)
+def test_other_numbers_compile_nothing(optimiser_for, wave, compilations):
+    net = gflow.ShallowNet(1, 3, key=KEY)
+    run = lambda h, **options: gflow.descend(
+        wave, net, optimiser_for(h), step_size=h, num_steps=round(30 / h), **options
+    )
+    assert 64 < len(run(0.1)) < 200
+    with compilations() as names:
+        runs = {h: run(h) for h in (0.099, 0.05, 0.02)}
+        run(0.1, record=150)
+        run(0.1, record=np.arange(0, 300, 3))
+    assert names == []
+    for h, each in runs.items():
+        np.testing.assert_allclose(each.ts[-1], h * round(30 / h), rtol=1e-15)
+        assert (jnp.diff(each.ts) > 0).all() and (each.risk > 0).all()
+        np.testing.assert_allclose(each.risk[-1], wave(each.final), rtol=1e-14)
+
+
+def test_large_records_get_few_empty_slots():
+    from gflow.descent import _with_slots
+
+    marks = np.arange(200)
+    assert _with_slots(marks, 200, 10).marks.shape == (256,)
+    assert _with_slots(marks, 200, 10**6).marks.shape == (208,)
+    assert (_with_slots(marks, 201, 10**6).marks[200:] == 199).all()
 
 
 def test_vmap_over_step_sizes():

@@ -91,6 +91,7 @@ def differentiate(risk: gflow.EmpiricalRisk, net: gflow.ShallowNet) -> None:
 def certify(risk: gflow.EmpiricalRisk, net: gflow.ShallowNet) -> None:
     residual: Callable[[Any], Any] = lambda x: x[0] * x[1] - 1
     squares = gflow.SumOfSquares(residual, jacobian_lipschitz=1.0)
+    print(gflow.cache_compilations("programs").name)
     certificate: gflow.Certificate = gflow.chatterjee(squares, np.array([1.6, 1.2]))
     print(certificate.verdict, certificate.radius)
     envelope: gflow.Envelope = certificate.flow_envelope([0.0, 1.0])

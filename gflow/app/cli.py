@@ -56,12 +56,25 @@ def _dispatch(arguments: list[str], interrupts: ProgramInterrupts) -> int:
     command = parse(arguments)
     with _warnings_as_sentences():
         if command.cache:
-            from gflow.app.program_cache import keep_programs
-
-            keep_programs(say)
+            _keep_programs()
         if isinstance(command, ReportCommand):
             return _report(command, interrupts)
         return _run(command, interrupts)
+
+
+def _keep_programs() -> None:
+    """Compiled programs are kept, where JAX is told to or in gflow's directory, if that can be
+    written."""
+    from gflow.arguments import ArgumentError
+    from gflow.program_cache import cache_compilations, configured_directory, default_directory
+
+    known = configured_directory() is not None or default_directory().exists()
+    try:
+        folder = cache_compilations()
+    except ArgumentError:
+        return
+    if not known:
+        say(f"Compiled programs are kept in {folder} for later runs; `--no-cache` keeps none.")
 
 
 @contextmanager

@@ -73,8 +73,8 @@ def _solve_in_pieces(start: Solved, max_steps: int, pauses: Pauses) -> Solved:
     solved, pressed, clock = start, False, _Clock(pauses.seconds)
     total = len(start.run.span.ts) if pauses.progress else None
     with progress_bar(total, "gradient flow") as bar, noted_interrupts() as noted:
+        now = solved.run.snapshot(solved.state)
         try:
-            now = solved.run.snapshot(solved.state)
             while now.unfinished and now.num_steps < max_steps and not noted and not clock.over():
                 before, run = now, solved.run
                 budget = now.num_steps + run.piece_length(now.num_steps, clock.seconds_per_step)
@@ -96,7 +96,7 @@ def _solve_in_pieces(start: Solved, max_steps: int, pauses: Pauses) -> Solved:
     if pressed and not pauses.progress:
         raise KeyboardInterrupt
     # A flow that has reached its end was not cut short.
-    if not _is_unfinished(solved):
+    if not (solved.run.snapshot(solved.state) if pressed else now).unfinished:
         return solved
     if pressed:
         return solved._replace(ended=RESULTS.interrupted)
@@ -128,10 +128,6 @@ def _with_last(steps: tuple[Steps, ...], run: AbstractRun, state: Any) -> tuple[
     """With the steps of the last piece, if they are kept."""
     last = run.last_steps(state)
     return steps if last is None else (*steps, last.on_host())
-
-
-def _is_unfinished(solved: Solved) -> bool:
-    return solved.run.snapshot(solved.state).unfinished
 
 
 def _start(run: AbstractRun, checkpoint: Checkpoint | None) -> Solved:

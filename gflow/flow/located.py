@@ -1,8 +1,12 @@
 """A flow with every kink located, crossed or slid along."""
 
+from dataclasses import dataclass, field, replace
+from typing import Any
+
 import diffrax
-import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gflow.dense import Steps
@@ -15,7 +19,8 @@ from gflow.flow.run import MAX_PIECE_SECONDS, MAX_PIECE_STEPS, AbstractRun, Snap
 from gflow.flow.solver_setup import accurate_fraction, with_jacobian
 from gflow.kink_log import KinkLog
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
-from gflow.results import RESULTS
+from gflow.programs import program
+from gflow.results import RESULTS, result_name
 from gflow.solvers.stabilised import radius_at
 
 # Kinks are located to this distance, relative to the size of the preactivations.
@@ -28,6 +33,8 @@ _KEPT_ENTRIES = 10_000_000
 _MANY_PAIRS, _FIRST_PIECE = 200_000, 8
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class LocatedRun(AbstractRun[LocatedState]):
     """A solve by the loop over steps and events."""
 
@@ -37,8 +44,8 @@ class LocatedRun(AbstractRun[LocatedState]):
     phi0: Float[Array, " size"]
     risk: AbstractPatternRisk
     kink_budget: Float[Array, ""]
-    max_kinks: int = eqx.field(static=True)
-    keeps_steps: bool = eqx.field(static=True)
+    log_size: int = field(metadata={"static": True})
+    keeps_steps: bool = field(metadata={"static": True})
 
     @property
     def locates_kinks(self) -> bool:
@@ -55,15 +62,15 @@ class LocatedRun(AbstractRun[LocatedState]):
             self.problem.time_scales,
             EventAccuracy(eps, accurate_fraction(method.solver)),
             self.kink_budget,
-            self.max_kinks,
+            self.log_size,
             self._most_steps_kept() if self.keeps_steps else 0,
         )
 
     def init(self) -> LocatedState:
-        return begin(self.loop, self.phi0)
+        return _begin(self)
 
     def advance(self, state: LocatedState, max_steps: int) -> LocatedState:
-        return advance(self.loop, state, jnp.asarray(max_steps))
+        return _advance(self, state, np.asarray(max_steps))
 
     def output(self, state: LocatedState) -> FlowOutput:
         well = state.result == RESULTS.successful
@@ -79,11 +86,13 @@ class LocatedRun(AbstractRun[LocatedState]):
             saved=state.saved,
             counts=state.counts,
             kinks=_in_order(log, self.risk.first_datum),
+            num_kinks=log.num_logged,
             result=result,
         )
 
     def snapshot(self, state: LocatedState) -> Snapshot:
         work = state.counts.work
+        well = result_name(state.result) == "successful"
         return Snapshot(
             t=float(state.t),
             num_steps=int(state.counts.steps),
@@ -91,7 +100,7 @@ class LocatedRun(AbstractRun[LocatedState]):
             num_kinks=int(state.log.num_logged),
             num_evaluations=0 if work is None else int(work.evaluations),
             step_size=float(state.stepping.size),
-            unfinished=bool(state.result == RESULTS.successful) and bool(state.t < self.span.t1),
+            unfinished=well and float(state.t) < float(self.span.t1),
         )
 
     def last_steps(self, state: LocatedState) -> Steps | None:
@@ -116,8 +125,8 @@ class LocatedRun(AbstractRun[LocatedState]):
     def with_solver(
         self, solver: diffrax.AbstractSolver, state: LocatedState
     ) -> tuple["LocatedRun", LocatedState]:
-        run = eqx.tree_at(lambda run: run.method, self, self.method.with_solver(solver))
-        return run, handed_over(run.loop, state)
+        run = replace(self, method=self.method.with_solver(solver))
+        return run, _handed_over(run, state)
 
 
 def _in_order(log: EventLog, first_datum: Int[Array, " rows"]) -> KinkLog:
@@ -125,11 +134,29 @@ def _in_order(log: EventLog, first_datum: Int[Array, " rows"]) -> KinkLog:
     used = jnp.arange(len(log.time)) < log.num_logged
     times = jnp.where(used, log.time, jnp.inf)
     order = jnp.argsort(times, stable=True)
-    unit, row, kind, passed = (jnp.where(used, a, 0)[order] for a in log[2:])
-    return KinkLog(times[order], unit, first_datum[row], kind, passed.astype(bool))
+    unit, row, kind = (
+        jnp.where(used, a, 0)[order].astype(int) for a in (log.unit, log.row, log.kind)
+    )
+    passed = (log.passed & used)[order]
+    return KinkLog(times[order], unit, first_datum[row], kind, passed)
 
 
-@eqx.filter_jit
+@program
+def _begin(run: LocatedRun) -> LocatedState:
+    return begin(run.loop, run.phi0)
+
+
+@program
+def _advance(run: LocatedRun, state: LocatedState, max_steps: Any) -> LocatedState:
+    return advance(run.loop, state, max_steps)
+
+
+@program
+def _handed_over(run: LocatedRun, state: LocatedState) -> LocatedState:
+    return handed_over(run.loop, state)
+
+
+@program
 def _spectral_radius(risk: AbstractPatternRisk, state: LocatedState) -> Array:
     """That of the Jacobian of the field in this state."""
     field = lambda theta: risk.field(state.t, jnp.append(theta, 0.0), state.pattern)[:-1]

@@ -62,7 +62,9 @@ class EventLog(NamedTuple):
 
     def with_entry(self, places, t, unit, row, kind, passed) -> "EventLog":
         """With entries written at these places, past the end nowhere."""
-        write = lambda array, entry: array.at[places].set(entry, mode="drop")
+        write = lambda array, entry: array.at[places].set(
+            jnp.asarray(entry).astype(array.dtype), mode="drop"
+        )
         return EventLog(
             self.num_logged,
             write(self.time, t),

@@ -437,7 +437,6 @@ class Loop(eqx.Module):
         return jnp.sqrt(self.risk.field_of(s.now, s.pattern)[-1])
 
 
-@eqx.filter_jit
 def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
     """The state at the start, before its first saved time."""
     risk, method, (t0, t1, ts) = loop.risk, loop.method, (loop.span.t0, loop.span.t1, loop.span.ts)
@@ -476,8 +475,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
         log=EventLog(
             zero,
             jnp.full(kinks, jnp.inf, t0.dtype),
-            *(jnp.zeros(kinks, int) for _ in range(3)),
-            jnp.zeros(kinks, bool),
+            *(jnp.zeros(kinks, kind) for kind in ("int32", "int32", "uint8", bool)),
         ),
         repelled=risk.repels(theta, pattern),
         branched=jnp.asarray(False),
@@ -487,7 +485,6 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
     return state._replace(steps=loop.no_steps(state))
 
 
-@eqx.filter_jit
 def handed_over(loop: Loop, state: LocatedState) -> LocatedState:
     """The state of another loop's solver as one that this loop's can go on from."""
     solver, stepping = loop.method.solver, state.stepping
@@ -502,7 +499,6 @@ def handed_over(loop: Loop, state: LocatedState) -> LocatedState:
     return state._replace(steps=loop.no_steps(state))
 
 
-@eqx.filter_jit
 def advance(loop: Loop, state: LocatedState, max_steps) -> LocatedState:
     """The state at t1, or where a budget or a failure ended the flow; see `AbstractRun.advance`."""
     if state.steps is not None:

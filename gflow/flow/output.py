@@ -41,6 +41,7 @@ class FlowOutput(NamedTuple):
     saved: SavedStates
     counts: StepCounts
     kinks: KinkLog | None
+    num_kinks: Int[Array, ""] | None
     result: RESULTS
 
     def without_gaps(self) -> "FlowOutput":

@@ -1,7 +1,7 @@
 """What is solved, over which times, and how."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -42,7 +42,7 @@ class FlowProblem(eqx.Module):
         return jnp.append(-gradient, jnp.sum(gradient**2))
 
 
-class Span(eqx.Module):
+class Span(NamedTuple):
     """Start and end of a flow, and the times to save it at."""
 
     t0: Float[Array, ""]
@@ -54,7 +54,7 @@ class Span(eqx.Module):
         return jnp.where(jnp.arange(len(self.ts)) < count, self.ts, jnp.inf)
 
 
-class Method(eqx.Module):
+class Method(NamedTuple):
     """How a flow is integrated, with steps of `step_size`, or adaptive ones if that is None."""
 
     solver: diffrax.AbstractSolver
@@ -64,7 +64,7 @@ class Method(eqx.Module):
     stop: Stop
 
     def with_solver(self, solver: diffrax.AbstractSolver) -> "Method":
-        return eqx.tree_at(lambda method: method.solver, self, solver)
+        return self._replace(solver=solver)
 
 
 def first_step(theta: Float[Array, " size"], speed: Float[Array, ""]) -> Float[Array, ""]:

@@ -1,10 +1,9 @@
 """The interface of a solve: its state, how it advances, and its output."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Generic, NamedTuple, TypeVar
 
 import diffrax
-import equinox as eqx
 from jaxtyping import Array, Float
 
 from gflow.dense import Steps
@@ -30,18 +29,21 @@ class Snapshot(NamedTuple):
     unfinished: bool
 
 
-class AbstractRun(eqx.Module, Generic[State]):
+class AbstractRun(ABC, Generic[State]):
     """One flow to be solved. Its state is a pytree of arrays, from which it can go on later.
+
+    A run is a pytree, too, but no equinox module: each method of those is made a pytree at each
+    call, which takes as long as a step.
 
     It starts from `phi0`, which is θ in the coordinates of the time scales, and may keep its steps
     for dense output.
     """
 
-    problem: eqx.AbstractVar[FlowProblem]
-    method: eqx.AbstractVar[Method]
-    span: eqx.AbstractVar[Span]
-    phi0: eqx.AbstractVar[Float[Array, " size"]]
-    keeps_steps: eqx.AbstractVar[bool]
+    problem: FlowProblem
+    method: Method
+    span: Span
+    phi0: Float[Array, " size"]
+    keeps_steps: bool
 
     @property
     @abstractmethod

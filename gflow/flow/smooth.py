@@ -1,9 +1,9 @@
 """A flow whose field is taken to be smooth: plain adaptive integration by diffrax."""
 
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -16,7 +16,8 @@ from gflow.flow.output import FlowOutput, SavedStates, StepCounts
 from gflow.flow.problem import FlowProblem, Method, Span, first_step
 from gflow.flow.run import MAX_PIECE_STEPS, AbstractRun, Snapshot
 from gflow.flow.stopping import FlowPoint, first_result
-from gflow.results import RESULTS
+from gflow.programs import program
+from gflow.results import RESULTS, result_name
 from gflow.solvers.stabilised import radius_at
 from gflow.solvers.work import is_counted, nothing_done, total, work_of_solve
 
@@ -41,6 +42,8 @@ class SmoothState(NamedTuple):
     steps: Steps | None
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class SmoothRun(AbstractRun[SmoothState]):
     """A solve by `diffrax.diffeqsolve`, as a whole or piece by piece."""
 
@@ -48,7 +51,7 @@ class SmoothRun(AbstractRun[SmoothState]):
     method: Method
     span: Span
     phi0: Float[Array, " size"]
-    keeps_steps: bool = eqx.field(static=True)
+    keeps_steps: bool = field(metadata={"static": True})
 
     @property
     def locates_kinks(self) -> bool:
@@ -71,20 +74,21 @@ class SmoothRun(AbstractRun[SmoothState]):
             saved=state.saved,
             counts=state.counts,
             kinks=None,
+            num_kinks=None,
             result=state.result,
         )
 
     def snapshot(self, state: SmoothState) -> Snapshot:
-        work, result = state.counts.work, state.result
-        well = (result == RESULTS.successful) | (result == RESULTS.max_steps_reached)
+        counts = state.counts
+        well = result_name(state.result) in ("successful", "max_steps_reached")
         return Snapshot(
             t=float(state.t),
-            num_steps=int(state.counts.steps),
+            num_steps=int(counts.steps),
             num_saved=int(state.saved.num_saved),
             num_kinks=0,
-            num_evaluations=0 if work is None else int(work.evaluations),
+            num_evaluations=0 if counts.work is None else int(counts.work.evaluations),
             step_size=float(state.step_size),
-            unfinished=bool(well) and bool(state.t < self.span.t1),
+            unfinished=well and float(state.t) < float(self.span.t1),
         )
 
     def last_steps(self, state: SmoothState) -> Steps | None:
@@ -104,13 +108,15 @@ class SmoothRun(AbstractRun[SmoothState]):
     def with_solver(
         self, solver: diffrax.AbstractSolver, state: SmoothState
     ) -> tuple["SmoothRun", SmoothState]:
-        return eqx.tree_at(lambda run: run.method, self, self.method.with_solver(solver)), state
+        return replace(self, method=self.method.with_solver(solver)), state
 
 
-@eqx.filter_jit
+@program
 def _begin(run: SmoothRun) -> SmoothState:
     phi0, method, span = run.phi0, run.method, run.span
-    y0, zero = jnp.append(phi0, jnp.zeros((), phi0.dtype)), jnp.asarray(0)
+    y0 = jnp.append(phi0, jnp.zeros((), phi0.dtype))
+    # `jnp.asarray(0)` is weakly typed, sums are not: the second piece would be compiled anew.
+    zero = jnp.zeros((), int)
     size = method.step_size
     if size is None:
         gradient = run.problem.gradient(phi0)[1]
@@ -130,7 +136,7 @@ def _begin(run: SmoothRun) -> SmoothState:
     )
 
 
-@eqx.filter_jit
+@program
 def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
     method, (t1, ts) = run.method, (run.span.t1, run.span.ts)
     holds = [c.holds for c in method.stop.criteria]
@@ -220,7 +226,7 @@ def _result(run: SmoothRun, solution: diffrax.Solution, y_end) -> RESULTS:
     return RESULTS.where(result == diffrax.RESULTS.event_occurred, fired, ours)
 
 
-@eqx.filter_jit
+@program
 def _spectral_radius(problem: FlowProblem, theta: Float[Array, " size"]) -> Array:
     """Of the Hessian."""
     return radius_at(lambda theta: problem.gradient(theta)[1], theta)

@@ -38,6 +38,7 @@ from gflow.flow.solver_setup import as_solver, with_tolerances
 from gflow.flow.stopping import Stop, as_stop
 from gflow.nonsmooth.recognition import pattern_risk_of
 from gflow.parameters import Net, TimeScales, flat, split_trainable
+from gflow.programs import program
 from gflow.recording import States, as_observations, finish, record, with_retry
 from gflow.results import RESULTS
 from gflow.risks.base import check_risk
@@ -46,6 +47,8 @@ from gflow.trajectory import Trajectory, first_saved
 # Times to save at that differ from an end by less than this fraction of the later one are that end;
 # by two roundings, where they are in float32.
 _ROUNDING_OF_TIMES = 1e-14
+
+_SMALLEST_LOG = 1024
 
 
 def solve_flow(
@@ -94,11 +97,14 @@ def solve_flow(
     - `kinks`: "locate" finds each kink of a `ShallowNet` with ReLU or leaky ReLU on the rows of an
       `EmpiricalRisk`, and crosses it, or slides along it if the field points at it from both sides.
       G is then the minimal-norm element of the Clarke subdifferential; units with w = b = 0 stay
-      so. "ignore" integrates as if the field were smooth, with ReLU'(0) = 0, as is done for all
+      so. Kinks that the tolerance cannot feel are passed within a step, and what they do to the
+      flow is made good to first order (docs/theory.md, section 5); "all" ends a step at each, and
+      so do `dense` and `step_size`. "ignore" integrates as if the field were smooth, with ReLU'(0) = 0, as is done for all
       other networks and risks.
     - `stop`: a `Stop` that ends the flow early.
     - `max_steps`: the budget of steps: accepted, rejected, and shortened to end at a kink.
-    - `max_kinks`: the budget of kinks.
+    - `max_kinks`: how many kinks the log holds, the first ones; those beyond are counted in
+      `stats["num_kinks"]`.
     - `step_size`: fixed steps of this size instead of adaptive ones, for studies of convergence.
     - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
       equinox filter specification.
@@ -132,34 +138,30 @@ def solve_flow(
     max_kinks = positive_int("max_kinks", max_kinks)
     trained, frozen = split_trainable(net, trainable)
     scales = TimeScales.of(time_scales, net, trained)
-    theta0 = flat(trained)
+    given = _given_tolerances(trained, rtol, atol)
+    theta0, phi0, rtol, atol = _prepared(trained, scales, *given)
     _check_start(theta0)
-    start = scales.phi(theta0)
     check_risk(risk, net)
     observations = as_observations(observe, net)
     span = _span(t0, t1, ts, theta0.dtype)
     if step_size is not None:
-        known = positive("step_size", step_size) if is_concrete(step_size) else step_size
-        step_size = jnp.asarray(known, theta0.dtype)
-    tolerances = _tolerances(rtol, atol, theta0)
-    solver_used = with_tolerances(as_solver(solver), *tolerances)
-    method = Method(solver_used, *tolerances, step_size, as_stop(stop, theta0.dtype))
+        step_size = jnp.asarray(_known("step_size", step_size, theta0.dtype), theta0.dtype)
+    solver_used = with_tolerances(as_solver(solver), rtol, atol)
+    method = Method(solver_used, rtol, atol, step_size, as_stop(stop, theta0.dtype))
     problem = FlowProblem(risk, trained, frozen, scales)
     pattern_risk = pattern_risk_of(risk, trained, frozen, scales)
-    parts = {"problem": problem, "method": method, "span": span, "phi0": start}
+    parts = {"problem": problem, "method": method, "span": span, "phi0": phi0}
     if pattern_risk is None or kinks == "ignore":
         run = SmoothRun(**parts, keeps_steps=dense)
     else:
         # Interpolants know nothing of kinks within a step, and fixed steps of no tolerance. Rows
         # that share kinks are judged together, at the kink.
         located = kinks == "all" or dense or step_size is not None or pattern_risk.shares_kinks
-        budget = 0.0 if located else 1.0
-        budget = jnp.asarray(budget, theta0.dtype)
         run = LocatedRun(
             **parts,
             risk=pattern_risk,
-            kink_budget=budget,
-            max_kinks=max_kinks,
+            kink_budget=np.asarray(0.0 if located else 1.0, theta0.dtype),
+            log_size=_log_size(max_kinks),
             keeps_steps=dense,
         )
     # What is traced is solved in one program, where nothing can be chosen on the way.
@@ -170,21 +172,26 @@ def solve_flow(
     # diffrax and the loops here mix number types, which a user's strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
         solved, first_solver = solve(run, max_steps, pauses), type(method.solver).__name__
-        trajectory = _trajectory(solved, first_solver, ignored, observations)
-    if is_concrete(trajectory) and (advice := advice_for(trajectory, solved.run)):
+        trajectory = _trajectory(solved, first_solver, ignored, observations, max_kinks)
+    if is_concrete(trajectory.ts) and (advice := advice_for(trajectory, solved.run)):
         warnings.warn(advice, stacklevel=2)
     return finish(trajectory, throw=throw)
 
 
 def _trajectory(
-    solved: Solved, first_solver: str, kinks_ignored: bool, observe: dict[str, Callable[[Any], Any]]
+    solved: Solved,
+    first_solver: str,
+    kinks_ignored: bool,
+    observe: dict[str, Callable[[Any], Any]],
+    max_kinks: int,
 ) -> Trajectory:
     names = [first_solver, *(switch.solver for switch in solved.switches)]
     words = "gradient flow, " + ", then ".join(names)
     steps, solved = joined(list(solved.steps)), solved._replace(steps=())
     trajectory = with_retry(lambda: _record(solved, words, kinks_ignored, observe))
     if is_concrete(trajectory.ts):
-        trajectory = first_saved(trajectory, int(np.isfinite(np.asarray(trajectory.ts)).sum()))
+        count = int(np.isfinite(np.asarray(trajectory.ts)).sum())
+        trajectory = first_saved(trajectory, count, max_kinks)
     if not steps:
         return trajectory
     problem = solved.run.problem
@@ -202,11 +209,11 @@ def _checkpoint(
     parts = run.problem, run.method, run.phi0, run.span, kinks, choose
     if not is_concrete(parts):
         raise ArgumentError("checkpoint", Described("traced arrays"), "known ones: no jax.jit")
-    budget = max_kinks if run.locates_kinks else None
-    return Checkpoint(directory, fingerprint(*parts, budget))
+    log_size = _log_size(max_kinks) if run.locates_kinks else None
+    return Checkpoint(directory, fingerprint(*parts, log_size))
 
 
-@eqx.filter_jit
+@program
 def _record(
     solved: Solved, method: str, kinks_ignored: bool, observe: dict[str, Callable]
 ) -> Trajectory:
@@ -236,7 +243,7 @@ def _record(
 
 
 def _stats(run: AbstractRun, output: FlowOutput) -> dict[str, Any]:
-    counts, kinks = output.counts, output.kinks
+    counts = output.counts
     stats: dict[str, Any] = {
         "num_steps": counts.steps,
         "num_rejected_steps": counts.rejected,
@@ -247,14 +254,22 @@ def _stats(run: AbstractRun, output: FlowOutput) -> dict[str, Any]:
         stats["num_field_evaluations"] = counts.work.evaluations
         stats["num_hessian_products"] = counts.work.products
         stats["num_factorisations"] = counts.work.factorisations
-    if kinks is not None:
+    if output.num_kinks is not None:
         stats["num_shortened_steps"] = counts.shortened
-        stats["num_kinks"] = jnp.sum(jnp.isfinite(kinks.time))
-        stats["num_segments"] = 1 + stats["num_kinks"]
+        stats["num_kinks"] = output.num_kinks
+        stats["num_segments"] = 1 + output.num_kinks
     stats |= run.problem.time_scales.stats(run.problem.trained)
     if collapse.is_possible(run.problem, run.method):
         stats["num_collapsed_units"] = collapse.num_collapsed(run.problem, output.y[:-1])
     return stats
+
+
+def _log_size(max_kinks: int) -> int:
+    """Few sizes, so that another number compiles nothing."""
+    size = _SMALLEST_LOG
+    while size < max_kinks:
+        size *= 4
+    return size
 
 
 def _check_start(theta: Array) -> None:
@@ -289,7 +304,8 @@ def _span(t0, t1, ts, dtype) -> Span:
         ts = like.append(ts[:-1], t1)
     elif is_concrete(ts):
         ts = _given_times(ts, t0, t1)
-    return Span(*(jnp.asarray(a, dtype) for a in (t0, t1, ts)))
+    as_array: Any = lambda a: (np if is_concrete(a) else jnp).asarray(a, dtype)
+    return Span(as_array(t0), as_array(t1), as_array(ts))
 
 
 def _given_times(ts, t0, t1) -> np.ndarray:
@@ -312,18 +328,31 @@ def _given_times(ts, t0, t1) -> np.ndarray:
     return times
 
 
-def _tolerances(rtol, atol, theta0: Array) -> tuple[Array, Array]:
-    dtype = theta0.dtype
+def _known(name: str, value: Any, dtype: Any) -> Any:
+    """A positive number as an array, None, or what JAX traces."""
+    if value is None or not is_concrete(value):
+        return value
+    return np.asarray(positive(name, value), dtype)
+
+
+def _given_tolerances(trained: PyTree, rtol: Any, atol: Any) -> tuple[Any, Any]:
+    dtype = jax.tree.leaves(trained)[0].dtype
     if rtol is None:
         rtol = 1e-8 if dtype == jnp.float64 else 1e-4
-    elif is_concrete(rtol):
-        rtol = positive("rtol", rtol)
+    return _known("rtol", rtol, dtype), _known("atol", atol, dtype)
+
+
+@program
+def _prepared(
+    trained: PyTree, scales: TimeScales, rtol: Any, atol: Any
+) -> tuple[Array, Array, Array, Array]:
+    """θ at the start, φ there, and the tolerances."""
+    theta0 = flat(trained)
+    dtype = theta0.dtype
     if atol is None:
         # From a small start the flow grows exponentially, and its errors with it. The rounding of
         # the field, whose residuals are not small, bounds what can be asked for.
         size = jnp.sqrt(jnp.mean(theta0**2))
         atol = 1e-2 * rtol * jnp.where(size > 0, jnp.minimum(size, 1.0), 1.0)
         atol = jnp.maximum(atol, jnp.finfo(dtype).eps)
-    elif is_concrete(atol):
-        atol = positive("atol", atol)
-    return jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype)
+    return theta0, scales.phi(theta0), jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype)

@@ -11,12 +11,13 @@ from gflow.flow.controller import finite_rms
 
 # What stands for the tolerances of a root finder that has none of its own.
 _AS_THE_STEP = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol
+_FIRST = diffrax.Tsit5()
 
 
 def as_solver(solver: diffrax.AbstractSolver | None) -> diffrax.AbstractSolver:
     """The solver asked for; Tsit5 if None."""
     if solver is None:
-        return diffrax.Tsit5()
+        return _FIRST
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ArgumentError("solver", solver, "a diffrax solver with an error estimate, or None")
     if solver.term_structure not in (diffrax.ODETerm, diffrax.AbstractTerm):

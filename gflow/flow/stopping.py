@@ -103,11 +103,14 @@ def _is_far(bound, point: FlowPoint) -> Bool[Array, ""]:
     return jnp.sqrt(jnp.sum(point.theta**2)) >= bound
 
 
+_NO_STOP = Stop()
+
+
 def as_stop(stop: Stop | None, dtype: Any) -> Stop:
     """The criteria that a compiled solve looks at, as arrays, so that other numbers compile
     nothing."""
     if stop is None:
-        return Stop()
+        return _NO_STOP
     if not isinstance(stop, Stop):
         raise ArgumentError("stop", stop, "a gflow.Stop, such as Stop(grad_norm=1e-8), or None")
     compiled = dataclasses.replace(stop, seconds=None)

@@ -74,7 +74,7 @@ def shape_of_value(argument: str, called: str, function: Callable, net: PyTree) 
 def _shapes(risk: Risk, net: PyTree) -> tuple[Any, ...] | None:
     """The structure of both, and the shape and type of each array; None if it cannot be hashed."""
     leaves, structure = jax.tree.flatten((risk, net))
-    of = lambda leaf: (leaf.shape, str(leaf.dtype)) if hasattr(leaf, "dtype") else leaf
+    of = lambda leaf: (leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
     key = (structure, *map(of, leaves))
     try:
         hash(key)

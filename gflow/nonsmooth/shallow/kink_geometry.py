@@ -1,6 +1,5 @@
 """The rows of data as kinks see them: equal ones as one, and those whose normals are parallel."""
 
-import warnings
 from typing import NamedTuple
 
 import jax
@@ -109,8 +108,9 @@ def distinct_rows(x: Array) -> tuple[Array, Array, Array | None]:
     return x[kept], jnp.asarray(kept), jnp.asarray(rank[group.ravel()])
 
 
-def warn_of_near_rows(x: np.ndarray, y: np.ndarray, data: np.ndarray) -> None:
-    """Warns of distinct rows that nearly agree and whose targets do not; `data` numbers them.
+def words_on_near_rows(x: np.ndarray, y: np.ndarray, data: np.ndarray) -> str | None:
+    """A warning of distinct rows that nearly agree and whose targets do not, None if there are
+    none; `data` numbers them.
 
     The flow can slide on the kink of one of the two, within a strip that no step of a descent
     resolves.
@@ -123,18 +123,17 @@ def warn_of_near_rows(x: np.ndarray, y: np.ndarray, data: np.ndarray) -> None:
     jump = np.max(np.abs(np.diff(targets[order], axis=0)), axis=1, initial=0.0)
     found = np.flatnonzero((apart <= reach) & (jump > _UNLIKE * np.ptp(targets)))
     if not len(found):
-        return
+        return None
     pairs = [sorted(data[order[k : k + 2]].tolist()) for k in found[:3]]
     words = "; ".join(
         f"{i} and {j} differ by {apart[k]:.1e}, their targets by {jump[k]:.3g}"
         for (i, j), k in zip(pairs, found)
     )
     more = f"; and {len(found) - 3} more pairs" if len(found) > 3 else ""
-    warnings.warn(
+    return (
         f"rows of x nearly agree and have other targets: {words}{more}. A flow that locates kinks "
         "can slide between them, which gradient descent sees at no practical step size. Rows that "
-        "are equal have one kink: round x to make them so.",
-        stacklevel=5,
+        "are equal have one kink: round x to make them so."
     )
 
 

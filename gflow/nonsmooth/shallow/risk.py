@@ -18,16 +18,16 @@ crossed, or slid along, by all of them at once: their jumps add up, and one of t
 in the slots of the slides.
 """
 
+import warnings
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.activations import PiecewiseLinear
-from gflow.arguments import PyTree, is_concrete
+from gflow.arguments import PyTree
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.pairs import Pair, Pairs
 from gflow.nonsmooth.passages import Passed
@@ -37,11 +37,9 @@ from gflow.nonsmooth.shallow.hessian import field_jacobian
 from gflow.nonsmooth.shallow.kink_geometry import (
     NormalLines,
     by_normals,
-    distinct_rows,
-    normal_lines,
-    warn_of_near_rows,
 )
 from gflow.nonsmooth.shallow.pattern import Evaluation, ShallowPattern
+from gflow.nonsmooth.shallow.table_kinks import Inputs, table_kinks
 from gflow.nonsmooth.shallow.transitions import transition
 from gflow.parameters import UNSCALED, ParameterLayout, TimeScales, unflat
 from gflow.risks import EmpiricalRisk
@@ -92,32 +90,21 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         if trained.w is None and trained.b is None:
             return None
         # The precision of the flow is that of the parameters.
-        dtype = net.w.dtype
-        rows, first, group = distinct_rows(risk.x.astype(dtype))
-        # By NumPy if possible: eager operations of JAX would take as long as a short flow.
-        like = np if is_concrete(rows) else jnp
-        x = like.asarray(rows)
-        if is_concrete(rows, first, risk.y):
-            kept = np.asarray(first)
-            warn_of_near_rows(np.asarray(x), np.asarray(risk.y)[kept], kept)
-        ones = like.ones((x.shape[0], 1), x.dtype)
-        parts = ([x] if trained.w is not None else []) + ([ones] if trained.b is not None else [])
-        sizes = like.linalg.norm(x if net.b is None else like.concatenate([x, ones], 1), axis=1)
-        # A row at the origin of a net without biases has no kink: its z is always 0.
-        sizes = like.where(sizes > 0, sizes, 1.0)
-        normals = like.concatenate(parts, axis=1)
-        n, weights = risk.num_data, risk.weights
+        inputs = Inputs(trained.w is not None, trained.b is not None, net.b is not None)
+        table = table_kinks(risk, net.w.dtype, inputs)
+        if table.warning is not None:
+            warnings.warn(table.warning, stacklevel=4)
         return cls(
             trained=trained,
             frozen=frozen,
-            rows=rows,
-            group=group,
-            first_datum=first,
-            y=risk.y.astype(dtype) if jnp.issubdtype(risk.y.dtype, jnp.floating) else risk.y,
-            weights=jnp.asarray(like.full(n, 1 / n, dtype) if weights is None else weights, dtype),
-            normals=_by_phi(jnp.asarray(normals), trained, time_scales),
-            sizes=jnp.asarray(sizes, dtype),
-            lines=normal_lines(normals, sizes),
+            rows=table.rows,
+            group=table.group,
+            first_datum=table.first_datum,
+            y=table.y,
+            weights=table.weights,
+            normals=_by_phi(table.normals, trained, time_scales),
+            sizes=table.sizes,
+            lines=table.lines,
             time_scales=time_scales,
             loss=risk.loss,
             negative_slope=activation.negative_slope,

@@ -1,0 +1,89 @@
+"""What the kinks of a network depend on in a table of data, computed once for each risk."""
+
+import weakref
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gflow.arguments import is_concrete
+from gflow.nonsmooth.shallow.kink_geometry import (
+    NormalLines,
+    distinct_rows,
+    normal_lines,
+    words_on_near_rows,
+)
+from gflow.risks import EmpiricalRisk
+
+
+class Inputs(NamedTuple):
+    """Which parameters of a unit there are, and are trained."""
+
+    w_trained: bool
+    b_trained: bool
+    has_b: bool
+
+
+class TableKinks(NamedTuple):
+    """The distinct rows with their normals, `sizes` and `lines`, and targets and weights of all
+    data, as in `ShallowPatternRisk`; a `warning` of rows that nearly agree."""
+
+    rows: Float[Array, "rows in"]
+    group: Int[Array, " data"] | None
+    first_datum: Int[Array, " rows"]
+    y: Array
+    weights: Float[Array, " data"]
+    normals: Float[Array, "rows dim"]
+    sizes: Float[Array, " rows"]
+    lines: NormalLines
+    warning: str | None
+
+
+# By the identity of a risk, as long as it lives.
+_KNOWN: dict[int, tuple[weakref.ref[EmpiricalRisk], dict[Any, TableKinks]]] = {}
+
+
+def table_kinks(risk: EmpiricalRisk, dtype: Any, inputs: Inputs) -> TableKinks:
+    """For units with these inputs, in this precision; computed at the first call for a risk."""
+    if not is_concrete(risk):
+        return _computed(risk, dtype, inputs)
+    place = id(risk)
+    if place not in _KNOWN:
+        forget = lambda _: _KNOWN.pop(place, None)
+        _KNOWN[place] = weakref.ref(risk, forget), {}
+    tables = _KNOWN[place][1]
+    if (dtype, inputs) not in tables:
+        # Known data are known in `jax.jit`, too.
+        with jax.ensure_compile_time_eval():
+            tables[dtype, inputs] = _computed(risk, dtype, inputs)
+    return tables[dtype, inputs]
+
+
+def _computed(risk: EmpiricalRisk, dtype: Any, inputs: Inputs) -> TableKinks:
+    rows, first, group = distinct_rows(risk.x.astype(dtype))
+    # By NumPy if possible: eager operations of JAX would take as long as a short flow.
+    like = np if is_concrete(rows) else jnp
+    x, warning = like.asarray(rows), None
+    if is_concrete(rows, first, risk.y):
+        kept = np.asarray(first)
+        warning = words_on_near_rows(np.asarray(x), np.asarray(risk.y)[kept], kept)
+    ones = like.ones((x.shape[0], 1), x.dtype)
+    parts = ([x] if inputs.w_trained else []) + ([ones] if inputs.b_trained else [])
+    sizes = like.linalg.norm(like.concatenate([x, ones], 1) if inputs.has_b else x, axis=1)
+    # A row at the origin of a net without biases has no kink: its z is always 0.
+    sizes = like.where(sizes > 0, sizes, 1.0)
+    normals = like.concatenate(parts, axis=1)
+    n, weights = risk.num_data, risk.weights
+    return TableKinks(
+        rows=rows,
+        group=group,
+        first_datum=first,
+        y=risk.y.astype(dtype) if jnp.issubdtype(risk.y.dtype, jnp.floating) else risk.y,
+        weights=jnp.asarray(like.full(n, 1 / n, dtype) if weights is None else weights, dtype),
+        normals=jnp.asarray(normals),
+        sizes=jnp.asarray(sizes, dtype),
+        lines=normal_lines(normals, sizes),
+        warning=warning,
+    )
