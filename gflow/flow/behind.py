@@ -101,14 +101,6 @@ class Patience(NamedTuple):
         return _EACH * self.budget
 
 
-def nothing_behind(pattern: AbstractPattern, most: int, dtype: Any) -> Behind:
-    no, zero = jnp.zeros(most, bool), jnp.zeros(most, dtype)
-    slots = jnp.zeros(pattern.used.shape, dtype)
-    slides = EndedSlides(slots.astype(bool), slots)
-    none, never = jnp.zeros((), dtype), jnp.asarray(False)
-    return Behind(Pairs.none(most), zero, zero, no, no, no, zero, slides, never, none)
-
-
 class Ends(NamedTuple):
     """A step from one end to the other: its length, θ and the evaluations at both."""
 

@@ -56,7 +56,8 @@ class EventLog(NamedTuple):
             after = self.num_logged + jnp.cumsum(event.members) - 1
             places, kinds = jnp.where(event.members, after, len(self.time)), event.kinds
         else:
-            places, rows, kinds, count = self.num_logged, event.row, event.kinds[event.row], 1
+            rows, kinds, count = event.row, event.kinds[event.row], event.members[event.row]
+            places = jnp.where(count, self.num_logged, len(self.time))
         log = self.with_entry(places, t, event.unit, rows, kinds, passed)
         return log._replace(num_logged=self.num_logged + count)
 
@@ -112,7 +113,8 @@ class LocatedState(NamedTuple):
 
 class Trial(NamedTuple):
     """A step that was tried: where it leads, its dense output from 0 on, the estimate of its error
-    and what that may be, the state of the solver after it, and the evaluation at its end."""
+    and what that may be, whether it is `good`, the size of the next step, the states of controller
+    and solver after it, and the evaluation at its end."""
 
     t: Float[Array, ""]
     y: Float[Array, " size"]
@@ -120,6 +122,9 @@ class Trial(NamedTuple):
     dt: Float[Array, ""]
     error: Float[Array, " size"]
     tolerance: Float[Array, " size"]
+    good: Bool[Array, ""]
+    next_size: Float[Array, ""]
+    controller_state: Any
     solver_state: Any
     end: Any
 
@@ -135,8 +140,8 @@ class Due(NamedTuple):
 
 class Events(NamedTuple):
     """What is known of the events at a time `t` in a step that was to end at `t_end`: what is
-    behind, which of its pairs have `turned`, what preactivations are measured by, and at which
-    fraction of the step a slide ends, if that is passed."""
+    behind, which of its pairs have `turned`, what preactivations are measured by, at which
+    fraction of the step a slide ends, if that is passed, and whether slack is taken back."""
 
     behind: Behind
     t_end: Float[Array, ""]
@@ -146,6 +151,7 @@ class Events(NamedTuple):
     scales: Any
     slide_ends: Float[Array, ""]
     passes_end: Bool[Array, ""]
+    settles: Bool[Array, ""]
 
 
 class Resolved(NamedTuple):

@@ -87,6 +87,12 @@ class Event(NamedTuple):
         return (kind != KinkKind.CROSS_TO_ACTIVE) & (kind != KinkKind.CROSS_TO_INACTIVE)
 
 
+def no_event(rows: int) -> Event:
+    """Nothing happened."""
+    zero, kinds = jnp.asarray(0), jnp.zeros(rows, int)
+    return Event(zero, zero, kinds.astype(bool), kinds)
+
+
 def pair_of_min(margins: Float[Array, "units rows"]) -> Pair:
     """The pair with the smallest margin: by units first, which XLA does much faster."""
     unit = jnp.argmin(jnp.min(margins, axis=1))

@@ -1,0 +1,274 @@
+"""A step that leaves kinks behind it, or that was aimed at one."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gflow.flow.behind import SLIDE_SCALE, Behind, Ends, what_is_behind
+from gflow.flow.events import Aim, FirstEvent, Step
+from gflow.flow.located_state import Due, Events, LocatedState, Resolved, Stepping, Trial
+from gflow.flow.output import SavedStates, StepCounts
+from gflow.nonsmooth.pairs import Pairs
+from gflow.nonsmooth.passages import Passed
+from gflow.nonsmooth.pattern import no_event
+from gflow.nonsmooth.pattern_risk import KinkResolution, Transition
+from gflow.solvers.work import total
+
+if TYPE_CHECKING:
+    from gflow.flow.loop import Loop
+
+# The most events at one time, for each unit and row.
+_MOST_AT_ONCE = 8
+
+
+class Place(NamedTuple):
+    """Where a step ends: a time, the state there before kinks are dealt with, and what
+    preactivations are measured by."""
+
+    t: Float[Array, ""]
+    y: Float[Array, " size"]
+    scales: Any
+
+
+def kink_step(loop: "Loop", s: LocatedState, trial: Trial, pairs: Pairs) -> LocatedState:
+    """The state after a step with these pairs behind it: at its end, at the first event that has
+    to be located, or where it began, if it has to be shorter."""
+    scales = loop.risk.scales(s.y[:-1])
+    behind, found = _look_back(loop, s, trial, pairs, scales)
+    too_long = behind.shorter > 1
+    arrives = found.arrives & ~too_long
+    cut = (found.fraction < jnp.inf) & ~found.arrives & ~too_long
+    fraction = jnp.where(arrives, found.fraction, 1.0)
+    t = jnp.where(arrives, jnp.minimum(s.t + fraction * trial.dt, loop.span.t1), trial.t)
+    y = jnp.where(arrives, found.y, trial.y)
+
+    tried = ~cut & ~too_long
+    passed = Passed(
+        pairs, behind.crosses & tried, behind.age * trial.dt, trial.dt, s.now, trial.end
+    )
+    due = Due(arrives, tried & ~arrives & behind.passes_slides, found.slide_ends)
+    after = _settle(loop, s, trial, behind, passed, due, Place(t, y, scales))
+    error, rate = _error_at_kinks(loop, s, trial, behind, passed, after, tried & ~arrives)
+    total_error = loop.norm((jnp.abs(trial.error) + error) / trial.tolerance)
+    bad = tried & (total_error > 1) & ~arrives
+    keep = tried & ~bad
+    # The error at kinks falls with the third power of the step.
+    shorter = jnp.where(bad, jnp.maximum(1.0 / 0.9, jnp.cbrt(total_error)), behind.shorter)
+    size = jnp.where(too_long | bad, 0.9 * trial.dt / jnp.minimum(shorter, 5.0), trial.next_size)
+
+    fresh = lambda new, old: jax.tree.map(lambda n, o: jnp.where(keep, n, o), new, old)
+    stepping = Stepping(
+        size=size,
+        controller_state=fresh(trial.controller_state, s.stepping.controller_state),
+        aim=Aim(jnp.where(cut, s.t + found.fraction * trial.dt, jnp.inf), found.which),
+        solver_state=fresh(trial.solver_state, s.stepping.solver_state),
+        made_jump=jnp.where(keep, after.changed, s.stepping.made_jump),
+        rate=rate,
+    )
+    counts = StepCounts(
+        s.counts.steps + 1,
+        s.counts.rejected + (~keep & ~cut),
+        s.counts.shortened + cut,
+        total(s.counts.work, loop.work(s, trial, True), after.num_evaluations),
+    )
+    state = LocatedState(
+        t=jnp.where(keep, t, s.t),
+        y=jnp.where(keep, after.y, s.y),
+        pattern=fresh(after.pattern, s.pattern),
+        now=fresh(after.now, s.now),
+        stepping=stepping,
+        saved=_save(loop, s, t, trial, passed, after, keep),
+        counts=counts,
+        # Entries past their number are no part of a log.
+        log=after.log._replace(num_logged=jnp.where(keep, after.log.num_logged, s.log.num_logged)),
+        repelled=s.repelled,
+        branched=s.branched | (keep & after.branched),
+        result=s.result,
+        steps=None if s.steps is None else s.steps.with_step(s.t, t, trial.dense, keep),
+    )
+    return state._replace(result=loop.result(state, keep))
+
+
+def _look_back(
+    loop: "Loop", s: LocatedState, trial: Trial, pairs: Pairs, scales
+) -> tuple[Behind, FirstEvent]:
+    """What the step left behind it, and the first event that it has to end at."""
+    ends = Ends(trial.dt, s.y[:-1], trial.y[:-1], s.now, trial.end)
+    patience = loop.patience(s, trial)
+    behind = what_is_behind(loop.risk, s.pattern, scales, ends, loop.accuracy.eps, patience, pairs)
+    step = Step(
+        risk=loop.risk,
+        pattern=s.pattern,
+        scales=scales,
+        y_end=trial.y,
+        # From 0, as the fraction of a small step at a late time would be lost to rounding.
+        at=lambda fraction: trial.dense.evaluate(fraction * trial.dt),
+        aimed=s.stepping.aim.time < jnp.inf,
+        aim=s.stepping.aim,
+        accuracy=loop.accuracy,
+    )
+    return behind, step.first_event(behind)
+
+
+def _error_at_kinks(
+    loop: "Loop",
+    s: LocatedState,
+    trial: Trial,
+    behind: Behind,
+    passed: Passed,
+    after: Resolved,
+    wanted,
+) -> tuple[Float[Array, " size"], Float[Array, ""]]:
+    """What the kinks that a step passed may have cost beyond what was made good, and the rate
+    at which the field answers to a displacement.
+
+    Half the mean time since the kinks, times the part of the change of the field that is not
+    its jump.
+    """
+
+    def measure():
+        first = loop.risk.field_of(trial.end, s.pattern)
+        last = loop.risk.field_of(after.now, after.pattern)
+        pairs = behind.pairs
+        jump = loop.risk.jump_of_field(trial.end, s.pattern, after.pattern, pairs)
+        turned = first[:-1] + jump
+        jump = jnp.append(jump, turned @ turned - first[-1])
+        error = 0.5 * trial.dt * behind.mean_age() * (last - first - jump)
+        expected = behind.second_order(trial.dt)
+        telling = expected * loop.patience(s, trial).rate > 1e-3
+        found = loop.norm(error / trial.tolerance) / jnp.where(telling, expected, 1.0)
+        rate = jnp.where(telling, jnp.maximum(found, 0.3 * s.stepping.rate), s.stepping.rate)
+        # What crossed, but was not made good.
+        place = pairs.unit, pairs.row
+        stray = after.pattern.active[place] ^ s.pattern.active[place]
+        stray &= ~passed.crossed & ~after.pattern.sliding[place]
+        lost = jnp.sqrt(jnp.sum(jnp.where(stray, behind.impulse, 0.0) ** 2))
+        return jnp.abs(error) + lost * trial.tolerance, rate
+
+    nothing = lambda: (jnp.zeros_like(trial.y), s.stepping.rate)
+    return jax.lax.cond(wanted & after.changed, measure, nothing)
+
+
+def _settle(
+    loop: "Loop",
+    s: LocatedState,
+    trial: Trial,
+    behind: Behind,
+    passed: Passed,
+    due: Due,
+    place: Place,
+) -> Resolved:
+    """Makes good what was passed up to a place, and deals with what is due there."""
+    t, y, scales = place
+    back = trial.t - t
+    turned = passed.crossed & (passed.age > back)
+    some = jnp.any(turned)
+    # Not where some have turned: a conditional would copy what it passes on.
+    theta, pattern = loop.risk.with_passed(y[:-1], s.pattern, passed, back)
+    was_active = s.pattern.active[passed.pairs.unit, passed.pairs.row]
+    after = Resolved(
+        y=y.at[:-1].set(theta),
+        pattern=pattern,
+        now=trial.end,
+        log=s.log.with_passed(passed.pairs, turned, was_active, trial.t - passed.age),
+        num_events=jnp.asarray(0),
+        num_evaluations=jnp.asarray(0),
+        branched=jnp.asarray(False),
+        changed=due.event | some,
+        passed=some | due.slides,
+    )
+
+    passes_end = behind.slides_end & ~behind.locates_ends
+    events = Events(
+        behind, trial.t, trial.dt, t, turned, scales, due.slide_ends, passes_end, ~due.event
+    )
+    after = _resolve(loop, after, events, due.event | due.slides | some)
+    moved = after.y[:-1] - y[:-1]
+    first = loop.risk.field_of(trial.end, s.pattern)
+    last = loop.risk.field_of(after.now, after.pattern)
+    dissipated = jnp.where(after.passed, moved @ (first + last)[:-1], 0.0)
+    return after._replace(y=after.y.at[-1].add(dissipated))
+
+
+def _resolve(loop: "Loop", before: Resolved, events: Events, happens) -> Resolved:
+    """Deals with all kinks and slides that are due, one after the other.
+
+    Pairs that have turned lead away from their kinks, however little they are past them.
+    """
+    eps, behind, scales = loop.accuracy.eps, events.behind, events.scales
+    pairs = behind.pairs
+    most = _MOST_AT_ONCE * sum(before.pattern.active.shape)
+
+    def one(c):
+        done, _, first = c
+        evaluation = loop.risk.evaluate(done.y[:-1], done.pattern)
+        heights = loop.risk.heights(evaluation.z, done.pattern, scales)
+        clear = lambda c: (c[0].settled(heights), False)
+        settles = first & events.settles & done.pattern.any_released()
+        pattern, _ = jax.lax.while_loop(lambda c: c[1], clear, (done.pattern, settles))
+        z = evaluation.z[pairs.unit, pairs.row]
+        short = -loop.risk.heights_of(z, done.pattern, scales, pairs)
+        pattern = pattern.allowing(pairs, events.turned & first & (short > 0), 2 * short)
+        margins = loop.risk.margins(evaluation.z, pattern, scales)
+        slide = SLIDE_SCALE * jnp.min(loop.risk.slide_margins(evaluation, pattern))
+        due = jnp.minimum(jnp.min(margins), slide) <= -eps
+        # At a crossing slides end that rest on the boundary of [0, 1].
+        due |= first & jnp.any(events.turned) & (slide <= SLIDE_SCALE * eps)
+        due &= done.num_events <= most
+        done = done._replace(
+            pattern=pattern,
+            now=evaluation._replace(z=None),
+            num_evaluations=done.num_evaluations + 1,
+        )
+
+        def resolve(theta, pattern):
+            circling = done.num_events > 2 * sum(pattern.active.shape)
+            resolution = KinkResolution(scales, eps, loop.method.rtol, circling)
+            return loop.risk.transition(theta, pattern, evaluation, resolution)
+
+        def nothing(theta, pattern):
+            return Transition(theta, pattern, no_event(pattern.active.shape[1]))
+
+        theta, pattern, event = jax.lax.cond(due, resolve, nothing, done.y[:-1], pattern)
+        ends = event.ends_slide & events.passes_end
+        age = jnp.where(ends, 1 - events.slide_ends, behind.age_of(event.unit, event.row))
+        time = jnp.where(age > 0, events.t_end - age * events.dt, events.t)
+        done = done._replace(
+            y=done.y.at[:-1].set(theta),
+            pattern=pattern,
+            log=done.log.with_event(time, event, loop.risk.shares_kinks, age > 0),
+            num_events=done.num_events + due,
+            branched=done.branched | (due & event.branches),
+            changed=done.changed | due,
+        )
+        return done, due, jnp.asarray(False)
+
+    return jax.lax.while_loop(lambda c: c[1], one, (before, happens, jnp.asarray(True)))[0]
+
+
+def _save(
+    loop: "Loop", s: LocatedState, t, trial: Trial, passed: Passed, after: Resolved, keep
+) -> SavedStates:
+    """Fills the slots of the saved times up to t, if the step is kept."""
+
+    def within(c):
+        y, back = c
+        theta, pattern = loop.risk.within_step(y[:-1], s.pattern, after.pattern, passed, back)
+        return y.at[:-1].set(theta), pattern
+
+    def fill(saved: SavedStates) -> SavedStates:
+        count, ys, speeds = saved
+        assert speeds is not None
+        since = loop.span.ts[count] - s.t
+        plain = trial.dense.evaluate(since)
+        y, pattern = jax.lax.cond(
+            after.passed, within, lambda c: (c[0], s.pattern), (plain, trial.dt - since)
+        )
+        field = loop.risk.field(0.0, y, pattern)
+        y = y.at[-1].add(2 * (y - plain)[:-1] @ field[:-1])
+        speeds = speeds.at[count].set(jnp.sqrt(field[-1]))
+        return SavedStates(count + 1, ys.at[count].set(y), speeds)
+
+    return jax.lax.while_loop(lambda saved: keep & loop.save_due(saved, t), fill, s.saved)
