@@ -1,5 +1,7 @@
 """The loop through kinks knows a network only by `AbstractPatternRisk`: a risk of two numbers."""
 
+from typing import NamedTuple
+
 import diffrax
 import equinox as eqx
 import jax
@@ -12,7 +14,8 @@ import gflow
 from gflow.flow.located import LocatedRun
 from gflow.flow.problem import FlowProblem, Method, Span
 from gflow.flow.stopping import Stop
-from gflow.nonsmooth.pattern import AbstractPattern, Event, Pair
+from gflow.nonsmooth.pairs import Pair
+from gflow.nonsmooth.pattern import AbstractPattern, Event
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, Transition
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import flat, split_trainable
@@ -23,10 +26,37 @@ PULL, PUSH = 1.0, 1.5
 class OnePair(AbstractPattern):
     active: jax.Array
     sliding: jax.Array
+    slots: jax.Array
     slack: jax.Array
+
+    @property
+    def used(self):
+        return self.sliding
 
     def slides(self):
         return jnp.any(self.sliding)
+
+    def with_slack(self, heights):
+        return heights + jnp.where(self.sliding, jnp.inf, self.slack)
+
+    def slack_of(self, pairs):
+        return self.with_slack(jnp.zeros((1, 1)))[pairs.unit, pairs.row]
+
+    def any_released(self):
+        return jnp.any(self.slack > 0)
+
+    def settled(self, heights):
+        slack = jnp.where(heights <= self.slack, self.slack, 0.0)
+        return eqx.tree_at(lambda p: p.slack, self, slack)
+
+    def allowing(self, pairs, flags, slack):
+        most = jnp.max(jnp.where(flags, slack, 0.0))
+        return eqx.tree_at(lambda p: p.slack, self, jnp.maximum(self.slack, most))
+
+
+class Looked(NamedTuple):
+    z: jax.Array | None
+    theta: jax.Array
 
 
 class TwoNumbers(AbstractPatternRisk[OnePair]):
@@ -40,7 +70,8 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
 
     def start(self, theta):
         active = (theta[0] > 0).reshape(1, 1)
-        return OnePair(active, jnp.zeros((1, 1), bool), jnp.zeros((1, 1)))
+        zero = jnp.zeros((1, 1))
+        return OnePair(active, zero.astype(bool), zero.astype(int), zero)
 
     def repels(self, theta, pattern):
         return jnp.asarray(False)
@@ -60,20 +91,78 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         return jax.jacfwd(lambda y: self.field(t, y, pattern))(y)
 
     def evaluate(self, theta, pattern):
-        return theta
+        return Looked(self.preactivations(theta), theta)
+
+    def field_of(self, evaluation, pattern):
+        return self.field(0.0, jnp.append(evaluation.theta, 0.0), pattern)
+
+    def preactivations(self, theta):
+        return theta[:1].reshape(1, 1)
 
     def scales(self, theta):
         return jnp.asarray(1.0)
 
+    def heights(self, z, pattern, scales):
+        return jnp.where(pattern.active, z, -z)
+
+    def margins(self, z, pattern, scales):
+        return pattern.with_slack(self.heights(z, pattern, scales))
+
     def kink_margins(self, theta, pattern, scales):
-        return jnp.where(pattern.active, theta[0], -theta[0]) + pattern.slack
+        return self.margins(self.preactivations(theta), pattern, scales)
 
     def kink_margin(self, theta, pattern, scales, pair: Pair):
         return self.kink_margins(theta, pattern, scales)[pair]
 
     def slide_margins(self, evaluation, pattern):
-        weight = (evaluation[1] - evaluation[0]) / PULL
+        x, y = evaluation.theta[:2]
+        weight = (y - x) / PULL
         return jnp.where(pattern.sliding, jnp.minimum(weight, 1 - weight), jnp.inf)
+
+    def z_of(self, theta, pairs):
+        return theta[pairs.unit]
+
+    def sides_of(self, pattern, scales, pairs):
+        return jnp.where(pattern.active[0, 0], 1.0, -1.0) * jnp.ones(pairs.unit.shape)
+
+    def speeds_of(self, evaluation, pattern, pairs):
+        return self.field_of(evaluation, pattern)[pairs.unit]
+
+    def turned_speeds(self, evaluation, pattern, speeds, pairs):
+        return speeds + jnp.where(pattern.active[0, 0], PULL, -PULL)
+
+    def jumps_of(self, evaluation, pairs):
+        return jnp.full(pairs.unit.shape, PULL)
+
+    def largest_jump(self, evaluation, tolerances):
+        return jnp.max(PULL / tolerances)
+
+    def reach(self, start, end, pattern, scales):
+        turn = self.field_of(end, pattern) - self.field_of(start, pattern)
+        return jnp.abs(turn[:1])
+
+    def tolerances(self, of_y):
+        return of_y[:1] * np.sqrt(3)
+
+    def nearly_held(self, pattern):
+        return jnp.zeros(1, bool)
+
+    def with_passed(self, theta, pattern, passed, back):
+        turned = jnp.any(passed.crossed & (passed.age > back))
+        age = jnp.max(jnp.where(passed.crossed, passed.age, 0.0))
+        push = jnp.where(pattern.active[0, 0], PULL, -PULL) * (age - back)
+        pattern = eqx.tree_at(lambda p: p.active, pattern, pattern.active ^ turned)
+        return theta.at[0].add(jnp.where(turned, push, 0.0)), pattern
+
+    def jump_of_field(self, before, after, passed):
+        one, two = (self.field_of(passed.end, p) for p in (before, after))
+        return (two - one)[:-1]
+
+    def within_step(self, theta, before, after, passed, back):
+        theta, pattern = self.with_passed(theta, before, passed, back)
+        begun = after.sliding & ~before.sliding & (self.heights(theta[:1], before, 1.0) <= 0)
+        pattern = eqx.tree_at(lambda p: p.sliding, pattern, pattern.sliding | begun)
+        return self.put_on_kinks(theta, pattern, None, 0), pattern
 
     def jump_sizes(self, evaluation):
         return jnp.full((1, 1), PULL)
@@ -89,13 +178,18 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         crossed = jnp.where(to_active, kind.CROSS_TO_ACTIVE, kind.CROSS_TO_INACTIVE)
         arrival = jnp.where(begins, kind.SLIDE_BEGINS, crossed)
         zero, slack = jnp.asarray(0), jnp.where(begins, jnp.inf, resolution.slack)
-        after = OnePair(active.reshape(1, 1), begins.reshape(1, 1), slack.reshape(1, 1))
+        slack = jnp.where(begins, 0.0, slack).reshape(1, 1)
+        after = OnePair(active.reshape(1, 1), begins.reshape(1, 1), pattern.slots, slack)
         happened = jnp.where(slides, ends, arrival).reshape(1)
         event = Event(zero, zero, jnp.ones(1, bool), happened)
         return Transition(self.put_on_kinks(theta, after, evaluation, zero), after, event)
 
     def put_on_kinks(self, theta, pattern, evaluation, unit):
         return theta.at[0].set(jnp.where(pattern.sliding[0, 0], 0.0, theta[0]))
+
+    @property
+    def num_units(self):
+        return 1
 
     @property
     def padding(self):
@@ -106,13 +200,14 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         return False
 
 
-def follow(num_padding: int = 0):
+def follow(num_padding: int = 0, budget: float = 0.0, rtol: float = 1e-10):
     risk = TwoNumbers(jnp.zeros(1, int), num_padding)
     theta0 = jnp.zeros(2 + num_padding).at[:2].set(jnp.array([-1.0, 0.0]))
-    method = Method(diffrax.Tsit5(), jnp.asarray(1e-10), jnp.asarray(1e-12), None, Stop())
+    method = Method(diffrax.Tsit5(), jnp.asarray(rtol), jnp.asarray(rtol / 100), None, Stop())
     span = Span(jnp.asarray(0.0), jnp.asarray(6.0), jnp.linspace(0.0, 6.0, 20))
     problem = FlowProblem(lambda theta: risk.value(theta), theta0, None)
-    run = LocatedRun(problem, method, span, theta0, risk, 10, keeps_steps=False)
+    budget = jnp.asarray(budget)
+    run = LocatedRun(problem, method, span, theta0, risk, budget, log_size=10, keeps_steps=False)
     return risk, run.output(run.advance(run.init(), 10_000))
 
 

@@ -121,6 +121,7 @@ def test_slides_under_way_are_logged_where_a_part_begins():
                 kinds.UNIT_DEGENERATES,
             ]
         ),
+        jnp.arange(6) % 2 == 0,
     )
     part = log.within(3.5, 5.0)
     np.testing.assert_array_equal(part.time, [3.5, 4.0, 5.0])

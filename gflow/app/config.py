@@ -104,7 +104,7 @@ class Config:
     """How the flow treats ReLU kinks: "locate" finds each and crosses it or slides along it,
     "ignore" integrates across them."""
     max_kinks: int = 50_000
-    """Maximal number of kinks."""
+    """How many kinks the log holds."""
     max_steps: int = 1_000_000
     """Maximal number of solver steps."""
     step_fractions: tuple[float, ...] = (0.8, 0.2, 0.1, 0.08, 0.05, 0.04, 0.025, 0.02, 0.0125)

@@ -24,6 +24,7 @@ _EACH, _TOGETHER = 0.25, 0.5
 # Pairs that may have been past their kinks within a step are within this part of its turn at the
 # end: an eighth, and more for what is no parabola.
 _TURN = 0.2
+_STILL = 1e-9
 # A step is shortened at most by this factor, so that its kinks can be passed.
 _MAX_SHORTENING = 5.0
 
@@ -142,11 +143,11 @@ def what_is_behind(
 ) -> Behind:
     """Looks back from the end of a step at its kinks, by parabolas through the preactivations at
     both ends and their speeds at the end."""
-    size = lambda z: risk.heights_of(z, pattern, scales, pairs)
+    sides = risk.sides_of(pattern, scales, pairs)
     slack = pattern.slack_of(pairs)
-    m0, m1 = (size(risk.z_of(theta, pairs)) + slack for theta in (ends.theta0, ends.theta1))
+    m0, m1 = (sides * risk.z_of(theta, pairs) + slack for theta in (ends.theta0, ends.theta1))
     speeds = risk.speeds_of(ends.end, pattern, pairs)
-    slope = ends.dt * size(speeds)
+    slope = ends.dt * sides * speeds
     curve = m0 - m1 + slope
     past = pairs.filled & (m1 <= -eps)
     straight = past & (slope < 0)
@@ -162,8 +163,9 @@ def what_is_behind(
     age = jnp.where(straight, age, jnp.where(dips, (slope + root) / twice, 0.0))
     age = jnp.clip(age, 0.0, 1.0)
 
-    beyond = size(risk.turned_speeds(ends.end, pattern, speeds, pairs))
-    crosses = straight & (beyond < 0)
+    # A side that does not move counts as leading to the kink.
+    beyond = ends.dt * sides * risk.turned_speeds(ends.end, pattern, speeds, pairs)
+    crosses = straight & (beyond < -_STILL * jnp.abs(beyond - slope))
     rate = patience.rate * ends.dt
     cost = 0.5 * rate * jumps * age**2
     slides = _ended_slides(risk, pattern, ends, eps, patience)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gflow.flow.behind import SLIDE_SCALE, Behind, Ends, what_is_behind
+from gflow.flow.behind import SLIDE_SCALE, Behind, Ends, Patience, what_is_behind
 from gflow.flow.events import Aim, FirstEvent, Step
 from gflow.flow.located_state import Due, Events, LocatedState, Resolved, Stepping, Trial
 from gflow.flow.output import SavedStates, StepCounts
@@ -96,7 +96,7 @@ def _look_back(
 ) -> tuple[Behind, FirstEvent]:
     """What the step left behind it, and the first event that it has to end at."""
     ends = Ends(trial.dt, s.y[:-1], trial.y[:-1], s.now, trial.end)
-    patience = loop.patience(s, trial)
+    patience = Patience(trial.tolerance, trial.rate, loop.kink_budget)
     behind = what_is_behind(loop.risk, s.pattern, scales, ends, loop.accuracy.eps, patience, pairs)
     step = Step(
         risk=loop.risk,
@@ -132,12 +132,12 @@ def _error_at_kinks(
         first = loop.risk.field_of(trial.end, s.pattern)
         last = loop.risk.field_of(after.now, after.pattern)
         pairs = behind.pairs
-        jump = loop.risk.jump_of_field(trial.end, s.pattern, after.pattern, pairs)
+        jump = loop.risk.jump_of_field(s.pattern, after.pattern, passed)
         turned = first[:-1] + jump
         jump = jnp.append(jump, turned @ turned - first[-1])
         error = 0.5 * trial.dt * behind.mean_age() * (last - first - jump)
         expected = behind.second_order(trial.dt)
-        telling = expected * loop.patience(s, trial).rate > 1e-3
+        telling = expected * trial.rate > 1e-3
         found = loop.norm(error / trial.tolerance) / jnp.where(telling, expected, 1.0)
         rate = jnp.where(telling, jnp.maximum(found, 0.3 * s.stepping.rate), s.stepping.rate)
         # What crossed, but was not made good.
@@ -209,7 +209,7 @@ def _resolve(loop: "Loop", before: Resolved, events: Events, happens) -> Resolve
         settles = first & events.settles & done.pattern.any_released()
         pattern, _ = jax.lax.while_loop(lambda c: c[1], clear, (done.pattern, settles))
         z = evaluation.z[pairs.unit, pairs.row]
-        short = -loop.risk.heights_of(z, done.pattern, scales, pairs)
+        short = -z * loop.risk.sides_of(done.pattern, scales, pairs)
         pattern = pattern.allowing(pairs, events.turned & first & (short > 0), 2 * short)
         margins = loop.risk.margins(evaluation.z, pattern, scales)
         slide = SLIDE_SCALE * jnp.min(loop.risk.slide_margins(evaluation, pattern))

@@ -43,7 +43,7 @@ class LocatedRun(AbstractRun[LocatedState]):
     span: Span
     phi0: Float[Array, " size"]
     risk: AbstractPatternRisk
-    kink_budget: Float[Array, ""]
+    kink_budget: Float[Array | np.ndarray, ""]
     log_size: int = field(metadata={"static": True})
     keeps_steps: bool = field(metadata={"static": True})
 

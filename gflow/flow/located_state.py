@@ -113,7 +113,8 @@ class LocatedState(NamedTuple):
 
 class Trial(NamedTuple):
     """A step that was tried: where it leads, its dense output from 0 on, the estimate of its error
-    and what that may be, whether it is `good`, the size of the next step, the states of controller
+    and what that may be, whether it is `good`, the rate at which the field answers to a
+    displacement, the size of the next step, the states of controller
     and solver after it, and the evaluation at its end."""
 
     t: Float[Array, ""]
@@ -123,6 +124,7 @@ class Trial(NamedTuple):
     error: Float[Array, " size"]
     tolerance: Float[Array, " size"]
     good: Bool[Array, ""]
+    rate: Float[Array, ""]
     next_size: Float[Array, ""]
     controller_state: Any
     solver_state: Any

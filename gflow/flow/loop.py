@@ -101,9 +101,8 @@ class Loop(eqx.Module):
         trial, end = self._try(s)
         eps, scales = self.accuracy.eps, self.risk.scales(s.y[:-1])
         ends = Ends(trial.dt, s.y[:-1], trial.y[:-1], s.now, end)
-        pairs = pairs_behind(
-            self.risk, s.pattern, scales, ends, eps, self.patience(s, trial), self.most_pairs
-        )
+        patience = Patience(trial.tolerance, trial.rate, self.kink_budget)
+        pairs = pairs_behind(self.risk, s.pattern, scales, ends, eps, patience, self.most_pairs)
         ended = jnp.min(self.risk.slide_margins(end, s.pattern)) <= -eps / SLIDE_SCALE
         aimed = s.stepping.aim.time < jnp.inf
         kinks = trial.good & (jnp.any(pairs.filled) | ended | aimed)
@@ -134,6 +133,7 @@ class Loop(eqx.Module):
             error=stepped.error,
             tolerance=tolerance(self.method, self.time_scales, larger),
             good=good,
+            rate=self._rate(s, stepped.y, stepped.end),
             next_size=size,
             controller_state=controller_state,
             solver_state=stepped.solver_state,
@@ -198,14 +198,14 @@ class Loop(eqx.Module):
         units, rows = self.risk.num_units, len(self.risk.first_datum)
         return min(units * rows, max(_FEW_PAIRS, units * rows // _PAIRS_FOR_EACH))
 
-    def patience(self, s: LocatedState, trial: Trial) -> Patience:
-        """What a step may leave behind. The rate is what was found at kinks before, or along the
-        step, if that is more."""
-        first, last = (self.risk.field_of(now, s.pattern)[:-1] for now in (s.now, trial.end))
+    def _rate(self, s: LocatedState, y: Float[Array, " size"], end: Any) -> Float[Array, ""]:
+        """The rate at which the field answers to a displacement: what was found at kinks before, or
+        along a step, if that is more."""
+        first, last = (self.risk.field_of(now, s.pattern)[:-1] for now in (s.now, end))
         size = lambda a: jnp.sqrt(jnp.sum(a**2))
-        moved = size(trial.y[:-1] - s.y[:-1])
+        moved = size((y - s.y)[:-1])
         along = size(last - first) / jnp.where(moved > 0, moved, 1.0)
-        return Patience(trial.tolerance, jnp.maximum(s.stepping.rate, along), self.kink_budget)
+        return jnp.maximum(s.stepping.rate, along)
 
     def norm(self, error: Float[Array, " size"]) -> Float[Array, ""]:
         return rms_norm(self.risk.padding)(error)
@@ -292,7 +292,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
         stepping=Stepping(
             size=size,
             controller_state=loop.controller_start(y),
-            aim=Aim(jnp.full_like(t0, jnp.inf), jnp.asarray(SLIDES)),
+            aim=Aim(jnp.full_like(t0, jnp.inf), jnp.asarray(SLIDES, int)),
             solver_state=solver_state,
             made_jump=jnp.asarray(False),
             rate=jnp.zeros_like(size),

@@ -98,9 +98,9 @@ def solve_flow(
       `EmpiricalRisk`, and crosses it, or slides along it if the field points at it from both sides.
       G is then the minimal-norm element of the Clarke subdifferential; units with w = b = 0 stay
       so. Kinks that the tolerance cannot feel are passed within a step, and what they do to the
-      flow is made good to first order (docs/theory.md, section 5); "all" ends a step at each, and
-      so do `dense` and `step_size`. "ignore" integrates as if the field were smooth, with ReLU'(0) = 0, as is done for all
-      other networks and risks.
+      flow is made good to first order (docs/theory.md, section 5). "all" ends a step at each, and
+      so do `dense` and `step_size`. "ignore" integrates as if the field were smooth, with
+      ReLU'(0) = 0, as is done for all other networks and risks.
     - `stop`: a `Stop` that ends the flow early.
     - `max_steps`: the budget of steps: accepted, rejected, and shortened to end at a kink.
     - `max_kinks`: how many kinks the log holds, the first ones; those beyond are counted in

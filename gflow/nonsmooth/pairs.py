@@ -17,9 +17,9 @@ class Pair(NamedTuple):
 class Pairs(NamedTuple):
     """A list of pairs, those `filled`. `overflows` says that there were more than it can hold."""
 
-    unit: Int[Array, "*pairs"]
-    row: Int[Array, "*pairs"]
-    filled: Bool[Array, "*pairs"]
+    unit: Int[Array, "..."]
+    row: Int[Array, "..."]
+    filled: Bool[Array, "..."]
     overflows: Bool[Array, ""]
 
     @classmethod
@@ -29,7 +29,7 @@ class Pairs(NamedTuple):
         return cls(zero, zero, zero.astype(bool), jnp.asarray(False))
 
     @classmethod
-    def all_of(cls, unit: Int[Array, "*pairs"], row: Int[Array, "*pairs"]) -> "Pairs":
+    def all_of(cls, unit: Int[Array, "..."], row: Int[Array, "..."]) -> "Pairs":
         """Known pairs."""
         return cls(unit, row, jnp.ones(unit.shape, bool), jnp.asarray(False))
 
@@ -54,6 +54,6 @@ class Pairs(NamedTuple):
         found, _, counts, _ = jax.lax.while_loop(more, one, start)
         return found._replace(overflows=jnp.any(counts > 0))
 
-    def is_at(self, unit, row) -> Bool[Array, "*pairs"]:
+    def is_at(self, unit, row) -> Bool[Array, "..."]:
         """Which of them is a pair."""
         return self.filled & (self.unit == unit) & (self.row == row)

@@ -8,8 +8,8 @@ from gflow.nonsmooth.pairs import Pairs
 
 
 class Passed(NamedTuple):
-    """The kinks that a step of length `dt` passed: which `pairs` have `crossed`, and how long before
-    the end of the step, their `age`; with the evaluations at its start and end."""
+    """The kinks that a step of length `dt` passed: which `pairs` have `crossed`, and how long
+    before the end of the step, their `age`; with the evaluations at its start and end."""
 
     pairs: Pairs
     crossed: Bool[Array, " pairs"]

@@ -11,7 +11,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int
 
-from gflow.nonsmooth.pattern import AbstractPattern, Event, Pair
+from gflow.nonsmooth.pairs import Pair, Pairs
+from gflow.nonsmooth.passages import Passed
+from gflow.nonsmooth.pattern import AbstractPattern, Event
 
 Pattern = TypeVar("Pattern", bound=AbstractPattern)
 
@@ -69,6 +71,10 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         """d/dt of y = (θ, ∫‖θ'‖²) while the pattern stays, along all kinks that it slides on."""
 
     @abstractmethod
+    def field_of(self, evaluation: Any, pattern: Pattern) -> Float[Array, " size_and_one"]:
+        """The field where the risk was evaluated."""
+
+    @abstractmethod
     def jacobian(
         self, t: Any, y: Float[Array, " size_and_one"], pattern: Pattern
     ) -> Float[Array, "size_and_one size_and_one"]:
@@ -76,17 +82,38 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
 
     @abstractmethod
     def evaluate(self, theta: Float[Array, " size"], pattern: Pattern) -> Any:
-        """Forward and backward pass at θ, from which slides, jumps and transitions are computed."""
+        """Forward and backward pass at θ: a named tuple from which field, slides, jumps and
+        transitions are computed, and whose `z` are the preactivations of all pairs.
+
+        Only margins and transitions ask for z; where an evaluation is kept, it is None."""
+
+    @abstractmethod
+    def preactivations(self, theta: Float[Array, " size"]) -> Float[Array, "units rows"]:
+        """z of all pairs at θ."""
 
     @abstractmethod
     def scales(self, theta: Float[Array, " size"]) -> Any:
         """The scales by which preactivations are measured during a step that starts at θ."""
 
     @abstractmethod
+    def heights(
+        self, z: Float[Array, "units rows"], pattern: Pattern, scales: Any
+    ) -> Float[Array, "units rows"]:
+        """How far preactivations are from 0 on the side of the pattern, on their scales; linear in
+        z."""
+
+    @abstractmethod
+    def margins(
+        self, z: Float[Array, "units rows"], pattern: Pattern, scales: Any
+    ) -> Float[Array, "units rows"]:
+        """A margin for each pair that is positive until the pair reaches its kink: its height, and
+        the slack of the pattern."""
+
+    @abstractmethod
     def kink_margins(
         self, theta: Float[Array, " size"], pattern: Pattern, scales: Any
     ) -> Float[Array, "units rows"]:
-        """A margin for each pair that is positive until the pair reaches its kink."""
+        """The margins at θ."""
 
     @abstractmethod
     def kink_margin(
@@ -102,6 +129,80 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
     @abstractmethod
     def jump_sizes(self, evaluation: Any) -> Float[Array, "units rows"]:
         """The norm of the jump of the gradient in θ across the kink of each pair."""
+
+    # ---- kinks within a step: lists of pairs ---------------------------------------------------
+
+    @abstractmethod
+    def z_of(self, theta: Float[Array, " size"], pairs: Pairs) -> Float[Array, "*pairs"]:
+        """Preactivations of some pairs at θ."""
+
+    @abstractmethod
+    def sides_of(self, pattern: Pattern, scales: Any, pairs: Pairs) -> Float[Array, "*pairs"]:
+        """`heights` of some pairs, divided by their preactivations."""
+
+    @abstractmethod
+    def speeds_of(self, evaluation: Any, pattern: Pattern, pairs: Pairs) -> Float[Array, "*pairs"]:
+        """dz/dt of some pairs."""
+
+    @abstractmethod
+    def turned_speeds(
+        self, evaluation: Any, pattern: Pattern, speeds: Float[Array, "*pairs"], pairs: Pairs
+    ) -> Float[Array, "*pairs"]:
+        """dz/dt of some pairs on the other sides of their kinks, at least as far from `speeds` as
+        it is."""
+
+    @abstractmethod
+    def jumps_of(self, evaluation: Any, pairs: Pairs) -> Float[Array, "*pairs"]:
+        """`jump_sizes` of some pairs."""
+
+    @abstractmethod
+    def largest_jump(self, evaluation: Any, tolerances: Float[Array, " units"]) -> Float[Array, ""]:
+        """A bound on all jumps over the tolerances of their units."""
+
+    @abstractmethod
+    def reach(self, start: Any, end: Any, pattern: Pattern, scales: Any) -> Float[Array, " units"]:
+        """A bound on how much dz/dt of the pairs of a unit differs from one evaluation to the
+        other, on their scales."""
+
+    @abstractmethod
+    def tolerances(self, of_y: Float[Array, " size_and_one"]) -> Float[Array, " units"]:
+        """The change of θ along a kink of each unit whose error counts as 1 in the norm, from the
+        tolerances of the entries of y."""
+
+    @abstractmethod
+    def nearly_held(self, pattern: Pattern) -> Bool[Array, " units"]:
+        """The units that one more slide would hold in all directions, or for which it has no
+        room."""
+
+    @abstractmethod
+    def with_passed(
+        self,
+        theta: Float[Array, " size"],
+        pattern: Pattern,
+        passed: Passed,
+        back: Float[Array, ""],
+    ) -> tuple[Float[Array, " size"], Pattern]:
+        """θ and the pattern at a time `back` before the end of a step, corrected to first order for
+        the kinks that were passed until then."""
+
+    @abstractmethod
+    def jump_of_field(
+        self, before: Pattern, after: Pattern, passed: Passed
+    ) -> Float[Array, " size"]:
+        """How much the field of θ jumps at the end of a step from one pattern to another: at kinks
+        that were crossed, and where slides begin."""
+
+    @abstractmethod
+    def within_step(
+        self,
+        theta: Float[Array, " size"],
+        before: Pattern,
+        after: Pattern,
+        passed: Passed,
+        back: Float[Array, ""],
+    ) -> tuple[Float[Array, " size"], Pattern]:
+        """`with_passed` within a step from one pattern to another, with the units on their kinks
+        that have begun to slide by then."""
 
     @abstractmethod
     def transition(
@@ -123,6 +224,11 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         unit: Int[Array, ""],
     ) -> Float[Array, " size"]:
         """θ moved by the least distance onto all kinks that a unit slides on."""
+
+    @property
+    @abstractmethod
+    def num_units(self) -> int:
+        """The number of hidden units, of all layers."""
 
     @property
     @abstractmethod

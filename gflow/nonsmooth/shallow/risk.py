@@ -30,9 +30,7 @@ from gflow.activations import PiecewiseLinear
 from gflow.arguments import PyTree
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.pairs import Pair, Pairs
-from gflow.nonsmooth.passages import Passed
-from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, KinkResolution, Transition
-from gflow.nonsmooth.shallow import passing
+from gflow.nonsmooth.pattern_risk import KinkResolution, Transition
 from gflow.nonsmooth.shallow.hessian import field_jacobian
 from gflow.nonsmooth.shallow.kink_geometry import (
     NormalLines,
@@ -41,6 +39,7 @@ from gflow.nonsmooth.shallow.kink_geometry import (
 from gflow.nonsmooth.shallow.pattern import Evaluation, ShallowPattern
 from gflow.nonsmooth.shallow.table_kinks import Inputs, table_kinks
 from gflow.nonsmooth.shallow.transitions import transition
+from gflow.nonsmooth.shallow.units import AbstractPairsOfUnits
 from gflow.parameters import UNSCALED, ParameterLayout, TimeScales, unflat
 from gflow.risks import EmpiricalRisk
 
@@ -49,7 +48,7 @@ _MAX_SLIDES = 64
 _ROUNDINGS = 4
 
 
-class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
+class ShallowPatternRisk(AbstractPairsOfUnits):
     """The empirical risk of a `ShallowNet` with piecewise linear activation, pattern by pattern.
 
     Rows that are equal have one kink: `rows` are the distinct ones, `group` says to which each
@@ -186,12 +185,6 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         slopes = jnp.where(pattern.active, 1.0, self.negative_slope)
         return jnp.where(pattern.sliding, 0.0, slopes).astype(self.normals.dtype)
 
-    def slopes_of(self, pattern: ShallowPattern, pairs: Pairs) -> Float[Array, "*pairs"]:
-        """σ' of some pairs, 0 where they slide."""
-        place = pairs.unit, pairs.row
-        slopes = jnp.where(pattern.active[place], 1.0, self.negative_slope)
-        return jnp.where(pattern.sliding[place], 0.0, slopes).astype(self.normals.dtype)
-
     def scales(self, theta: Float[Array, " size"]) -> Float[Array, " units"]:
         """‖(w_i, b_i)‖, for units at 0 some small number."""
         norms = self.net(theta).incoming_norms()
@@ -233,22 +226,7 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         z = net.w[unit] @ self.rows[row]
         z = z if net.b is None else z + net.b[unit]
         pairs = Pairs.all_of(unit, row)
-        return self.heights_of(z, pattern, scales, pairs) + pattern.slack_of(pairs)
-
-    def heights_of(
-        self,
-        z: Float[Array, "*pairs"],
-        pattern: ShallowPattern,
-        scales: Float[Array, " units"],
-        pairs: Pairs,
-    ) -> Float[Array, "*pairs"]:
-        unit, row = pairs.unit, pairs.row
-        return jnp.where(pattern.active[unit, row], z, -z) / (scales[unit] * self.sizes[row])
-
-    def z_of(self, theta: Float[Array, " size"], pairs: Pairs) -> Float[Array, "*pairs"]:
-        net = self.net(theta)
-        z = jnp.sum(net.w[pairs.unit] * self.rows[pairs.row], axis=-1)
-        return z if net.b is None else z + net.b[pairs.unit]
+        return z * self.sides_of(pattern, scales, pairs) + pattern.slack_of(pairs)
 
     def slide_margins(
         self, evaluation: Evaluation, pattern: ShallowPattern
@@ -257,87 +235,6 @@ class ShallowPatternRisk(AbstractPatternRisk[ShallowPattern]):
         weight = self.active_weights(evaluation, pattern)
         free = pattern.used & ~pattern.degenerate[:, None]
         return jnp.where(free, jnp.minimum(weight, 1 - weight), jnp.inf)
-
-    def jump_sizes(self, evaluation: Evaluation) -> Float[Array, "units rows"]:
-        """(1 − α) |∂L/∂a| ‖m‖ of each pair. Rows that share a kink are counted one by one."""
-        lengths = jnp.sqrt(jnp.sum(self.normals**2, axis=1))
-        return abs(1 - self.negative_slope) * jnp.abs(evaluation.q) * lengths[None, :]
-
-    def reach(
-        self,
-        start: Evaluation,
-        end: Evaluation,
-        pattern: ShallowPattern,
-        scales: Float[Array, " units"],
-    ) -> Float[Array, " units"]:
-        turn = self.velocity(end, pattern) - self.velocity(start, pattern)
-        lengths = jnp.sqrt(jnp.sum(self.normals**2, axis=1))
-        return jnp.sqrt(jnp.sum(turn**2, axis=1)) * jnp.max(lengths / self.sizes) / scales
-
-    def speeds_of(
-        self, evaluation: Evaluation, pattern: ShallowPattern, pairs: Pairs
-    ) -> Float[Array, " pairs"]:
-        u = self.velocity(evaluation, pattern)
-        return jnp.sum(u[pairs.unit] * self.normals[pairs.row], axis=-1)
-
-    def turned_speeds(
-        self,
-        evaluation: Evaluation,
-        pattern: ShallowPattern,
-        speeds: Float[Array, " pairs"],
-        pairs: Pairs,
-    ) -> Float[Array, " pairs"]:
-        sign = jnp.where(pattern.active[pairs.unit, pairs.row], 1.0, -1.0)
-        square = jnp.sum(self.normals[pairs.row] ** 2, axis=-1)
-        return speeds + (1 - self.negative_slope) * sign * evaluation.q_of(pairs) * square
-
-    def jumps_of(self, evaluation: Evaluation, pairs: Pairs) -> Float[Array, "*pairs"]:
-        lengths = jnp.sqrt(jnp.sum(self.normals[pairs.row] ** 2, axis=-1))
-        return abs(1 - self.negative_slope) * jnp.abs(evaluation.q_of(pairs)) * lengths
-
-    def nearly_held(self, pattern: ShallowPattern) -> Bool[Array, " units"]:
-        most = min(pattern.used.shape[1], self.normals.shape[1])
-        return jnp.sum(pattern.used, axis=1) >= most - 1
-
-    def largest_jump(
-        self, evaluation: Evaluation, tolerances: Float[Array, " units"]
-    ) -> Float[Array, ""]:
-        lengths = jnp.sqrt(jnp.sum(self.normals**2, axis=1))
-        size = lambda a: jnp.abs(a) if a.ndim == 1 else jnp.sqrt(jnp.sum(a**2, axis=1))
-        rows, units = size(evaluation.r) * lengths, size(evaluation.v) / tolerances
-        return abs(1 - self.negative_slope) * jnp.max(rows) * jnp.max(units)
-
-    def tolerances(self, of_y: Float[Array, " size_and_one"]) -> Float[Array, " units"]:
-        """The harmonic root mean square over (w_i, b_i), times √size."""
-        places = ParameterLayout(self.trained).places
-        columns = [] if places.w is None else [of_y[jnp.asarray(places.w)]]
-        columns += [] if places.b is None else [of_y[jnp.asarray(places.b)][:, None]]
-        weights = 1 / jnp.concatenate(columns, axis=1) ** 2
-        return jnp.sqrt(len(of_y) / jnp.mean(weights, axis=1))
-
-    def with_passed(
-        self,
-        theta: Float[Array, " size"],
-        pattern: ShallowPattern,
-        passed: Passed,
-        back: Float[Array, ""],
-    ) -> tuple[Float[Array, " size"], ShallowPattern]:
-        return passing.with_passed(self, theta, pattern, passed, back)
-
-    def jump_of_field(
-        self, evaluation: Evaluation, before: ShallowPattern, after: ShallowPattern, pairs: Pairs
-    ) -> Float[Array, " size"]:
-        return passing.jump_of_field(self, evaluation, before, after, pairs)
-
-    def within_step(
-        self,
-        theta: Float[Array, " size"],
-        before: ShallowPattern,
-        after: ShallowPattern,
-        passed: Passed,
-        back: Float[Array, ""],
-    ) -> tuple[Float[Array, " size"], ShallowPattern]:
-        return passing.within_step(self, theta, before, after, passed, back)
 
     def transition(
         self,
