@@ -115,13 +115,21 @@ def test_opposite_rows_without_biases_are_judged_together():
 
 def test_spent_budgets_keep_what_was_computed():
     risk, net = small_problem()
-    for option, name in (({"max_kinks": 3}, "max_kinks"), ({"max_steps": 25}, "max_steps")):
-        flow = solve(risk, net, 12.0, throw=False, **option)
-        assert flow.result_name == f"{name}_reached" and 0 < flow.ts[-1] < 12
-        assert np.isfinite(flow.risk).all() and np.isfinite(flow.grad_norm).all()
-        with pytest.raises(gflow.TrajectoryError, match=f"budget.*`{name}`"):
-            solve(risk, net, 12.0, **option)
-    assert len(solve(risk, net, 12.0, throw=False, max_kinks=3).kinks) == 3
+    flow = solve(risk, net, 12.0, throw=False, max_steps=25)
+    assert flow.result_name == "max_steps_reached" and 0 < flow.ts[-1] < 12
+    assert np.isfinite(flow.risk).all() and np.isfinite(flow.grad_norm).all()
+    with pytest.raises(gflow.TrajectoryError, match="budget.*`max_steps`"):
+        solve(risk, net, 12.0, max_steps=25)
+
+
+def test_a_full_log_ends_no_flow():
+    risk, net = small_problem()
+    whole, first = solve(risk, net, 12.0), solve(risk, net, 12.0, max_kinks=3)
+    assert first.succeeded and len(first.kinks) == 3 < len(whole.kinks)
+    assert first.stats["num_kinks"] == len(whole.kinks)
+    np.testing.assert_array_equal(first.kinks.time, whole.kinks.time[:3])
+    np.testing.assert_array_equal(first.risk, whole.risk)
+    assert f"the first 3 of {len(whole.kinks)} kinks" in str(first.summary())
 
 
 def test_stop_on_the_minimal_norm_subgradient():

@@ -27,11 +27,8 @@ class OnePair(AbstractPattern):
     active: jax.Array
     sliding: jax.Array
     slots: jax.Array
+    used: jax.Array
     slack: jax.Array
-
-    @property
-    def used(self):
-        return self.sliding
 
     def slides(self):
         return jnp.any(self.sliding)
@@ -71,7 +68,8 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
     def start(self, theta):
         active = (theta[0] > 0).reshape(1, 1)
         zero = jnp.zeros((1, 1))
-        return OnePair(active, zero.astype(bool), zero.astype(int), zero)
+        no = zero.astype(bool)
+        return OnePair(active, no, zero.astype(int), no, zero)
 
     def repels(self, theta, pattern):
         return jnp.asarray(False)
@@ -161,7 +159,8 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
     def within_step(self, theta, before, after, passed, back):
         theta, pattern = self.with_passed(theta, before, passed, back)
         begun = after.sliding & ~before.sliding & (self.heights(theta[:1], before, 1.0) <= 0)
-        pattern = eqx.tree_at(lambda p: p.sliding, pattern, pattern.sliding | begun)
+        sliding = pattern.sliding | begun
+        pattern = eqx.tree_at(lambda p: (p.sliding, p.used), pattern, (sliding, sliding))
         return self.put_on_kinks(theta, pattern, None, 0), pattern
 
     def jump_sizes(self, evaluation):
@@ -179,7 +178,8 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         arrival = jnp.where(begins, kind.SLIDE_BEGINS, crossed)
         zero, slack = jnp.asarray(0), jnp.where(begins, jnp.inf, resolution.slack)
         slack = jnp.where(begins, 0.0, slack).reshape(1, 1)
-        after = OnePair(active.reshape(1, 1), begins.reshape(1, 1), pattern.slots, slack)
+        begins = begins.reshape(1, 1)
+        after = OnePair(active.reshape(1, 1), begins, pattern.slots, begins, slack)
         happened = jnp.where(slides, ends, arrival).reshape(1)
         event = Event(zero, zero, jnp.ones(1, bool), happened)
         return Transition(self.put_on_kinks(theta, after, evaluation, zero), after, event)
@@ -206,26 +206,30 @@ def follow(num_padding: int = 0, budget: float = 0.0, rtol: float = 1e-10):
     method = Method(diffrax.Tsit5(), jnp.asarray(rtol), jnp.asarray(rtol / 100), None, Stop())
     span = Span(jnp.asarray(0.0), jnp.asarray(6.0), jnp.linspace(0.0, 6.0, 20))
     problem = FlowProblem(lambda theta: risk.value(theta), theta0, None)
-    budget = jnp.asarray(budget)
-    run = LocatedRun(problem, method, span, theta0, risk, budget, log_size=10, keeps_steps=False)
+    kinks = {"kink_budget": jnp.asarray(budget), "log_size": 10}
+    run = LocatedRun(problem, method, span, theta0, risk, keeps_steps=False, **kinks)
     return risk, run.output(run.advance(run.init(), 10_000))
 
 
-def test_a_slide_begins_and_ends_where_it_should():
+@pytest.mark.parametrize(
+    ("budget", "rtol", "digits"), [(0.0, 1e-10, 1e-8), (1.0, 1e-10, 1e-8), (1.0, 1e-3, 3e-3)]
+)
+def test_a_slide_begins_and_ends_where_it_should(budget, rtol, digits):
     """Off the kink y + x grows at the rate PUSH, and y − x relaxes to PUSH/2 at the rate 2."""
-    risk, output = follow()
+    risk, output = follow(budget=budget, rtol=rtol)
     total = lambda t: -1 + PUSH * t
     apart = lambda t: PUSH / 2 + (1 - PUSH / 2) * np.exp(-2 * t)
     begins = brentq(lambda t: total(t) - apart(t), 0.0, 3.0)
     y = (total(begins) + apart(begins)) / 2
     ends = begins + np.log((PUSH - y) / (PUSH - PULL))
     kinds = [gflow.KinkKind.SLIDE_BEGINS, gflow.KinkKind.SLIDE_ENDS_TO_ACTIVE]
-    assert output.kinks.names[:3] == [*(kind.label for kind in kinds), "cross to active"]
-    np.testing.assert_allclose(output.kinks.time[:2], [begins, ends], atol=1e-8)
+    assert output.kinks.names[:2] == [kind.label for kind in kinds]
+    np.testing.assert_allclose(output.kinks.time[:2], [begins, ends], atol=digits)
     assert np.isinf(output.kinks.time[2:]).all()
     at_end = risk.value(output.y[:-1])
     dissipated = float(output.y[-1])
-    np.testing.assert_allclose(risk.value(jnp.array([-1.0, 0.0])) - at_end, dissipated, rtol=1e-9)
+    at_start = risk.value(jnp.array([-1.0, 0.0]))
+    np.testing.assert_allclose(at_start - at_end, dissipated, rtol=digits / 10)
 
 
 def test_padding_counts_in_no_norm():

@@ -10,6 +10,7 @@ first of the others. As the tolerance falls every kink becomes one of these.
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from gflow.nonsmooth.pairs import Pairs
@@ -94,12 +95,12 @@ class Patience(NamedTuple):
 
     tolerance: Float[Array, " size_and_one"]
     rate: Float[Array, ""]
-    budget: Float[Array, ""]
+    budget: Float[Array | np.ndarray, ""]
 
     @property
     def each(self) -> Float[Array, ""]:
         """What one kink may cost, in units of the tolerance."""
-        return _EACH * self.budget
+        return _EACH * jnp.asarray(self.budget)
 
 
 class Ends(NamedTuple):

@@ -6,6 +6,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from gflow.dense import Steps
@@ -42,7 +43,7 @@ class Loop(eqx.Module):
     span: Span
     time_scales: TimeScales
     accuracy: EventAccuracy
-    kink_budget: Float[Array, ""]
+    kink_budget: Float[Array | np.ndarray, ""]
     log_size: int = eqx.field(static=True)
     kept_steps: int = eqx.field(static=True)
 
@@ -139,7 +140,7 @@ class Loop(eqx.Module):
             solver_state=stepped.solver_state,
             end=stepped.end._replace(z=None),
         )
-        return trial, stepped.end
+        return jax.tree.map(jnp.asarray, trial), stepped.end
 
     def _judge(self, s: LocatedState, y, error, dt, short):
         """Whether the error of a step is within the tolerances, the size of the next step, and the

@@ -36,6 +36,7 @@ from gflow.flow.run import AbstractRun
 from gflow.flow.smooth import SmoothRun
 from gflow.flow.solver_setup import as_solver, with_tolerances
 from gflow.flow.stopping import Stop, as_stop
+from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.nonsmooth.recognition import pattern_risk_of
 from gflow.parameters import Net, TimeScales, flat, split_trainable
 from gflow.programs import program
@@ -104,7 +105,7 @@ def solve_flow(
     - `stop`: a `Stop` that ends the flow early.
     - `max_steps`: the budget of steps: accepted, rejected, and shortened to end at a kink.
     - `max_kinks`: how many kinks the log holds, the first ones; those beyond are counted in
-      `stats["num_kinks"]`.
+      `stats["num_kinks"]`. With `step_size`, some more steps than these end the flow.
     - `step_size`: fixed steps of this size instead of adaptive ones, for studies of convergence.
     - `trainable`: which parameters move: None (all), names of fields such as `("v", "c")`, or an
       equinox filter specification.
@@ -134,8 +135,10 @@ def solve_flow(
     docs/theory.md, section 5.
     """
     one_of("kinks", kinks, ("locate", "all", "ignore"))
-    max_steps = positive_int("max_steps", max_steps)
-    max_kinks = positive_int("max_kinks", max_kinks)
+    max_steps, max_kinks = (
+        positive_int("max_steps", max_steps),
+        positive_int("max_kinks", max_kinks),
+    )
     trained, frozen = split_trainable(net, trainable)
     scales = TimeScales.of(time_scales, net, trained)
     given = _given_tolerances(trained, rtol, atol)
@@ -154,16 +157,9 @@ def solve_flow(
     if pattern_risk is None or kinks == "ignore":
         run = SmoothRun(**parts, keeps_steps=dense)
     else:
-        # Interpolants know nothing of kinks within a step, and fixed steps of no tolerance. Rows
-        # that share kinks are judged together, at the kink.
-        located = kinks == "all" or dense or step_size is not None or pattern_risk.shares_kinks
-        run = LocatedRun(
-            **parts,
-            risk=pattern_risk,
-            kink_budget=np.asarray(0.0 if located else 1.0, theta0.dtype),
-            log_size=_log_size(max_kinks),
-            keeps_steps=dense,
-        )
+        # Interpolants know nothing of kinks within a step, and fixed steps of no tolerance.
+        each = kinks == "all" or dense or step_size is not None
+        run = _located(parts, pattern_risk, each, max_kinks, dense)
     # What is traced is solved in one program, where nothing can be chosen on the way.
     choose = solver is None and step_size is None and is_concrete(problem, method, span)
     kept = _checkpoint(checkpoint, run, kinks, choose, max_kinks)
@@ -171,7 +167,8 @@ def solve_flow(
     ignored = pattern_risk is not None and kinks == "ignore"
     # diffrax and the loops here mix number types, which a user's strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
-        solved, first_solver = solve(run, max_steps, pauses), type(method.solver).__name__
+        enough = _enough_steps(max_steps, span, step_size, max_kinks)
+        solved, first_solver = solve(run, enough, pauses), type(method.solver).__name__
         trajectory = _trajectory(solved, first_solver, ignored, observations, max_kinks)
     if is_concrete(trajectory.ts) and (advice := advice_for(trajectory, solved.run)):
         warnings.warn(advice, stacklevel=2)
@@ -262,6 +259,24 @@ def _stats(run: AbstractRun, output: FlowOutput) -> dict[str, Any]:
     if collapse.is_possible(run.problem, run.method):
         stats["num_collapsed_units"] = collapse.num_collapsed(run.problem, output.y[:-1])
     return stats
+
+
+def _located(
+    parts: dict[str, Any], risk: AbstractPatternRisk, each: bool, max_kinks: int, dense: bool
+) -> LocatedRun:
+    """A run that ends a step at `each` kink, or at those that the tolerance can feel."""
+    # Rows that share kinks are judged together, at the kink.
+    budget = np.asarray(0.0 if each or risk.shares_kinks else 1.0, parts["phi0"].dtype)
+    size = _log_size(max_kinks)
+    return LocatedRun(**parts, risk=risk, kink_budget=budget, log_size=size, keeps_steps=dense)
+
+
+def _enough_steps(max_steps: int, span: Span, step_size: Any, max_kinks: int) -> int:
+    """No more steps of a fixed size than some times the span, and the kinks that the log can hold:
+    beyond the bound of stability a flow is thrown from kink to kink without end."""
+    if step_size is None or not is_concrete(span, step_size):
+        return max_steps
+    return min(max_steps, 10 * int((span.t1 - span.t0) / step_size) + max_kinks)
 
 
 def _log_size(max_kinks: int) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Float
 
 from gflow.arguments import ArgumentError
@@ -26,7 +27,9 @@ def as_solver(solver: diffrax.AbstractSolver | None) -> diffrax.AbstractSolver:
 
 
 def with_tolerances(
-    solver: diffrax.AbstractSolver, rtol: Float[Array, ""], atol: Float[Array, ""]
+    solver: diffrax.AbstractSolver,
+    rtol: Float[Array | np.ndarray, ""],
+    atol: Float[Array | np.ndarray, ""],
 ) -> diffrax.AbstractSolver:
     """The solver, its equations solved to the tolerances of a step where it names none.
 

@@ -67,6 +67,7 @@ class Stepper(eqx.Module):
         y_next, error, dense, solver_state, _ = self.solver.step(
             self.terms, t, t_next, y, pattern, solver_state, made_jump
         )
+        assert isinstance(y_next, Array) and isinstance(error, Array)
         end = self.risk.evaluate(y_next[:-1], pattern)
         return Stepped(y_next, error, dense, solver_state, end)
 
@@ -74,18 +75,18 @@ class Stepper(eqx.Module):
         tableau: Any = self.solver.tableau  # pyright: ignore[reportAttributeAccessIssue]
         number = tableau.num_stages
         lower = np.zeros((number, number))
-        for stage, row in enumerate(tableau.a_lower, start=1):
-            lower[stage, : len(row)] = row
+        for k, row in enumerate(tableau.a_lower, start=1):
+            lower[k, : len(row)] = row
         lower = jnp.asarray(lower, y.dtype)
         slope = dt * self.risk.field_of(start, pattern)
         slopes = jnp.zeros((number, len(y)), y.dtype).at[0].set(slope)
 
-        def stage(number, c):
+        def stage(k, c):
             slopes, _, _ = c
-            at = y + lower[number] @ slopes
+            at = y + lower[k] @ slopes
             evaluation = self.risk.evaluate(at[:-1], pattern)
             slope = dt * self.risk.field_of(evaluation, pattern)
-            return slopes.at[number].set(slope), at, evaluation._replace(z=None)
+            return slopes.at[k].set(slope), at, evaluation._replace(z=None)
 
         # The preactivations are computed again at the end: to hand them on costs more.
         start = slopes, y, start

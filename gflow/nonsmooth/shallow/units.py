@@ -157,7 +157,7 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         """θ and the pattern at a time `back` before the end of a step from one pattern to another,
         with the units on their kinks that have begun to slide."""
         theta, pattern = self.with_passed(theta, before, passed, back)
-        z = self.z(self.net(theta))
+        z = self.preactivations(theta)
         begun = after.sliding & ~before.sliding
         beyond = jnp.where(before.active, -z, z) >= 0
         units = jnp.any(begun & beyond, axis=1)
