@@ -100,9 +100,9 @@ class Config:
     solver: str = "auto"
     """Solver of the flow: auto (Tsit5, or BDF5 or ROCK4 if the flow is stiff), bdf5, rodas5p,
     rock4, rkc2, tsit5, dopri5, dopri8, bosh3, heun, kvaerno3, kvaerno5."""
-    kinks: Literal["locate", "ignore"] = "locate"
-    """How the flow treats ReLU kinks: "locate" finds each and crosses it or slides along it,
-    "ignore" integrates across them."""
+    kinks: Literal["locate", "all", "ignore"] = "locate"
+    """How the flow treats ReLU kinks: "locate" finds each and crosses it or slides along it, "all"
+    ends a step at each, "ignore" integrates across them."""
     max_kinks: int = 50_000
     """How many kinks the log holds."""
     max_steps: int = 1_000_000
@@ -139,7 +139,7 @@ class Config:
         as_activation(self.activation)
         named_initialisation(self.init, 1, 1)
         one_of("solver", self.solver, SOLVERS_BY_NAME)
-        one_of("kinks", self.kinks, ["locate", "ignore"])
+        one_of("kinks", self.kinks, ["locate", "all", "ignore"])
         one_of("density", self.density, piecewise.DENSITIES)
         one_of("risk", self.risk, ["empirical", "population"])
         if self.risk == "population" and self.data not in piecewise.NAMED:
