@@ -28,6 +28,7 @@ notebooks: .venv/dev.stamp
 bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.descent --quick
 	$(BIN)/python -m benchmarks.kinks --quick
+	$(BIN)/python -m benchmarks.accuracy --quick
 	$(BIN)/python -m benchmarks.risks --quick
 	$(BIN)/python -m benchmarks.horizons --quick
 	$(BIN)/python -m benchmarks.spectrum --quick

@@ -15,8 +15,10 @@ from threadpoolctl import threadpool_limits
 
 import gflow
 from benchmarks.edge import classical
+from gflow.nonsmooth.kink_kinds import KinkKind
 from gflow.parameters import split_trainable
 
+Kinks = Literal["locate", "all", "ignore"]
 SCIPY = ("RK45", "DOP853", "LSODA", "Radau")
 # A first solve with so few steps tells what a step costs, and so how many fit in the limit.
 PROBE_STEPS = 500
@@ -58,12 +60,23 @@ def flat(net: gflow.ShallowNet) -> np.ndarray:
 def flow(
     given: Problem,
     solver: diffrax.AbstractSolver | None,
-    kinks: Literal["locate", "ignore"],
+    kinks: Kinks,
     rtol: float,
     max_steps=10**6,
 ) -> End:
+    """`solve_flow` to the problem's end, and what it did."""
+    return end_of(trajectory_of(given, solver, kinks, rtol, max_steps))
+
+
+def trajectory_of(
+    given: Problem,
+    solver: diffrax.AbstractSolver | None,
+    kinks: Kinks,
+    rtol: float,
+    max_steps=10**6,
+) -> gflow.Trajectory:
     """`solve_flow` to the problem's end."""
-    trajectory = gflow.solve_flow(
+    return gflow.solve_flow(
         given.risk,
         given.net,
         t1=given.t1,
@@ -75,6 +88,10 @@ def flow(
         max_steps=max_steps,
         throw=False,
     )
+
+
+def end_of(trajectory: gflow.Trajectory) -> End:
+    """The end of a flow and its counts. **Raises:** TimeUp if its steps ended before."""
     stats = trajectory.stats.items()
     counts = {name.removeprefix("num_"): int(n) for name, n in stats if name.startswith("num_")}
     if not trajectory.succeeded:
@@ -82,6 +99,9 @@ def flow(
         if "max_steps" in trajectory.message:
             raise TimeUp(where)
         raise RuntimeError(f"{where}: {trajectory.message.split('.')[0]}")
+    if (log := trajectory.kinks) is not None:
+        counts["slides"] = sum(KinkKind(kind).begins_slide for kind in log.kind.tolist())
+        counts["passed"] = int(log.passed.sum())
     energy = float(trajectory.diagnostics.energy[-1])
     return End(flat(trajectory.final), counts, energy, trajectory.method)
 
@@ -90,20 +110,12 @@ def stock(name: str) -> Made:
     return lambda rtol: getattr(diffrax, name)()
 
 
-def with_gflow(
-    given: Problem, made: Made, kinks: Literal["locate", "ignore"], limit: float
-) -> tuple[float, Solve]:
+def with_gflow(given: Problem, made: Made, kinks: Kinks, limit: float) -> tuple[float, Solve]:
     """The compile time, and solves that take about `limit` seconds at most."""
-    begin = time.perf_counter()
-    probe = lambda: _steps_taken(lambda: flow(given, made(1e-6), kinks, 1e-6, PROBE_STEPS))
-    probe()
-    between = time.perf_counter()
-    steps = probe()
-    spent = time.perf_counter() - between
-    max_steps = max(PROBE_STEPS, int(steps * limit / spent))
+    probe = lambda steps: flow(given, made(1e-6), kinks, 1e-6, steps)
+    compile_s, max_steps = budget(probe, PROBE_STEPS, limit)
     # What depends on the number of steps is compiled here, on a span that takes no time.
     flow(given._replace(t1=1e-9 * given.t1), made(1e-6), kinks, 1e-6, max_steps)
-    compile_s = between - begin - spent
 
     def solve(rtol: float, t1: float = given.t1) -> End:
         return flow(given._replace(t1=t1), made(rtol), kinks, rtol, max_steps)
@@ -111,11 +123,22 @@ def with_gflow(
     return compile_s, solve
 
 
-def _steps_taken(solve: Callable[[], End]) -> int:
+def budget(probe: Callable[[int], End], steps: int, limit: float) -> tuple[float, int]:
+    """The seconds that the first of two probes of so many steps compiles, and how many steps take
+    `limit` seconds."""
+    begin = time.perf_counter()
+    _steps_taken(probe, steps)
+    between = time.perf_counter()
+    taken = _steps_taken(probe, steps)
+    spent = time.perf_counter() - between
+    return max(between - begin - spent, 0.0), max(steps, int(taken * limit / spent))
+
+
+def _steps_taken(probe: Callable[[int], End], steps: int) -> int:
     try:
-        return solve().counts["steps"]
+        return probe(steps).counts["steps"]
     except TimeUp:
-        return PROBE_STEPS
+        return steps
 
 
 class Field:
@@ -154,13 +177,17 @@ class Field:
 Host = Callable[[Field, np.ndarray, float, float, float], np.ndarray]
 
 
-def with_host(given: Problem, host: Host, limit: float) -> tuple[float, Solve]:
+def with_host(
+    given: Problem, host: Host, limit: float, jacobian: bool = True
+) -> tuple[float, Solve]:
+    """The compile time of the field, with its `jacobian` if the solver needs it, and solves."""
     field = Field(given, limit)
     theta0 = np.array(field.theta0)
     begin = time.perf_counter()
     field.restart()
     field(0.0, theta0)
-    field.jacobian(0.0, theta0)
+    if jacobian:
+        field.jacobian(0.0, theta0)
     compile_s = time.perf_counter() - begin
 
     def solve(rtol: float) -> End:

@@ -1,4 +1,5 @@
-"""The picture of work and precision: error against time and against field evaluations."""
+"""The pictures of work and precision: error against time and against field evaluations, and the
+fronts of the fastest runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ FAMILIES = (
     ("CVODE", "#8c6bb1", 1.0),
     ("torchdiffeq", "#b8860b", 1.0),
     ("RK4", "0.35", 1.0),
+    ("descent", "#b8860b", 1.0),
 )
 MARKERS = "osD^vPX*<>"
 QUANTITIES = {
@@ -110,3 +112,53 @@ def failures(ax, rows: Sequence[Row], styles: dict[str, dict], heading: str) -> 
         height = 0.88 - 0.06 * k
         ax.text(1.02, height, "×", **style | {"fontsize": 13})
         ax.text(1.08, height, f"{name.split(maxsplit=1)[-1]}: {failed} of {tried}", **style)
+
+
+def fastest(rows: Sequence[Row], error: float) -> Row | None:
+    """The fastest run with at most this error."""
+    within = [row for row in rows if row.get("distance", np.inf) <= error and "run_s" in row]
+    return min(within, key=lambda row: row["run_s"], default=None)
+
+
+def draw_fronts(rows: Sequence[Row], titles: Mapping[str, str], file: Path) -> None:
+    """A panel for each problem: every run, and the Pareto fronts of gflow and of all others."""
+    import matplotlib.pyplot as plt
+
+    styles = dict(styles_of(rows))
+    across = min(len(titles), 3)
+    down = -(-len(titles) // across)
+    size = (4.4 * across, 3.9 * down + 0.5)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    for ax in axes.flat[len(titles) :]:
+        ax.set_axis_off()
+    for ax, (problem, title) in zip(axes.flat, titles.items()):
+        here = [row for row in rows if row["problem"] == problem]
+        panel(
+            ax, here, "run_s", {name: style | {"lw": 0, "ms": 5} for name, style in styles.items()}
+        )
+        for family, colour, width in (("gflow", FAMILIES[0][1], 2.6), ("the peers", "0.3", 1.4)):
+            own = [
+                row for row in here if (row["method"].split()[0] == "gflow") == (family == "gflow")
+            ]
+            x, y = np.reshape(front(own), (-1, 2)).T
+            label = f"front of {family}"
+            ax.step(x, y, where="post", color=colour, lw=width, zorder=1, label=label)
+        ax.set_title(title, fontsize="medium")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("relative error of the final parameters")
+    for ax in axes[-1]:
+        ax.set_xlabel(QUANTITIES["run_s"])
+    lines, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=5, frameon=False)
+    figure.savefig(file, dpi=200)
+    plt.close(figure)
+
+
+def front(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """Time and error of the runs that no other beats in both, from fast to accurate."""
+    front: list[tuple[float, float]] = []
+    there = [row for row in rows if "error" not in row]
+    for time, error in sorted((row["run_s"], row["distance"]) for row in there):
+        if not front or error < front[-1][1]:
+            front.append((time, error))
+    return front
