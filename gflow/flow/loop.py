@@ -104,7 +104,11 @@ class Loop(eqx.Module):
         ends = Ends(trial.dt, s.y[:-1], trial.y[:-1], s.now, end)
         patience = Patience(trial.tolerance, trial.rate, self.kink_budget)
         pairs = pairs_behind(self.risk, s.pattern, scales, ends, eps, patience, self.most_pairs)
-        ended = jnp.min(self.risk.slide_margins(end, s.pattern)) <= -eps / SLIDE_SCALE
+        ended = jax.lax.cond(
+            s.pattern.slides(),
+            lambda: jnp.min(self.risk.slide_margins(end, s.pattern)) <= -eps / SLIDE_SCALE,
+            lambda: jnp.asarray(False),
+        )
         aimed = s.stepping.aim.time < jnp.inf
         kinks = trial.good & (jnp.any(pairs.filled) | ended | aimed)
         settled = trial.good & s.pattern.any_released()
@@ -134,7 +138,7 @@ class Loop(eqx.Module):
             error=stepped.error,
             tolerance=tolerance(self.method, self.time_scales, larger),
             good=good,
-            rate=self._rate(s, stepped.y, stepped.end),
+            rate=self._rate(s, stepped.y, stepped.turn),
             next_size=size,
             controller_state=controller_state,
             solver_state=stepped.solver_state,
@@ -199,14 +203,12 @@ class Loop(eqx.Module):
         units, rows = self.risk.num_units, len(self.risk.first_datum)
         return min(units * rows, max(_FEW_PAIRS, units * rows // _PAIRS_FOR_EACH))
 
-    def _rate(self, s: LocatedState, y: Float[Array, " size"], end: Any) -> Float[Array, ""]:
+    def _rate(self, s: LocatedState, y: Float[Array, " size"], turn) -> Float[Array, ""]:
         """The rate at which the field answers to a displacement: what was found at kinks before, or
-        along a step, if that is more."""
-        first, last = (self.risk.field_of(now, s.pattern)[:-1] for now in (s.now, end))
-        size = lambda a: jnp.sqrt(jnp.sum(a**2))
-        moved = size((y - s.y)[:-1])
-        along = size(last - first) / jnp.where(moved > 0, moved, 1.0)
-        return jnp.maximum(s.stepping.rate, along)
+        along a step, in which the field turned, if that is more."""
+        size = lambda a: jnp.sqrt(jnp.sum(a[:-1] ** 2))
+        moved = size(y - s.y)
+        return jnp.maximum(s.stepping.rate, size(turn) / jnp.where(moved > 0, moved, 1.0))
 
     def norm(self, error: Float[Array, " size"]) -> Float[Array, ""]:
         return rms_norm(self.risk.padding)(error)

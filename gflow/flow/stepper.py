@@ -15,13 +15,14 @@ from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 
 class Stepped(NamedTuple):
     """Where a step leads, the estimate of its error, what its dense output is made of, the state of
-    the solver, and the evaluation of the risk at its end."""
+    the solver, the evaluation of the risk at its end, and the change of the field along it."""
 
     y: Float[Array, " size"]
     error: Float[Array, " size"]
     dense: dict[str, Array]
     solver_state: Any
     end: Any
+    turn: Float[Array, " size"]
 
 
 class Stepper(eqx.Module):
@@ -69,7 +70,8 @@ class Stepper(eqx.Module):
         )
         assert isinstance(y_next, Array) and isinstance(error, Array)
         end = self.risk.evaluate(y_next[:-1], pattern)
-        return Stepped(y_next, error, dense, solver_state, end)
+        turn = self.risk.field_of(end, pattern) - self.risk.field_of(start, pattern)
+        return Stepped(y_next, error, dense, solver_state, end, turn)
 
     def _by_stages(self, dt, y, pattern: AbstractPattern, start: Any) -> Stepped:
         tableau: Any = self.solver.tableau  # pyright: ignore[reportAttributeAccessIssue]
@@ -93,7 +95,8 @@ class Stepper(eqx.Module):
         slopes, y_next, end = jax.lax.fori_loop(1, number, stage, start)
         end = end._replace(z=self.risk.preactivations(y_next[:-1]))
         error = jnp.asarray(tableau.b_error, y.dtype) @ slopes
-        return Stepped(y_next, error, {"y0": y, "y1": y_next, "k": slopes}, None, end)
+        turn = (slopes[-1] - slopes[0]) / dt
+        return Stepped(y_next, error, {"y0": y, "y1": y_next, "k": slopes}, None, end, turn)
 
     @property
     def evaluations(self) -> int:

@@ -18,7 +18,7 @@ from gflow.nonsmooth.pairs import Pairs
 from gflow.nonsmooth.passages import Passed
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.nonsmooth.shallow.pattern import Evaluation, ShallowPattern
-from gflow.parameters import ParameterLayout
+from gflow.parameters import unflat
 
 
 class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
@@ -102,9 +102,9 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
 
     def tolerances(self, of_y: Float[Array, " size_and_one"]) -> Float[Array, " units"]:
         """The harmonic root mean square over (w_i, b_i), times √size."""
-        places = ParameterLayout(self.trained).places
-        columns = [] if places.w is None else [of_y[jnp.asarray(places.w)]]
-        columns += [] if places.b is None else [of_y[jnp.asarray(places.b)][:, None]]
+        of_theta = unflat(self.trained, of_y[:-1])
+        columns = [] if of_theta.w is None else [of_theta.w]
+        columns += [] if of_theta.b is None else [of_theta.b[:, None]]
         weights = 1 / jnp.concatenate(columns, axis=1) ** 2
         return jnp.sqrt(len(of_y) / jnp.mean(weights, axis=1))
 
