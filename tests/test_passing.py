@@ -131,3 +131,13 @@ def test_rows_that_share_kinks_are_located():
     net = gflow.ShallowNet(2, 5, key=jax.random.key(0), use_bias=False)
     flow = gflow.solve_flow(risk, net, t1=5.0, rtol=1e-3)
     assert len(flow.kinks) and not np.asarray(flow.kinks.passed).any()
+
+
+def test_fixed_steps_keep_their_size_whatever_they_leave_behind(table, exact, monkeypatch):
+    monkeypatch.setattr(loop, "_FEW_PAIRS", 3)
+    monkeypatch.setattr(loop, "_PAIRS_FOR_EACH", 1000)
+    flow = gflow.solve_flow(*table, t1=T1, ts=TS[::3], step_size=0.05, solver=diffrax.Tsit5())
+    cut = int(flow.stats["num_shortened_steps"])
+    arrivals = len(np.unique(np.asarray(flow.kinks.time)))
+    assert flow.stats["num_steps"] <= round(T1 / 0.05) + cut + arrivals + 1
+    assert distances(flow, exact[::3]).max() < 1e-4

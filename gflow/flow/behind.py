@@ -25,6 +25,7 @@ _EACH, _TOGETHER = 0.25, 0.5
 # Pairs that may have been past their kinks within a step are within this part of its turn at the
 # end: an eighth, and more for what is no parabola.
 _TURN = 0.2
+# A speed below this part of its jump counts as rest.
 _STILL = 1e-9
 # A step is shortened at most by this factor, so that its kinks can be passed.
 _MAX_SHORTENING = 5.0
@@ -179,7 +180,8 @@ def what_is_behind(
     costly_end = slides.ended & ~(~tangled[:, None] & (slides.cost < patience.each))
     costly = jnp.where(past & ~cheap, cost, 0.0)
     shorter = _shortening(jnp.where(cheap, cost, 0.0), costly, jnp.any(messy), patience.each)
-    shorter = jnp.where(pairs.overflows, 2.0, jnp.where(patience.budget > 0, shorter, 0.0))
+    # Where each kink is located, the first is found also among those that the list cannot hold.
+    shorter = jnp.where(pairs.overflows, 2.0, shorter) * (patience.budget > 0)
     return Behind(
         pairs=pairs,
         age=age,

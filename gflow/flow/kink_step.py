@@ -52,7 +52,7 @@ def kink_step(loop: "Loop", s: LocatedState, trial: Trial, pairs: Pairs) -> Loca
     after = _settle(loop, s, trial, behind, passed, due, Place(t, y, scales))
     error, rate = _error_at_kinks(loop, s, trial, behind, passed, after, tried & ~arrives)
     total_error = loop.norm((jnp.abs(trial.error) + error) / trial.tolerance)
-    bad = tried & (total_error > 1) & ~arrives
+    bad = tried & (total_error > 1) & ~arrives & (loop.method.step_size is None)
     keep = tried & ~bad
     # The error at kinks falls with the third power of the step.
     shorter = jnp.where(bad, jnp.maximum(1.0 / 0.9, jnp.cbrt(total_error)), behind.shorter)
