@@ -105,10 +105,12 @@ class Patience(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """A step from one end to the other: its length, θ and the evaluations at both."""
+    """A step from one end to the other: its length, θ at both and, where that is asked for, in the
+    middle, and the evaluations at both."""
 
     dt: Float[Array, ""]
     theta0: Float[Array, " size"]
+    theta_half: Float[Array, " size"] | None
     theta1: Float[Array, " size"]
     start: Any
     end: Any
@@ -158,12 +160,14 @@ def what_is_behind(
     jumps = ends.dt * risk.jumps_of(ends.end, pairs)
     jumps = jumps / risk.tolerances(patience.tolerance)[pairs.unit]
 
-    dips = pairs.filled & ~past & (slope > 0) & (2 * curve > slope) & (square >= 4 * curve * eps)
-    twice = jnp.where(dips, 2 * curve, 1.0)
-    dips &= ~(jumps * 2 * root / twice < patience.each)
+    assert ends.theta_half is not None
+    returns = _returns(m0, sides * risk.z_of(ends.theta_half, pairs) + slack, m1, eps)
+    dips = pairs.filled & ~past & returns.found & ~(jumps * returns.stay < patience.each)
     age = 2 * m1 / jnp.where(straight, slope - root, 1.0)
-    age = jnp.where(straight, age, jnp.where(dips, (slope + root) / twice, 0.0))
+    age = jnp.where(straight, age, jnp.where(dips, 1 - returns.first, 0.0))
+    slope0 = ends.dt * sides * risk.speeds_of(ends.start, pattern, pairs)
     age = jnp.clip(age, 0.0, 1.0)
+    age = jnp.where(past, _refined(age, m0, m1, slope0, slope), age)
 
     # A side that does not move counts as leading to the kink.
     beyond = ends.dt * sides * risk.turned_speeds(ends.end, pattern, speeds, pairs)
@@ -171,10 +175,7 @@ def what_is_behind(
     rate = patience.rate * ends.dt
     cost = 0.5 * rate * jumps * age**2
     slides = _ended_slides(risk, pattern, ends, eps, patience)
-    by_unit = lambda flags: jnp.zeros(len(pattern.used), int).at[pairs.unit].add(flags, mode="drop")
-    number = by_unit(past) + jnp.sum(slides.ended, axis=1)
-    changes = (by_unit(past & ~crosses) > 0) | jnp.any(slides.ended, axis=1)
-    tangled = changes & ((number > 1) | risk.nearly_held(pattern))
+    tangled = _tangled(risk, pattern, pairs, past, past & ~crosses, slides)
     messy = past & ((slack > 0) | ~straight | tangled[pairs.unit])
     cheap = past & ~messy & (cost < patience.each)
     costly_end = slides.ended & ~(~tangled[:, None] & (slides.cost < patience.each))
@@ -185,7 +186,7 @@ def what_is_behind(
     return Behind(
         pairs=pairs,
         age=age,
-        until=jnp.where(dips, 1 - slope / twice, 1.0),
+        until=jnp.where(dips, returns.lowest, 1.0),
         located=(past & ~cheap) | dips,
         passable=cheap,
         crosses=cheap & crosses,
@@ -195,6 +196,56 @@ def what_is_behind(
         locates_ends=jnp.any(costly_end) | (jnp.sum(slides.ended) > 1),
         shorter=shorter,
     )
+
+
+class Returns(NamedTuple):
+    """Whether margins fall below 0 and come back, by the parabola through three of them: the first
+    root, where they are lowest, and how long they stay below, as fractions of the step."""
+
+    found: Bool[Array, " pairs"]
+    first: Float[Array, " pairs"]
+    lowest: Float[Array, " pairs"]
+    stay: Float[Array, " pairs"]
+
+
+def _returns(start, half, end, eps: float) -> Returns:
+    curve = 2 * (start - 2 * half + end)
+    slope = end - start - curve
+    vertex = (curve > 0) & (slope < 0) & (slope > -2 * curve)
+    touches = vertex & (slope**2 >= 4 * curve * (start + eps))
+    below = half <= -eps
+    width = jnp.sqrt(jnp.maximum(slope**2 - 4 * curve * start, 0.0))
+    curve = jnp.where(touches, curve, 1.0)
+    first = 2 * start / jnp.where(touches, width - slope, 1.0)
+    return Returns(
+        found=touches | below,
+        first=jnp.where(touches, jnp.clip(first, 0.0, 1.0), 0.5),
+        lowest=jnp.where(below, 0.5, -slope / (2 * curve)),
+        stay=jnp.where(touches, width / curve, 0.5),
+    )
+
+
+def _tangled(risk: AbstractPatternRisk, pattern, pairs: Pairs, past, begins, slides):
+    """The units whose slides change while something else happens to them."""
+    by_unit = lambda flags: jnp.zeros(len(pattern.used), int).at[pairs.unit].add(flags, mode="drop")
+    number = by_unit(past) + jnp.sum(slides.ended, axis=1)
+    changes = (by_unit(begins) > 0) | jnp.any(slides.ended, axis=1)
+    return changes & ((number > 1) | risk.nearly_held(pattern))
+
+
+def _refined(age, m0, m1, slope0, slope1) -> Float[Array, " pairs"]:
+    """The root near an age of the cubic through margins and slopes at both ends, by Newton's
+    method."""
+    both = m0 - m1 + slope1
+    third = slope1 - slope0 - 2 * both
+    second = both - third
+    for _ in range(2):
+        margin = m1 + age * (-slope1 + age * (second + age * third))
+        steepness = -slope1 + age * (2 * second + 3 * age * third)
+        usable = jnp.abs(margin) < 0.5 * jnp.abs(steepness)
+        step = jnp.where(usable, margin / jnp.where(usable, steepness, 1.0), 0.0)
+        age = jnp.clip(age - step, 0.0, 1.0)
+    return age
 
 
 def _ended_slides(

@@ -95,7 +95,8 @@ def _look_back(
     loop: "Loop", s: LocatedState, trial: Trial, pairs: Pairs, scales
 ) -> tuple[Behind, FirstEvent]:
     """What the step left behind it, and the first event that it has to end at."""
-    ends = Ends(trial.dt, s.y[:-1], trial.y[:-1], s.now, trial.end)
+    half = trial.dense.evaluate(0.5 * trial.dt)[:-1]
+    ends = Ends(trial.dt, s.y[:-1], half, trial.y[:-1], s.now, trial.end)
     patience = Patience(trial.tolerance, trial.rate, loop.kink_budget)
     behind = what_is_behind(loop.risk, s.pattern, scales, ends, loop.accuracy.eps, patience, pairs)
     step = Step(
@@ -181,9 +182,7 @@ def _settle(
     )
 
     passes_end = behind.slides_end & ~behind.locates_ends
-    events = Events(
-        behind, trial.t, trial.dt, t, turned, scales, due.slide_ends, passes_end, ~due.event
-    )
+    events = Events(behind, trial.t, trial.dt, t, turned, scales, due.slide_ends, passes_end)
     after = _resolve(loop, after, events, due.event | due.slides | some)
     moved = after.y[:-1] - y[:-1]
     first = loop.risk.field_of(trial.end, s.pattern)
@@ -206,8 +205,8 @@ def _resolve(loop: "Loop", before: Resolved, events: Events, happens) -> Resolve
         evaluation = loop.risk.evaluate(done.y[:-1], done.pattern)
         heights = loop.risk.heights(evaluation.z, done.pattern, scales)
         clear = lambda c: (c[0].settled(heights), False)
-        settles = first & events.settles & done.pattern.any_released()
-        pattern, _ = jax.lax.while_loop(lambda c: c[1], clear, (done.pattern, settles))
+        start = done.pattern, done.pattern.any_released()
+        pattern, _ = jax.lax.while_loop(lambda c: c[1], clear, start)
         z = evaluation.z[pairs.unit, pairs.row]
         short = -z * loop.risk.sides_of(done.pattern, scales, pairs)
         pattern = pattern.allowing(pairs, events.turned & first & (short > 0), 2 * short)

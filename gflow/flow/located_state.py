@@ -142,8 +142,8 @@ class Due(NamedTuple):
 
 class Events(NamedTuple):
     """What is known of the events at a time `t` in a step that was to end at `t_end`: what is
-    behind, which of its pairs have `turned`, what preactivations are measured by, at which
-    fraction of the step a slide ends, if that is passed, and whether slack is taken back."""
+    behind, which of its pairs have `turned`, what preactivations are measured by, and at
+    which fraction of the step a slide ends, if that is passed."""
 
     behind: Behind
     t_end: Float[Array, ""]
@@ -153,7 +153,6 @@ class Events(NamedTuple):
     scales: Any
     slide_ends: Float[Array, ""]
     passes_end: Bool[Array, ""]
-    settles: Bool[Array, ""]
 
 
 class Resolved(NamedTuple):

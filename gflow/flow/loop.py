@@ -101,7 +101,7 @@ class Loop(eqx.Module):
         and the pattern without the slack of pairs that are well off their kinks at its end."""
         trial, end = self._try(s)
         eps, scales = self.accuracy.eps, self.risk.scales(s.y[:-1])
-        ends = Ends(trial.dt, s.y[:-1], trial.y[:-1], s.now, end)
+        ends = Ends(trial.dt, s.y[:-1], None, trial.y[:-1], s.now, end)
         patience = Patience(trial.tolerance, trial.rate, self.kink_budget)
         pairs = pairs_behind(self.risk, s.pattern, scales, ends, eps, patience, self.most_pairs)
         ended = jax.lax.cond(

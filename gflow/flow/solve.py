@@ -147,8 +147,7 @@ def solve_flow(
     check_risk(risk, net)
     observations = as_observations(observe, net)
     span = _span(t0, t1, ts, theta0.dtype)
-    if step_size is not None:
-        step_size = jnp.asarray(_known("step_size", step_size, theta0.dtype), theta0.dtype)
+    step_size = _step_size(step_size, theta0.dtype)
     solver_used = with_tolerances(as_solver(solver), rtol, atol)
     method = Method(solver_used, rtol, atol, step_size, as_stop(stop, theta0.dtype))
     problem = FlowProblem(risk, trained, frozen, scales)
@@ -164,11 +163,11 @@ def solve_flow(
     choose = solver is None and step_size is None and is_concrete(problem, method, span)
     kept = _checkpoint(checkpoint, run, kinks, choose, max_kinks)
     pauses = Pauses(choose, progress, kept, dense, None if stop is None else stop.seconds)
-    ignored = pattern_risk is not None and kinks == "ignore"
     # diffrax and the loops here mix number types, which a user's strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
-        enough = _enough_steps(max_steps, span, step_size, max_kinks)
-        solved, first_solver = solve(run, enough, pauses), type(method.solver).__name__
+        solved = solve(run, _enough_steps(max_steps, span, step_size, max_kinks), pauses)
+        ignored = pattern_risk is not None and kinks == "ignore"
+        first_solver = type(method.solver).__name__
         trajectory = _trajectory(solved, first_solver, ignored, observations, max_kinks)
     if is_concrete(trajectory.ts) and (advice := advice_for(trajectory, solved.run)):
         warnings.warn(advice, stacklevel=2)
@@ -269,6 +268,12 @@ def _located(
     budget = np.asarray(0.0 if each or risk.shares_kinks else 1.0, parts["phi0"].dtype)
     size = _log_size(max_kinks)
     return LocatedRun(**parts, risk=risk, kink_budget=budget, log_size=size, keeps_steps=dense)
+
+
+def _step_size(step_size: Any, dtype: Any) -> Array | None:
+    if step_size is None:
+        return None
+    return jnp.asarray(_known("step_size", step_size, dtype), dtype)
 
 
 def _enough_steps(max_steps: int, span: Span, step_size: Any, max_kinks: int) -> int:
