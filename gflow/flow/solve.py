@@ -156,9 +156,7 @@ def solve_flow(
     if pattern_risk is None or kinks == "ignore":
         run = SmoothRun(**parts, keeps_steps=dense)
     else:
-        # Interpolants know nothing of kinks within a step, and fixed steps of no tolerance.
-        each = kinks == "all" or dense or step_size is not None
-        run = _located(parts, pattern_risk, each, max_kinks, dense)
+        run = _located(parts, pattern_risk, kinks == "all", max_kinks, dense)
     # What is traced is solved in one program, where nothing can be chosen on the way.
     choose = solver is None and step_size is None and is_concrete(problem, method, span)
     kept = _checkpoint(checkpoint, run, kinks, choose, max_kinks)
@@ -264,8 +262,10 @@ def _located(
     parts: dict[str, Any], risk: AbstractPatternRisk, each: bool, max_kinks: int, dense: bool
 ) -> LocatedRun:
     """A run that ends a step at `each` kink, or at those that the tolerance can feel."""
-    # Rows that share kinks are judged together, at the kink.
-    budget = np.asarray(0.0 if each or risk.shares_kinks else 1.0, parts["phi0"].dtype)
+    # Interpolants know nothing of kinks within a step, and fixed steps of no tolerance. Rows that
+    # share kinks are judged together, at the kink.
+    each = each or dense or parts["method"].step_size is not None or risk.shares_kinks
+    budget = np.asarray(0.0 if each else 1.0, parts["phi0"].dtype)
     size = _log_size(max_kinks)
     return LocatedRun(**parts, risk=risk, kink_budget=budget, log_size=size, keeps_steps=dense)
 
