@@ -14,7 +14,7 @@ import gflow
 from gflow.flow.located import LocatedRun
 from gflow.flow.problem import FlowProblem, Method, Span
 from gflow.flow.stopping import Stop
-from gflow.nonsmooth.pairs import Pair
+from gflow.nonsmooth.pairs import Pair, Pairs
 from gflow.nonsmooth.pattern import AbstractPattern, Event
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, Transition
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
@@ -163,9 +163,6 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         pattern = eqx.tree_at(lambda p: (p.sliding, p.used), pattern, (sliding, sliding))
         return self.put_on_kinks(theta, pattern, None, 0), pattern
 
-    def jump_sizes(self, evaluation):
-        return jnp.full((1, 1), PULL)
-
     def transition(self, theta, pattern, evaluation, resolution):
         slides = pattern.sliding[0, 0]
         to_active = theta[1] > PULL
@@ -259,7 +256,8 @@ def test_sizes_of_jumps(activation):
     )
     y = jnp.append(theta, 0.0)
     one, two = (risk.field(0.0, y, p)[:-1] for p in (pattern, turned))
-    jump = risk.jump_sizes(risk.evaluate(theta, pattern))[unit, row]
+    pair = Pairs.all_of(jnp.asarray(unit), jnp.asarray(row))
+    jump = risk.jumps_of(risk.evaluate(theta, pattern), pair)
     np.testing.assert_allclose(jnp.linalg.norm(one - two), jump, rtol=1e-10)
 
 

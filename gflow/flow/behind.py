@@ -145,8 +145,8 @@ def what_is_behind(
     patience: Patience,
     pairs: Pairs,
 ) -> Behind:
-    """Looks back from the end of a step at its kinks, by parabolas through the preactivations at
-    both ends and their speeds at the end."""
+    """Looks back from the end of a step at its kinks: by cubics through the preactivations and
+    their speeds at both ends, and by parabolas through three of them for pairs that come back."""
     sides = risk.sides_of(pattern, scales, pairs)
     slack = pattern.slack_of(pairs)
     m0, m1 = (sides * risk.z_of(theta, pairs) + slack for theta in (ends.theta0, ends.theta1))

@@ -1,4 +1,4 @@
-"""A flow with every kink located, crossed or slid along."""
+"""A flow through kinks: those that matter are located, and crossed or slid along."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -126,10 +126,6 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         """A margin for each slide that is positive until the slide ends; infinite where nothing
         slides."""
 
-    @abstractmethod
-    def jump_sizes(self, evaluation: Any) -> Float[Array, "units rows"]:
-        """The norm of the jump of the gradient in θ across the kink of each pair."""
-
     # ---- kinks within a step: lists of pairs ---------------------------------------------------
 
     @abstractmethod
@@ -153,7 +149,7 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
 
     @abstractmethod
     def jumps_of(self, evaluation: Any, pairs: Pairs) -> Float[Array, "*pairs"]:
-        """`jump_sizes` of some pairs."""
+        """The norms of the jumps of the gradient in θ across the kinks of some pairs."""
 
     @abstractmethod
     def largest_jump(self, evaluation: Any, tolerances: Float[Array, " units"]) -> Float[Array, ""]:

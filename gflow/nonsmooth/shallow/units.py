@@ -72,12 +72,8 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         square = jnp.sum(self.normals[pairs.row] ** 2, axis=-1)
         return speeds + (1 - self.negative_slope) * sign * evaluation.q_of(pairs) * square
 
-    def jump_sizes(self, evaluation: Evaluation) -> Float[Array, "units rows"]:
-        """(1 − α) |∂L/∂a| ‖m‖ of each pair. Rows that share a kink are counted one by one."""
-        lengths = jnp.sqrt(jnp.sum(self.normals**2, axis=1))
-        return abs(1 - self.negative_slope) * jnp.abs(evaluation.q) * lengths[None, :]
-
     def jumps_of(self, evaluation: Evaluation, pairs: Pairs) -> Float[Array, "*pairs"]:
+        """(1 − α) |∂L/∂a| ‖m‖. Rows that share a kink are counted one by one."""
         lengths = jnp.sqrt(jnp.sum(self.normals[pairs.row] ** 2, axis=-1))
         return abs(1 - self.negative_slope) * jnp.abs(evaluation.q_of(pairs)) * lengths
 
