@@ -79,8 +79,8 @@ def test_tight_tolerances_leave_the_log_of_all_kinks(solve, exact):
 
 
 def test_the_part_that_is_located_grows_as_the_tolerance_falls(solve):
-    located = [int(np.sum(~np.asarray(solve(rtol).kinks.passed))) for rtol in (1e-3, 1e-6, 1e-9)]
-    assert located == sorted(located) and located[0] < 0.8 * located[-1]
+    located = [1 - np.mean(np.asarray(solve(rtol).kinks.passed)) for rtol in (1e-3, 1e-4, 1e-9)]
+    assert located[0] < 0.5 < located[1] < 0.9 < located[2]
 
 
 def test_the_log_is_in_the_order_of_time(solve):

@@ -1,6 +1,6 @@
 """The loop through kinks knows a network only by `AbstractPatternRisk`: a risk of two numbers."""
 
-from typing import NamedTuple
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -15,8 +15,9 @@ from gflow.flow.located import LocatedRun
 from gflow.flow.problem import FlowProblem, Method, Span
 from gflow.flow.stopping import Stop
 from gflow.nonsmooth.pairs import Pair, Pairs
+from gflow.nonsmooth.passages import Pushes, Sight
 from gflow.nonsmooth.pattern import AbstractPattern, Event
-from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, Transition
+from gflow.nonsmooth.pattern_risk import AbstractEvaluation, AbstractPatternRisk, Transition
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import flat, split_trainable
 
@@ -36,9 +37,6 @@ class OnePair(AbstractPattern):
     def with_slack(self, heights):
         return heights + jnp.where(self.sliding, jnp.inf, self.slack)
 
-    def slack_of(self, pairs):
-        return self.with_slack(jnp.zeros((1, 1)))[pairs.unit, pairs.row]
-
     def any_released(self):
         return jnp.any(self.slack > 0)
 
@@ -51,8 +49,10 @@ class OnePair(AbstractPattern):
         return eqx.tree_at(lambda p: p.slack, self, jnp.maximum(self.slack, most))
 
 
-class Looked(NamedTuple):
-    z: jax.Array | None
+class Looked(AbstractEvaluation):
+    z: Any
+    field: jax.Array
+    value: jax.Array
     theta: jax.Array
 
 
@@ -78,21 +78,16 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         x, y = theta[0], theta[1]
         return PULL * jnp.maximum(x, 0) + (x - y) ** 2 / 2 - PUSH * y
 
-    def field(self, t, y, pattern):
-        x, other = y[0], y[1]
-        u = other - x - PULL * pattern.active[0, 0]
-        u = jnp.where(pattern.sliding[0, 0], 0.0, u)
-        velocity = jnp.zeros_like(y[:-1]).at[:2].set(jnp.stack([u, x - other + PUSH]))
-        return jnp.append(velocity, velocity @ velocity)
-
     def jacobian(self, t, y, pattern):
         return jax.jacfwd(lambda y: self.field(t, y, pattern))(y)
 
     def evaluate(self, theta, pattern):
-        return Looked(self.preactivations(theta), theta)
-
-    def field_of(self, evaluation, pattern):
-        return self.field(0.0, jnp.append(evaluation.theta, 0.0), pattern)
+        x, y = theta[0], theta[1]
+        u = y - x - PULL * pattern.active[0, 0]
+        u = jnp.where(pattern.sliding[0, 0], 0.0, u)
+        velocity = jnp.zeros_like(theta).at[:2].set(jnp.stack([u, x - y + PUSH]))
+        field = jnp.append(velocity, velocity @ velocity)
+        return Looked(self.preactivations(theta), field, self.value(theta), theta)
 
     def preactivations(self, theta):
         return theta[:1].reshape(1, 1)
@@ -103,31 +98,28 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
     def heights(self, z, pattern, scales):
         return jnp.where(pattern.active, z, -z)
 
-    def margins(self, z, pattern, scales):
-        return pattern.with_slack(self.heights(z, pattern, scales))
-
-    def kink_margins(self, theta, pattern, scales):
-        return self.margins(self.preactivations(theta), pattern, scales)
-
     def kink_margin(self, theta, pattern, scales, pair: Pair):
-        return self.kink_margins(theta, pattern, scales)[pair]
+        return self.margins(self.preactivations(theta), pattern, scales)[pair]
 
     def slide_margins(self, evaluation, pattern):
         x, y = evaluation.theta[:2]
         weight = (y - x) / PULL
         return jnp.where(pattern.sliding, jnp.minimum(weight, 1 - weight), jnp.inf)
 
-    def z_of(self, theta, pairs):
-        return theta[pairs.unit]
-
-    def sides_of(self, pattern, scales, pairs):
-        return jnp.where(pattern.active[0, 0], 1.0, -1.0) * jnp.ones(pairs.unit.shape)
-
-    def speeds_of(self, evaluation, pattern, pairs):
-        return self.field_of(evaluation, pattern)[pairs.unit]
-
-    def turned_speeds(self, evaluation, pattern, speeds, pairs):
-        return speeds + jnp.where(pattern.active[0, 0], PULL, -PULL)
+    def sight(self, thetas, ends, pattern, scales, pairs):
+        active = pattern.active[pairs.unit, pairs.row]
+        side, push = jnp.where(active, 1.0, -1.0), jnp.where(active, PULL, -PULL)
+        slack = pattern.with_slack(jnp.zeros((1, 1)))[pairs.unit, pairs.row]
+        speeds = jnp.stack([ends.start.field, ends.end.field])[:, pairs.unit]
+        return Sight(
+            margins=side[None] * thetas[:, pairs.unit] + slack[None],
+            slopes=side[None] * speeds,
+            beyond=side * (speeds[1] + push),
+            slack=slack,
+            active=active,
+            jumps=jnp.full(pairs.unit.shape, PULL),
+            pushes=Pushes(push, push),
+        )
 
     def jumps_of(self, evaluation, pairs):
         return jnp.full(pairs.unit.shape, PULL)
@@ -136,8 +128,7 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         return jnp.max(PULL / tolerances)
 
     def reach(self, start, end, pattern, scales):
-        turn = self.field_of(end, pattern) - self.field_of(start, pattern)
-        return jnp.abs(turn[:1])
+        return jnp.abs((end.field - start.field)[:1])
 
     def tolerances(self, of_y):
         return of_y[:1] * np.sqrt(3)
@@ -152,9 +143,8 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         pattern = eqx.tree_at(lambda p: p.active, pattern, pattern.active ^ turned)
         return theta.at[0].add(jnp.where(turned, push, 0.0)), pattern
 
-    def jump_of_field(self, before, after, passed):
-        one, two = (self.field_of(passed.end, p) for p in (before, after))
-        return (two - one)[:-1]
+    def jump_of_field(self, before, after, passed, end):
+        return self.evaluate(end.theta, after).field[:-1] - end.field[:-1]
 
     def within_step(self, theta, before, after, passed, back):
         theta, pattern = self.with_passed(theta, before, passed, back)

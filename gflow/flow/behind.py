@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from gflow.nonsmooth.pairs import Pairs
+from gflow.nonsmooth.passages import Ends, Sight
 from gflow.nonsmooth.pattern import AbstractPattern
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 
@@ -42,8 +43,8 @@ class EndedSlides(NamedTuple):
 class Behind(NamedTuple):
     """The kinks, and the ends of slides, behind the end of a step.
 
-    - `pairs`: those that are past their kink, or were in between, with fractions of the step:
-      `age`, how long ago they met it; `until`, where at the latest.
+    - `pairs`: those that are past their kink, or were in between, in the `sight` of the step, with
+      fractions of it: `age`, how long ago they met it; `until`, where at the latest.
     - `located`: those at the first of which the step has to end. `passable`: the others that are
       past; of these `crosses` go on to the other side, and begin to slide else.
     - `impulse`: what a pair has cost so far to first order, in units of the tolerance.
@@ -53,6 +54,7 @@ class Behind(NamedTuple):
     """
 
     pairs: Pairs
+    sight: Sight
     age: Float[Array, " pairs"]
     until: Float[Array, " pairs"]
     located: Bool[Array, " pairs"]
@@ -104,18 +106,6 @@ class Patience(NamedTuple):
         return _EACH * jnp.asarray(self.budget)
 
 
-class Ends(NamedTuple):
-    """A step from one end to the other: its length, θ at both and, where that is asked for, in the
-    middle, and the evaluations at both."""
-
-    dt: Float[Array, ""]
-    theta0: Float[Array, " size"]
-    theta_half: Float[Array, " size"] | None
-    theta1: Float[Array, " size"]
-    start: Any
-    end: Any
-
-
 def pairs_behind(
     risk: AbstractPatternRisk,
     pattern: AbstractPattern,
@@ -140,43 +130,40 @@ def what_is_behind(
     risk: AbstractPatternRisk,
     pattern: AbstractPattern,
     scales: Any,
+    thetas: Float[Array, "3 size"],
     ends: Ends,
     eps: float,
     patience: Patience,
     pairs: Pairs,
 ) -> Behind:
-    """Looks back from the end of a step at its kinks: by cubics through the preactivations and
-    their speeds at both ends, and by parabolas through three of them for pairs that come back."""
-    sides = risk.sides_of(pattern, scales, pairs)
-    slack = pattern.slack_of(pairs)
-    m0, m1 = (sides * risk.z_of(theta, pairs) + slack for theta in (ends.theta0, ends.theta1))
-    speeds = risk.speeds_of(ends.end, pattern, pairs)
-    slope = ends.dt * sides * speeds
+    """Looks back from the end of a step at its kinks: by cubics through the margins and their
+    slopes at both ends, and by parabolas through three margins for pairs that come back."""
+    sight = risk.sight(thetas, ends, pattern, scales, pairs)
+    m0, half, m1 = sight.margins
+    slope0, slope = ends.dt * sight.slopes
     curve = m0 - m1 + slope
     past = pairs.filled & (m1 <= -eps)
     straight = past & (slope < 0)
     square = slope**2 - 4 * curve * m1
     root = jnp.sqrt(jnp.maximum(square, 0.0))
-    jumps = ends.dt * risk.jumps_of(ends.end, pairs)
-    jumps = jumps / risk.tolerances(patience.tolerance)[pairs.unit]
+    tolerances = risk.tolerances(patience.tolerance)
+    jumps = ends.dt * sight.jumps / tolerances[pairs.unit]
 
-    assert ends.theta_half is not None
-    returns = _returns(m0, sides * risk.z_of(ends.theta_half, pairs) + slack, m1, eps)
+    returns = _returns(m0, half, m1, eps)
     dips = pairs.filled & ~past & returns.found & ~(jumps * returns.stay < patience.each)
     age = 2 * m1 / jnp.where(straight, slope - root, 1.0)
     age = jnp.where(straight, age, jnp.where(dips, 1 - returns.first, 0.0))
-    slope0 = ends.dt * sides * risk.speeds_of(ends.start, pattern, pairs)
     age = jnp.clip(age, 0.0, 1.0)
     age = jnp.where(past, _refined(age, m0, m1, slope0, slope), age)
 
     # A side that does not move counts as leading to the kink.
-    beyond = ends.dt * sides * risk.turned_speeds(ends.end, pattern, speeds, pairs)
+    beyond = ends.dt * sight.beyond
     crosses = straight & (beyond < -_STILL * jnp.abs(beyond - slope))
     rate = patience.rate * ends.dt
     cost = 0.5 * rate * jumps * age**2
-    slides = _ended_slides(risk, pattern, ends, eps, patience)
+    slides = _ended_slides(risk, pattern, ends, eps, tolerances)
     tangled = _tangled(risk, pattern, pairs, past, past & ~crosses, slides)
-    messy = past & ((slack > 0) | ~straight | tangled[pairs.unit])
+    messy = past & ((sight.slack > 0) | ~straight | tangled[pairs.unit])
     cheap = past & ~messy & (cost < patience.each)
     costly_end = slides.ended & ~(~tangled[:, None] & (slides.cost < patience.each))
     costly = jnp.where(past & ~cheap, cost, 0.0)
@@ -185,6 +172,7 @@ def what_is_behind(
     shorter = jnp.where(pairs.overflows, 2.0, shorter) * (patience.budget > 0)
     return Behind(
         pairs=pairs,
+        sight=sight,
         age=age,
         until=jnp.where(dips, returns.lowest, 1.0),
         located=(past & ~cheap) | dips,
@@ -253,7 +241,7 @@ def _ended_slides(
     pattern: AbstractPattern,
     ends: Ends,
     eps: float,
-    patience: Patience,
+    tolerances: Float[Array, " units"],
 ) -> EndedSlides:
     """Beyond the end of a slide the field is off by what the weight of the active side exceeds
     [0, 1] by, which grows from 0."""
@@ -262,7 +250,7 @@ def _ended_slides(
     age = jnp.clip(jnp.where(ended, m1 / jnp.where(ended, m1 - m0, 1.0), 0.0), 0.0, 1.0)
     units = jnp.broadcast_to(jnp.arange(len(pattern.slots))[:, None], pattern.slots.shape)
     jumps = risk.jumps_of(ends.end, Pairs.all_of(units, pattern.slots))
-    jumps = ends.dt * jumps / risk.tolerances(patience.tolerance)[:, None]
+    jumps = ends.dt * jumps / tolerances[:, None]
     return EndedSlides(ended, jnp.where(ended, -0.5 * age * m1 * jumps, 0.0))
 
 

@@ -1,6 +1,7 @@
 """The step-size controller of a flow, one of diffrax."""
 
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -37,15 +38,20 @@ def step_size_controller(
         method.rtol,
         _atol_of_state(method.atol, time_scales),
         **(_DAMPED if damped else {}),
-        norm=rms_norm(padding),
+        norm=error_norm(padding),
         dtmin=min_step,
         force_dtmin=False,
     )
 
 
-def rms_norm(padding: Bool[Array, " size"] | None) -> Callable[[Array], Array]:
-    """The root mean square over the entries that are not padding, infinite where it is NaN."""
-    return finite_rms if padding is None else eqx.Partial(_rms_of_others, padding)
+def error_norm(padding: Bool[Array, " size"] | None) -> Callable[[Array], Array]:
+    """The norm of errors of (θ, ∫‖θ'‖²), in units of their tolerances, infinite where it is NaN.
+
+    It is the root mean square over the entries that are not padding, or the last entry if that is
+    larger: among those of a large network, the error of the dissipated energy would count for
+    nothing.
+    """
+    return _norm if padding is None else eqx.Partial(_norm_of_others, padding)
 
 
 def tolerance(
@@ -63,15 +69,22 @@ def _atol_of_state(atol: Float[Array, ""], time_scales: TimeScales) -> Array:
 
 
 def finite_rms(error: Float[Array, " size"]) -> Float[Array, ""]:
-    # A NaN would pass through the controller into the step size, and time would never end.
-    rms = jnp.sqrt(jnp.mean(error**2))
-    return jnp.where(jnp.isfinite(rms), rms, jnp.inf)
+    """The root mean square, infinite where it is NaN."""
+    return _finite(jnp.mean(error**2))
 
 
-def _rms_of_others(
+def _norm(error: Float[Array, " size_and_one"]) -> Float[Array, ""]:
+    return _finite(jnp.mean(error**2), error[-1])
+
+
+def _norm_of_others(
     padding: Bool[Array, " size"], error: Float[Array, " size_and_one"]
 ) -> Float[Array, ""]:
-    """The root mean square over the entries that are not padding, with the dissipation."""
     squares = jnp.where(jnp.append(padding, False), 0.0, error**2)
-    rms = jnp.sqrt(jnp.sum(squares) / (len(error) - jnp.sum(padding)))
-    return jnp.where(jnp.isfinite(rms), rms, jnp.inf)
+    return _finite(jnp.sum(squares) / (len(error) - jnp.sum(padding)), error[-1])
+
+
+def _finite(mean_square: Float[Array, ""], of_energy: Any = 0.0) -> Float[Array, ""]:
+    # A NaN would pass through the controller into the step size, and time would never end.
+    norm = jnp.sqrt(jnp.maximum(mean_square, of_energy**2))
+    return jnp.where(jnp.isfinite(norm), norm, jnp.inf)

@@ -71,7 +71,7 @@ def _solve_in_pieces(start: Solved, max_steps: int, pauses: Pauses) -> Solved:
     """Goes on from the start, piece by piece. Ctrl-C ends the solve; where progress is shown, with
     what was reached."""
     solved, pressed, clock = start, False, _Clock(pauses.seconds)
-    total = len(start.run.span.ts) if pauses.progress else None
+    total = int(start.run.span.num_times) if pauses.progress else None
     with progress_bar(total, "gradient flow") as bar, noted_interrupts() as noted:
         now = solved.run.snapshot(solved.state)
         try:

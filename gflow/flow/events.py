@@ -135,7 +135,8 @@ class Step(eqx.Module):
         """The state at an event, whether others that have to be located came before, and which of
         them is farthest past."""
         y = self.at(fraction)
-        margins = self.risk.kink_margins(y[:-1], self.pattern, self.scales)
+        z = self.risk.preactivations(y[:-1])
+        margins = self.risk.margins(z, self.pattern, self.scales)
         unit = jnp.where(behind.passable, behind.pairs.unit, len(margins))
         margins = margins.at[unit, behind.pairs.row].set(jnp.inf, mode="drop")
         slide = slide_margin(self.risk, y, self.pattern)

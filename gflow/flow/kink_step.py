@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from gflow.flow.behind import SLIDE_SCALE, Behind, Ends, Patience, what_is_behind
+from gflow.flow.behind import SLIDE_SCALE, Behind, Patience, what_is_behind
 from gflow.flow.events import Aim, FirstEvent, Step
 from gflow.flow.located_state import Due, Events, LocatedState, Resolved, Stepping, Trial
-from gflow.flow.output import SavedStates, StepCounts
+from gflow.flow.output import StepCounts
 from gflow.nonsmooth.pairs import Pairs
-from gflow.nonsmooth.passages import Passed
+from gflow.nonsmooth.passages import Ends, Passed
 from gflow.nonsmooth.pattern import no_event
 from gflow.nonsmooth.pattern_risk import KinkResolution, Transition
 from gflow.solvers.work import total
@@ -32,9 +32,14 @@ class Place(NamedTuple):
     scales: Any
 
 
-def kink_step(loop: "Loop", s: LocatedState, trial: Trial, pairs: Pairs) -> LocatedState:
+def kink_step(
+    loop: "Loop", s: LocatedState, trial: Trial, pairs: Pairs
+) -> tuple[LocatedState, Passed, Bool[Array, ""]]:
     """The state after a step with these pairs behind it: at its end, at the first event that has
-    to be located, or where it began, if it has to be shorter."""
+    to be located, or where it began, if it has to be shorter.
+
+    With the kinks that it passed, and whether it passed any.
+    """
     scales = loop.risk.scales(s.y[:-1])
     behind, found = _look_back(loop, s, trial, pairs, scales)
     too_long = behind.shorter > 1
@@ -45,9 +50,10 @@ def kink_step(loop: "Loop", s: LocatedState, trial: Trial, pairs: Pairs) -> Loca
     y = jnp.where(arrives, found.y, trial.y)
 
     tried = ~cut & ~too_long
-    passed = Passed(
-        pairs, behind.crosses & tried, behind.age * trial.dt, trial.dt, s.now, trial.end
-    )
+    sight = behind.sight
+    crossed = behind.crosses & tried
+    age = behind.age * trial.dt
+    passed = Passed(pairs, crossed, sight.active, age, trial.dt, sight.pushes)
     due = Due(arrives, tried & ~arrives & behind.passes_slides, found.slide_ends)
     after = _settle(loop, s, trial, behind, passed, due, Place(t, y, scales))
     error, rate = _error_at_kinks(loop, s, trial, behind, passed, after, tried & ~arrives)
@@ -79,7 +85,7 @@ def kink_step(loop: "Loop", s: LocatedState, trial: Trial, pairs: Pairs) -> Loca
         pattern=fresh(after.pattern, s.pattern),
         now=fresh(after.now, s.now),
         stepping=stepping,
-        saved=_save(loop, s, t, trial, passed, after, keep),
+        saved=s.saved,
         counts=counts,
         # Entries past their number are no part of a log.
         log=after.log._replace(num_logged=jnp.where(keep, after.log.num_logged, s.log.num_logged)),
@@ -88,7 +94,7 @@ def kink_step(loop: "Loop", s: LocatedState, trial: Trial, pairs: Pairs) -> Loca
         result=s.result,
         steps=None if s.steps is None else s.steps.with_step(s.t, t, trial.dense, keep),
     )
-    return state._replace(result=loop.result(state, keep))
+    return state._replace(result=loop.result(state, keep)), passed, after.passed
 
 
 def _look_back(
@@ -96,9 +102,10 @@ def _look_back(
 ) -> tuple[Behind, FirstEvent]:
     """What the step left behind it, and the first event that it has to end at."""
     half = trial.dense.evaluate(0.5 * trial.dt)[:-1]
-    ends = Ends(trial.dt, s.y[:-1], half, trial.y[:-1], s.now, trial.end)
+    thetas, ends = jnp.stack([s.y[:-1], half, trial.y[:-1]]), Ends(trial.dt, s.now, trial.end)
     patience = Patience(trial.tolerance, trial.rate, loop.kink_budget)
-    behind = what_is_behind(loop.risk, s.pattern, scales, ends, loop.accuracy.eps, patience, pairs)
+    eps = loop.accuracy.eps
+    behind = what_is_behind(loop.risk, s.pattern, scales, thetas, ends, eps, patience, pairs)
     step = Step(
         risk=loop.risk,
         pattern=s.pattern,
@@ -130,10 +137,8 @@ def _error_at_kinks(
     """
 
     def measure():
-        first = loop.risk.field_of(trial.end, s.pattern)
-        last = loop.risk.field_of(after.now, after.pattern)
-        pairs = behind.pairs
-        jump = loop.risk.jump_of_field(s.pattern, after.pattern, passed)
+        first, last, pairs = trial.end.field, after.now.field, behind.pairs
+        jump = loop.risk.jump_of_field(s.pattern, after.pattern, passed, trial.end)
         turned = first[:-1] + jump
         jump = jnp.append(jump, turned @ turned - first[-1])
         error = 0.5 * trial.dt * behind.mean_age() * (last - first - jump)
@@ -143,7 +148,7 @@ def _error_at_kinks(
         rate = jnp.where(telling, jnp.maximum(found, 0.3 * s.stepping.rate), s.stepping.rate)
         # What crossed, but was not made good.
         place = pairs.unit, pairs.row
-        stray = after.pattern.active[place] ^ s.pattern.active[place]
+        stray = after.pattern.active[place] ^ passed.was_active
         stray &= ~passed.crossed & ~after.pattern.sliding[place]
         lost = jnp.sqrt(jnp.sum(jnp.where(stray, behind.impulse, 0.0) ** 2))
         return jnp.abs(error) + lost * trial.tolerance, rate
@@ -166,14 +171,15 @@ def _settle(
     back = trial.t - t
     turned = passed.crossed & (passed.age > back)
     some = jnp.any(turned)
+    which = behind.pairs.unit * s.pattern.active.shape[1] + behind.pairs.row
+    aimed_at = (s.stepping.aim.time < jnp.inf) & (which == s.stepping.aim.which)
     # Not where some have turned: a conditional would copy what it passes on.
     theta, pattern = loop.risk.with_passed(y[:-1], s.pattern, passed, back)
-    was_active = s.pattern.active[passed.pairs.unit, passed.pairs.row]
     after = Resolved(
         y=y.at[:-1].set(theta),
         pattern=pattern,
         now=trial.end,
-        log=s.log.with_passed(passed.pairs, turned, was_active, trial.t - passed.age),
+        log=s.log.with_passed(passed, turned, trial.t, aimed_at),
         num_events=jnp.asarray(0),
         num_evaluations=jnp.asarray(0),
         branched=jnp.asarray(False),
@@ -182,12 +188,12 @@ def _settle(
     )
 
     passes_end = behind.slides_end & ~behind.locates_ends
-    events = Events(behind, trial.t, trial.dt, t, turned, scales, due.slide_ends, passes_end)
+    ends = due.slide_ends, passes_end
+    events = Events(behind, trial.t, trial.dt, t, turned, aimed_at, scales, *ends)
     after = _resolve(loop, after, events, due.event | due.slides | some)
     moved = after.y[:-1] - y[:-1]
-    first = loop.risk.field_of(trial.end, s.pattern)
-    last = loop.risk.field_of(after.now, after.pattern)
-    dissipated = jnp.where(after.passed, moved @ (first + last)[:-1], 0.0)
+    both = trial.end.field + after.now.field
+    dissipated = jnp.where(after.passed, moved @ both[:-1], 0.0)
     return after._replace(y=after.y.at[-1].add(dissipated))
 
 
@@ -207,10 +213,9 @@ def _resolve(loop: "Loop", before: Resolved, events: Events, happens) -> Resolve
         clear = lambda c: (c[0].settled(heights), False)
         start = done.pattern, done.pattern.any_released()
         pattern, _ = jax.lax.while_loop(lambda c: c[1], clear, start)
-        z = evaluation.z[pairs.unit, pairs.row]
-        short = -z * loop.risk.sides_of(done.pattern, scales, pairs)
+        short = -heights[pairs.unit, pairs.row]
         pattern = pattern.allowing(pairs, events.turned & first & (short > 0), 2 * short)
-        margins = loop.risk.margins(evaluation.z, pattern, scales)
+        margins = pattern.with_slack(heights)
         slide = SLIDE_SCALE * jnp.min(loop.risk.slide_margins(evaluation, pattern))
         due = jnp.minimum(jnp.min(margins), slide) <= -eps
         # At a crossing slides end that rest on the boundary of [0, 1].
@@ -218,7 +223,7 @@ def _resolve(loop: "Loop", before: Resolved, events: Events, happens) -> Resolve
         due &= done.num_events <= most
         done = done._replace(
             pattern=pattern,
-            now=evaluation._replace(z=None),
+            now=evaluation.with_z(None),
             num_evaluations=done.num_evaluations + 1,
         )
 
@@ -234,10 +239,11 @@ def _resolve(loop: "Loop", before: Resolved, events: Events, happens) -> Resolve
         ends = event.ends_slide & events.passes_end
         age = jnp.where(ends, 1 - events.slide_ends, behind.age_of(event.unit, event.row))
         time = jnp.where(age > 0, events.t_end - age * events.dt, events.t)
+        located = jnp.any(events.aimed_at & pairs.is_at(event.unit, event.row))
         done = done._replace(
             y=done.y.at[:-1].set(theta),
             pattern=pattern,
-            log=done.log.with_event(time, event, loop.risk.shares_kinks, age > 0),
+            log=done.log.with_event(time, event, loop.risk.shares_kinks, (age > 0) & ~located),
             num_events=done.num_events + due,
             branched=done.branched | (due & event.branches),
             changed=done.changed | due,
@@ -245,29 +251,3 @@ def _resolve(loop: "Loop", before: Resolved, events: Events, happens) -> Resolve
         return done, due, jnp.asarray(False)
 
     return jax.lax.while_loop(lambda c: c[1], one, (before, happens, jnp.asarray(True)))[0]
-
-
-def _save(
-    loop: "Loop", s: LocatedState, t, trial: Trial, passed: Passed, after: Resolved, keep
-) -> SavedStates:
-    """Fills the slots of the saved times up to t, if the step is kept."""
-
-    def within(c):
-        y, back = c
-        theta, pattern = loop.risk.within_step(y[:-1], s.pattern, after.pattern, passed, back)
-        return y.at[:-1].set(theta), pattern
-
-    def fill(saved: SavedStates) -> SavedStates:
-        count, ys, speeds = saved
-        assert speeds is not None
-        since = loop.span.ts[count] - s.t
-        plain = trial.dense.evaluate(since)
-        y, pattern = jax.lax.cond(
-            after.passed, within, lambda c: (c[0], s.pattern), (plain, trial.dt - since)
-        )
-        field = loop.risk.field(0.0, y, pattern)
-        y = y.at[-1].add(2 * (y - plain)[:-1] @ field[:-1])
-        speeds = speeds.at[count].set(jnp.sqrt(field[-1]))
-        return SavedStates(count + 1, ys.at[count].set(y), speeds)
-
-    return jax.lax.while_loop(lambda saved: keep & loop.save_due(saved, t), fill, s.saved)

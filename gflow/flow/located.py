@@ -1,6 +1,7 @@
 """A flow through kinks: those that matter are located, and crossed or slid along."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import diffrax
@@ -19,7 +20,7 @@ from gflow.flow.run import MAX_PIECE_SECONDS, MAX_PIECE_STEPS, AbstractRun, Snap
 from gflow.flow.solver_setup import accurate_fraction, with_jacobian
 from gflow.kink_log import KinkLog
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
-from gflow.programs import program
+from gflow.programs import always, program
 from gflow.results import RESULTS, result_name
 from gflow.solvers.stabilised import radius_at
 
@@ -81,7 +82,7 @@ class LocatedRun(AbstractRun[LocatedState]):
         return FlowOutput(
             t=state.t,
             y=state.y,
-            speed=self.loop.speed(state),
+            speed=jnp.sqrt(state.now.field[-1]),
             ts=self.span.filled(state.saved.num_saved),
             saved=state.saved,
             counts=state.counts,
@@ -131,32 +132,36 @@ class LocatedRun(AbstractRun[LocatedState]):
 
 def _in_order(log: EventLog, first_datum: Int[Array, " rows"]) -> KinkLog:
     """The log in the order of time, in which kinks that one step passed were not found."""
-    used = jnp.arange(len(log.time)) < log.num_logged
-    times = jnp.where(used, log.time, jnp.inf)
+    time, entry = log.time[:-1], log.entry[:-1]
+    used = jnp.arange(log.size) < log.num_logged
+    times = jnp.where(used, time, jnp.inf)
     order = jnp.argsort(times, stable=True)
-    unit, row, kind = (
-        jnp.where(used, a, 0)[order].astype(int) for a in (log.unit, log.row, log.kind)
-    )
-    passed = (log.passed & used)[order]
-    return KinkLog(times[order], unit, first_datum[row], kind, passed)
+    unit, row, kind, passed = jnp.where(used[:, None], entry, 0)[order].T.astype(int)
+    return KinkLog(times[order], unit, first_datum[row], kind, passed.astype(bool))
 
 
-@program
+def _is_small(run: LocatedRun, state: LocatedState, max_steps: Any) -> bool:
+    """Whether compilation takes longer than most flows."""
+    del state, max_steps
+    return len(run.phi0) * len(run.risk.first_datum) < _MANY_PAIRS
+
+
+@partial(program, is_brief=always)
 def _begin(run: LocatedRun) -> LocatedState:
     return begin(run.loop, run.phi0)
 
 
-@program
+@partial(program, is_brief=_is_small)
 def _advance(run: LocatedRun, state: LocatedState, max_steps: Any) -> LocatedState:
     return advance(run.loop, state, max_steps)
 
 
-@program
+@partial(program, is_brief=always)
 def _handed_over(run: LocatedRun, state: LocatedState) -> LocatedState:
     return handed_over(run.loop, state)
 
 
-@program
+@partial(program, is_brief=always)
 def _spectral_radius(risk: AbstractPatternRisk, state: LocatedState) -> Array:
     """That of the Jacobian of the field in this state."""
     field = lambda theta: risk.field(state.t, jnp.append(theta, 0.0), state.pattern)[:-1]

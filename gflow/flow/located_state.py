@@ -12,36 +12,46 @@ from gflow.flow.behind import Behind
 from gflow.flow.events import Aim
 from gflow.flow.output import SavedStates, StepCounts
 from gflow.nonsmooth.kink_kinds import KinkKind
-from gflow.nonsmooth.pairs import Pairs
+from gflow.nonsmooth.passages import Passed
 from gflow.nonsmooth.pattern import AbstractPattern, Event
 from gflow.results import RESULTS
+from gflow.rows import with_row
 
 
 class EventLog(NamedTuple):
-    """The kinks met; the first `num_logged` entries of each array are filled."""
+    """The kinks met; the first `num_logged` rows are filled. Each has its `time`, and an entry of
+    unit, row, kind, and whether it was passed. The last row is for what there is no room for."""
 
     num_logged: Int[Array, ""]
     time: Float[Array, " kinks"]
-    unit: Int[Array, " kinks"]
-    row: Int[Array, " kinks"]
-    kind: Int[Array, " kinks"]
-    passed: Bool[Array, " kinks"]
+    entry: Int[Array, "kinks 4"]
+
+    @classmethod
+    def empty(cls, size: int, dtype: Any) -> "EventLog":
+        """With room for so many."""
+        rows = size + 1
+        return cls(jnp.asarray(0), jnp.full(rows, jnp.inf, dtype), jnp.zeros((rows, 4), "int32"))
+
+    @property
+    def size(self) -> int:
+        """For how many there is room."""
+        return len(self.time) - 1
 
     def with_passed(
         self,
-        pairs: Pairs,
+        passed: Passed,
         turned: Bool[Array, " pairs"],
-        was_active: Bool[Array, " pairs"],
-        times: Float[Array, " pairs"],
+        t_end: Float[Array, ""],
+        located: Bool[Array, " pairs"],
     ) -> "EventLog":
-        """With crossings of pairs, from these sides and at these times, that were passed."""
-        kinds = jnp.where(was_active, KinkKind.CROSS_TO_INACTIVE, KinkKind.CROSS_TO_ACTIVE)
+        """With those crossings of a step to t_end that have `turned`, as passed or `located`."""
+        pairs, cross = passed.pairs, KinkKind
+        kinds = jnp.where(passed.was_active, cross.CROSS_TO_INACTIVE, cross.CROSS_TO_ACTIVE)
+        entries, times = _entries(pairs.unit, pairs.row, kinds, ~located), t_end - passed.age
 
         def one(c):
             k, log = c
-            place = jnp.where(turned[k], log.num_logged, len(log.time))
-            log = log.with_entry(place, times[k], pairs.unit[k], pairs.row[k], kinds[k], True)
-            return k + 1, log._replace(num_logged=log.num_logged + turned[k])
+            return k + 1, log.with_entry(times[k], entries[k], turned[k])
 
         number = jnp.sum(pairs.filled)
         return jax.lax.while_loop(lambda c: c[0] < number, one, (jnp.asarray(0), self))[1]
@@ -50,30 +60,32 @@ class EventLog(NamedTuple):
         self, t: Float[Array, ""], event: Event, shared: bool, passed: Bool[Array, ""]
     ) -> "EventLog":
         """With the event of one row, or, if kinks can be `shared`, of all its members."""
-        if shared:
-            rows, count = jnp.arange(len(event.members)), jnp.sum(event.members)
-            # Past the end, where nothing is written, for the others.
-            after = self.num_logged + jnp.cumsum(event.members) - 1
-            places, kinds = jnp.where(event.members, after, len(self.time)), event.kinds
-        else:
-            rows, kinds, count = event.row, event.kinds[event.row], event.members[event.row]
-            places = jnp.where(count, self.num_logged, len(self.time))
-        log = self.with_entry(places, t, event.unit, rows, kinds, passed)
-        return log._replace(num_logged=self.num_logged + count)
+        entries = _entries(event.unit, jnp.arange(len(event.members)), event.kinds, passed)
+        if not shared:
+            return self.with_entry(t, entries[event.row], event.members[event.row])
 
-    def with_entry(self, places, t, unit, row, kind, passed) -> "EventLog":
-        """With entries written at these places, past the end nowhere."""
-        write = lambda array, entry: array.at[places].set(
-            jnp.asarray(entry).astype(array.dtype), mode="drop"
-        )
+        def one(c):
+            row, log = c
+            return row + 1, log.with_entry(t, entries[row], event.members[row])
+
+        number = len(event.members) * jnp.any(event.members)
+        return jax.lax.while_loop(lambda c: c[0] < number, one, (jnp.asarray(0), self))[1]
+
+    def with_entry(self, t, entry, wanted: Bool[Array, ""]) -> "EventLog":
+        """With one more entry, if it is `wanted`. Rows past their number are no part of a log."""
+        place = jnp.minimum(self.num_logged, self.size)
         return EventLog(
-            self.num_logged,
-            write(self.time, t),
-            write(self.unit, unit),
-            write(self.row, row),
-            write(self.kind, kind),
-            write(self.passed, passed),
+            self.num_logged + wanted,
+            with_row(self.time, place, t),
+            with_row(self.entry, place, entry),
         )
+
+
+def _entries(unit, row, kind, passed) -> Int[Array, "*kinks 4"]:
+    parts = (
+        jnp.broadcast_to(jnp.asarray(a, "int32"), row.shape) for a in (unit, row, kind, passed)
+    )
+    return jnp.stack(list(parts), axis=-1)
 
 
 class Stepping(NamedTuple):
@@ -142,14 +154,15 @@ class Due(NamedTuple):
 
 class Events(NamedTuple):
     """What is known of the events at a time `t` in a step that was to end at `t_end`: what is
-    behind, which of its pairs have `turned`, what preactivations are measured by, and at
-    which fraction of the step a slide ends, if that is passed."""
+    behind, which of its pairs have `turned`, which the step was `aimed_at`, what preactivations are
+    measured by, and at which fraction of the step a slide ends, if that is passed."""
 
     behind: Behind
     t_end: Float[Array, ""]
     dt: Float[Array, ""]
     t: Float[Array, ""]
     turned: Bool[Array, " pairs"]
+    aimed_at: Bool[Array, " pairs"]
     scales: Any
     slide_ends: Float[Array, ""]
     passes_end: Bool[Array, ""]

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from gflow.dense import Steps
-from gflow.flow.behind import SLIDE_SCALE, Ends, Patience, pairs_behind
-from gflow.flow.controller import rms_norm, step_size_controller, tolerance
+from gflow.flow.behind import SLIDE_SCALE, Patience, pairs_behind
+from gflow.flow.controller import error_norm, step_size_controller, tolerance
 from gflow.flow.events import SLIDES, Aim, EventAccuracy
 from gflow.flow.kink_step import kink_step
 from gflow.flow.located_state import EventLog, LocatedState, Stepping, Trial
@@ -20,10 +20,12 @@ from gflow.flow.problem import Method, Span, first_step
 from gflow.flow.stepper import Stepper
 from gflow.flow.stopping import FlowPoint
 from gflow.nonsmooth.pairs import Pairs
+from gflow.nonsmooth.passages import Ends, Passed
 from gflow.nonsmooth.pattern import AbstractPattern
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.parameters import TimeScales
 from gflow.results import RESULTS
+from gflow.rows import with_row
 from gflow.solvers.work import Work, is_counted, nothing_done, total, work_of_step
 
 # How many pairs one step can have behind it: so many, or one in some.
@@ -71,11 +73,11 @@ class Loop(eqx.Module):
     # ---- steps ------------------------------------------------------------------------------
 
     def steps(self, s: LocatedState, max_steps) -> LocatedState:
-        """Steps up to the next that leaves a kink behind it, and that one."""
+        """Steps up to the next that leaves a kink behind it, or a time to save at, and that one."""
 
         def more(c):
             s, _, _, kinks = c
-            return ~kinks & self.unfinished(s, max_steps)
+            return ~kinks & ~self.save_due(s) & self.unfinished(s, max_steps)
 
         def one(c):
             s, *_ = c
@@ -87,8 +89,10 @@ class Loop(eqx.Module):
         blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
         s, trial, pairs, kinks = jax.lax.while_loop(more, one, (s, *blank))
         # A loop, entered once or not at all: a conditional would copy what it passes on.
-        at_kinks = lambda c: (kink_step(self, c[0], trial, pairs), jnp.asarray(False))
-        return jax.lax.while_loop(lambda c: c[1], at_kinks, (s, kinks))[0]
+        at_kinks = lambda c: (*kink_step(self, c[0], trial, pairs), jnp.asarray(False))
+        start = s, Passed.none(pairs, trial.dt), jnp.asarray(False), kinks
+        after, passed, some, _ = jax.lax.while_loop(lambda c: c[-1], at_kinks, start)
+        return after._replace(saved=self._save(after, trial, s.pattern, passed, some))
 
     def unfinished(self, s: LocatedState, max_steps) -> Bool[Array, ""]:
         t1, well = self.span.t1, s.result == RESULTS.successful
@@ -101,7 +105,7 @@ class Loop(eqx.Module):
         and the pattern without the slack of pairs that are well off their kinks at its end."""
         trial, end = self._try(s)
         eps, scales = self.accuracy.eps, self.risk.scales(s.y[:-1])
-        ends = Ends(trial.dt, s.y[:-1], None, trial.y[:-1], s.now, end)
+        ends = Ends(trial.dt, s.now, end)
         patience = Patience(trial.tolerance, trial.rate, self.kink_budget)
         pairs = pairs_behind(self.risk, s.pattern, scales, ends, eps, patience, self.most_pairs)
         ended = jax.lax.cond(
@@ -142,7 +146,7 @@ class Loop(eqx.Module):
             next_size=size,
             controller_state=controller_state,
             solver_state=stepped.solver_state,
-            end=stepped.end._replace(z=None),
+            end=stepped.end.with_z(None),
         )
         return jax.tree.map(jnp.asarray, trial), stepped.end
 
@@ -184,7 +188,7 @@ class Loop(eqx.Module):
                 made_jump=fresh(jnp.asarray(False), stepping.made_jump),
                 rate=stepping.rate,
             ),
-            saved=self.save(s, trial, keep),
+            saved=s.saved,
             counts=StepCounts(
                 s.counts.steps + judged,
                 s.counts.rejected + (judged & ~keep),
@@ -211,7 +215,7 @@ class Loop(eqx.Module):
         return jnp.maximum(s.stepping.rate, size(turn) / jnp.where(moved > 0, moved, 1.0))
 
     def norm(self, error: Float[Array, " size"]) -> Float[Array, ""]:
-        return rms_norm(self.risk.padding)(error)
+        return error_norm(self.risk.padding)(error)
 
     def work(self, s: LocatedState, trial: Trial, wanted) -> Work | None:
         """The work of a step, if it is wanted; None if it is unknown."""
@@ -237,33 +241,47 @@ class Loop(eqx.Module):
             elapsed=s.t - self.span.t0,
             theta=self.time_scales.theta(phi),
             dissipated=s.y[-1],
-            risk=self.risk.value(phi),
-            grad_norm=self.speed(s),
+            risk=s.now.value,
+            grad_norm=jnp.sqrt(s.now.field[-1]),
         )
         fired = self.method.stop.fired(point)
         return RESULTS.where(keep & ~(fired == RESULTS.successful), fired, result)
 
-    def save_due(self, saved: SavedStates, t) -> Bool[Array, ""]:
-        """Whether a time to save at has come by t."""
-        ts = self.span.ts
+    def save_due(self, s: LocatedState) -> Bool[Array, ""]:
+        """Whether a time to save at has come."""
+        ts, count = self.span.ts, s.saved.num_saved
         last = len(ts) - 1
-        return (saved.num_saved <= last) & (ts[jnp.minimum(saved.num_saved, last)] <= t)
+        return (count <= last) & (ts[jnp.minimum(count, last)] <= s.t)
 
-    def save(self, s: LocatedState, trial: Trial, keep) -> SavedStates:
-        """Fills the slots of the saved times within a step, if that is kept."""
+    def _save(
+        self,
+        s: LocatedState,
+        trial: Trial,
+        before: AbstractPattern,
+        passed: Passed,
+        some: Bool[Array, ""],
+    ) -> SavedStates:
+        """Fills the slots of the saved times within a step that is done, from its pattern `before`,
+        with corrections if `some` kinks were passed."""
+
+        def within(c):
+            y, back = c
+            theta, pattern = self.risk.within_step(y[:-1], before, s.pattern, passed, back)
+            return y.at[:-1].set(theta), pattern
 
         def fill(saved: SavedStates) -> SavedStates:
             count, ys, speeds = saved
             assert speeds is not None
-            y = trial.dense.evaluate(self.span.ts[count] - s.t)
-            speed = jnp.sqrt(self.risk.field(0.0, y, s.pattern)[-1])
-            return SavedStates(count + 1, ys.at[count].set(y), speeds.at[count].set(speed))
+            back = trial.t - self.span.ts[count]
+            plain = trial.dense.evaluate(trial.dt - back)
+            y, pattern = jax.lax.cond(some, within, lambda c: (c[0], before), (plain, back))
+            field = self.risk.field(0.0, y, pattern)
+            y = y.at[-1].add(2 * (y - plain)[:-1] @ field[:-1])
+            speeds = with_row(speeds, count, jnp.sqrt(field[-1]))
+            return SavedStates(count + 1, with_row(ys, count, y), speeds)
 
-        due = lambda saved: keep & self.save_due(saved, trial.t)
+        due = lambda saved: self.save_due(s._replace(saved=saved))
         return jax.lax.while_loop(due, fill, s.saved)
-
-    def speed(self, s: LocatedState) -> Array:
-        return jnp.sqrt(self.risk.field_of(s.now, s.pattern)[-1])
 
     def no_steps(self, s: LocatedState) -> Steps | None:
         """Room for the steps up to the next pause, if they are to be kept."""
@@ -279,11 +297,11 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
     y = jnp.append(theta, jnp.zeros((), theta.dtype))
     pattern = risk.start(theta)
     now = risk.evaluate(theta, pattern)
-    speed = jnp.sqrt(risk.field_of(now, pattern)[-1])
+    speed = jnp.sqrt(now.field[-1])
     size = method.step_size
     if size is None:
         size = jnp.minimum(first_step(theta, speed), t1 - t0)
-    zero, kinks = jnp.asarray(0), loop.log_size
+    zero = jnp.asarray(0)
     at_start = jnp.arange(len(ts)) < (ts <= t0).astype(int).sum()
     solver_state = loop.stepper.init(t0, t1, y, pattern)
     counted = is_counted(method.solver, solver_state)
@@ -291,7 +309,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
         t=t0,
         y=y,
         pattern=pattern,
-        now=now._replace(z=None),
+        now=now.with_z(None),
         stepping=Stepping(
             size=size,
             controller_state=loop.controller_start(y),
@@ -308,11 +326,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
         counts=StepCounts(
             zero, zero, zero, nothing_done().plus(evaluations=1) if counted else None
         ),
-        log=EventLog(
-            zero,
-            jnp.full(kinks, jnp.inf, t0.dtype),
-            *(jnp.zeros(kinks, kind) for kind in ("int32", "int32", "uint8", bool)),
-        ),
+        log=EventLog.empty(loop.log_size, t0.dtype),
         repelled=risk.repels(theta, pattern),
         branched=jnp.asarray(False),
         result=RESULTS.successful,

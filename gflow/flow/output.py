@@ -52,11 +52,12 @@ class FlowOutput(NamedTuple):
         speeds = None if saved.speeds is None else saved.speeds[place]
         return self._replace(saved=SavedStates(saved.num_saved, saved.ys[place], speeds))
 
-    def with_end(self) -> "FlowOutput":
-        """With the state where an early end left off in the next slot of the saved ones."""
+    def with_end(self, wanted: Int[Array, ""]) -> "FlowOutput":
+        """With the state where the flow left off in the next slot of the saved ones, if it ended
+        before it had saved as many as were `wanted`."""
         (count, ys, speeds), ts = self.saved, self.ts
         last = jnp.where(count > 0, ts[count - 1], -jnp.inf)
-        early = (count < ts.shape[0]) & (self.t > last)
+        early = (count < wanted) & (self.t > last)
         slot = jnp.where(early, count, ts.shape[0])
         if speeds is not None:
             speeds = speeds.at[slot].set(self.speed, mode="drop")

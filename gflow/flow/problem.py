@@ -7,6 +7,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gflow.arguments import PyTree
@@ -43,11 +44,21 @@ class FlowProblem(eqx.Module):
 
 
 class Span(NamedTuple):
-    """Start and end of a flow, and the times to save it at."""
+    """Start and end of a flow, and the times to save it at, inf in slots that are not wanted."""
 
     t0: Float[Array, ""]
     t1: Float[Array, ""]
     ts: Float[Array, " times"]
+
+    @property
+    def num_times(self) -> Int[Array, ""]:
+        """How many times are wanted."""
+        return jnp.sum(jnp.isfinite(self.ts))
+
+    def padded(self) -> "Span":
+        """With as many slots as the next power of two, so that few numbers of times compile."""
+        slots = 2 ** max(1, (len(self.ts) - 1).bit_length())
+        return self._replace(ts=np.pad(self.ts, (0, slots - len(self.ts)), constant_values=np.inf))
 
     def filled(self, count: Int[Array, ""]) -> Float[Array, " times"]:
         """The first `count` times to save at, and inf for the others."""

@@ -150,9 +150,9 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
         t1,
         s.step_size,
         s.y,
-        # Times before the start were saved by the pieces before.
+        # Times before the start were saved by the pieces before; slots after the end count as none.
         saveat=diffrax.SaveAt(
-            subs=[diffrax.SubSaveAt(ts=jnp.maximum(ts, s.t)), diffrax.SubSaveAt(t1=True)],
+            subs=[diffrax.SubSaveAt(ts=jnp.clip(ts, s.t, t1)), diffrax.SubSaveAt(t1=True)],
             solver_state=True,
             dense=run.keeps_steps,
         ),
@@ -169,7 +169,7 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
         solution = collapse.of_inner(solution)
     t, y = last_ts[0], last_ys[0]
     old = jnp.arange(len(ts)) < s.saved.num_saved
-    count = jnp.maximum(s.saved.num_saved, jnp.sum(jnp.isfinite(saved_ts)))
+    count = jnp.maximum(s.saved.num_saved, jnp.sum(jnp.isfinite(saved_ts) & jnp.isfinite(ts)))
     steps, rejected = solution.stats["num_steps"], solution.stats["num_rejected_steps"]
     kept = jnp.maximum(steps - rejected, 1)
     # Each step that is rejected is followed by one of at least a fifth.

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import diffrax
@@ -39,7 +40,7 @@ from gflow.flow.stopping import Stop, as_stop
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.nonsmooth.recognition import pattern_risk_of
 from gflow.parameters import Net, TimeScales, flat, split_trainable
-from gflow.programs import program
+from gflow.programs import always, program
 from gflow.recording import States, as_observations, finish, record, with_retry
 from gflow.results import RESULTS
 from gflow.risks.base import check_risk
@@ -152,6 +153,9 @@ def solve_flow(
     method = Method(solver_used, rtol, atol, step_size, as_stop(stop, theta0.dtype))
     problem = FlowProblem(risk, trained, frozen, scales)
     pattern_risk = pattern_risk_of(risk, trained, frozen, scales)
+    # What is observed may take long, and what is traced keeps its shape.
+    if ts is not None and not observations and is_concrete(problem, method, span):
+        span = span.padded()
     parts = {"problem": problem, "method": method, "span": span, "phi0": phi0}
     if pattern_risk is None or kinks == "ignore":
         run = SmoothRun(**parts, keeps_steps=dense)
@@ -165,8 +169,7 @@ def solve_flow(
     with jax.numpy_dtype_promotion("standard"):
         solved = solve(run, _enough_steps(max_steps, span, step_size, max_kinks), pauses)
         ignored = pattern_risk is not None and kinks == "ignore"
-        first_solver = type(method.solver).__name__
-        trajectory = _trajectory(solved, first_solver, ignored, observations, max_kinks)
+        trajectory = _trajectory(solved, method, ignored, observations, max_kinks)
     if is_concrete(trajectory.ts) and (advice := advice_for(trajectory, solved.run)):
         warnings.warn(advice, stacklevel=2)
     return finish(trajectory, throw=throw)
@@ -174,12 +177,12 @@ def solve_flow(
 
 def _trajectory(
     solved: Solved,
-    first_solver: str,
+    method: Method,
     kinks_ignored: bool,
     observe: dict[str, Callable[[Any], Any]],
     max_kinks: int,
 ) -> Trajectory:
-    names = [first_solver, *(switch.solver for switch in solved.switches)]
+    names = [type(method.solver).__name__, *(switch.solver for switch in solved.switches)]
     words = "gradient flow, " + ", then ".join(names)
     steps, solved = joined(list(solved.steps)), solved._replace(steps=())
     trajectory = with_retry(lambda: _record(solved, words, kinks_ignored, observe))
@@ -212,7 +215,8 @@ def _record(
     solved: Solved, method: str, kinks_ignored: bool, observe: dict[str, Callable]
 ) -> Trajectory:
     run = solved.run
-    problem, output = run.problem, run.output(solved.state).with_end().without_gaps()
+    problem, output = run.problem, run.output(solved.state)
+    output = output.with_end(run.span.num_times).without_gaps()
     result = output.result if solved.ended is None else solved.ended
     lost_at_start = (result == RESULTS.nonfinite) & (output.t == run.span.t0)
     result = RESULTS.where(lost_at_start, RESULTS.nonfinite_start, result)
@@ -362,7 +366,7 @@ def _given_tolerances(trained: PyTree, rtol: Any, atol: Any) -> tuple[Any, Any]:
     return _known("rtol", rtol, dtype), _known("atol", atol, dtype)
 
 
-@program
+@partial(program, is_brief=always)
 def _prepared(
     trained: PyTree, scales: TimeScales, rtol: Any, atol: Any
 ) -> tuple[Array, Array, Array, Array]:

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from gflow.nonsmooth.pattern import AbstractPattern
-from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
+from gflow.nonsmooth.pattern_risk import AbstractEvaluation, AbstractPatternRisk
+from gflow.rows import with_row
 
 
 class Stepped(NamedTuple):
@@ -21,7 +22,7 @@ class Stepped(NamedTuple):
     error: Float[Array, " size"]
     dense: dict[str, Array]
     solver_state: Any
-    end: Any
+    end: AbstractEvaluation
     turn: Float[Array, " size"]
 
 
@@ -58,7 +59,7 @@ class Stepper(eqx.Module):
         t_next: Float[Array, ""],
         y: Float[Array, " size"],
         pattern: AbstractPattern,
-        start: Any,
+        start: AbstractEvaluation,
         solver_state: Any,
         made_jump: Bool[Array, ""],
     ) -> Stepped:
@@ -70,30 +71,30 @@ class Stepper(eqx.Module):
         )
         assert isinstance(y_next, Array) and isinstance(error, Array)
         end = self.risk.evaluate(y_next[:-1], pattern)
-        turn = self.risk.field_of(end, pattern) - self.risk.field_of(start, pattern)
+        turn = end.field - start.field
         return Stepped(y_next, error, dense, solver_state, end, turn)
 
-    def _by_stages(self, dt, y, pattern: AbstractPattern, start: Any) -> Stepped:
+    def _by_stages(self, dt, y, pattern: AbstractPattern, start: AbstractEvaluation) -> Stepped:
         tableau: Any = self.solver.tableau  # pyright: ignore[reportAttributeAccessIssue]
         number = tableau.num_stages
         lower = np.zeros((number, number))
         for k, row in enumerate(tableau.a_lower, start=1):
             lower[k, : len(row)] = row
         lower = jnp.asarray(lower, y.dtype)
-        slope = dt * self.risk.field_of(start, pattern)
+        slope = dt * start.field
         slopes = jnp.zeros((number, len(y)), y.dtype).at[0].set(slope)
 
         def stage(k, c):
             slopes, _, _ = c
             at = y + lower[k] @ slopes
             evaluation = self.risk.evaluate(at[:-1], pattern)
-            slope = dt * self.risk.field_of(evaluation, pattern)
-            return slopes.at[k].set(slope), at, evaluation._replace(z=None)
+            slope = dt * evaluation.field
+            return with_row(slopes, k, slope), at, evaluation.with_z(None)
 
         # The preactivations are computed again at the end: to hand them on costs more.
-        start = slopes, y, start
-        slopes, y_next, end = jax.lax.fori_loop(1, number, stage, start)
-        end = end._replace(z=self.risk.preactivations(y_next[:-1]))
+        first = slopes, y, start
+        slopes, y_next, end = jax.lax.fori_loop(1, number, stage, first)
+        end = end.with_z(self.risk.preactivations(y_next[:-1]))
         error = jnp.asarray(tableau.b_error, y.dtype) @ slopes
         turn = (slopes[-1] - slopes[0]) / dt
         return Stepped(y_next, error, {"y0": y, "y1": y_next, "k": slopes}, None, end, turn)

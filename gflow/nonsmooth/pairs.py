@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from gflow.rows import with_row
+
 
 class Pair(NamedTuple):
     """A hidden unit and a row of data, with the kink where its preactivation is 0."""
@@ -42,12 +44,13 @@ class Pairs(NamedTuple):
             unit = jnp.argmax(counts > 0)
             row = jnp.argmax(left[unit])
             found = Pairs(
-                found.unit.at[number].set(unit),
-                found.row.at[number].set(row),
-                found.filled.at[number].set(True),
+                with_row(found.unit, number, unit),
+                with_row(found.row, number, row),
+                with_row(found.filled, number, True),
                 found.overflows,
             )
-            return found, left.at[unit, row].set(False), counts.at[unit].add(-1), number + 1
+            left = with_row(left, unit, left[unit] & (jnp.arange(left.shape[1]) != row))
+            return found, left, with_row(counts, unit, counts[unit] - 1), number + 1
 
         more = lambda c: jnp.any(c[2] > 0) & (c[3] < most)
         start = cls.none(most), mask, jnp.sum(mask, axis=1), jnp.asarray(0)

@@ -1,19 +1,62 @@
-"""What a step left behind it: kinks that were passed."""
+"""What a step sees of the kinks behind it, and what it passed."""
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gflow.nonsmooth.pairs import Pairs
 
 
-class Passed(NamedTuple):
-    """The kinks that a step of length `dt` passed: which `pairs` have `crossed`, and how long
-    before the end of the step, their `age`; with the evaluations at its start and end."""
+class Ends(NamedTuple):
+    """A step from one end to the other: its length, and the evaluations at both."""
 
-    pairs: Pairs
-    crossed: Bool[Array, " pairs"]
-    age: Float[Array, " pairs"]
     dt: Float[Array, ""]
     start: Any
     end: Any
+
+
+class Pushes(NamedTuple):
+    """By how much faster pairs move along their normals, of unit length squared, once they are past
+    their kinks: at the start and the end of a step."""
+
+    start: Float[Array, " pairs"]
+    end: Float[Array, " pairs"]
+
+
+class Sight(NamedTuple):
+    """What a step sees of some pairs.
+
+    - `margins` at its start, middle and end, and the derivatives of the margins by time, `slopes`,
+      at its start and end; `beyond`, the slope at the end of one that is on the other side.
+    - `active`: on which side of their kinks the pattern has them.
+    - `jumps`: the norms of the jumps of the field in θ at their kinks; `pushes`, their parts.
+    """
+
+    margins: Float[Array, "3 pairs"]
+    slopes: Float[Array, "2 pairs"]
+    beyond: Float[Array, " pairs"]
+    slack: Float[Array, " pairs"]
+    active: Bool[Array, " pairs"]
+    jumps: Float[Array, " pairs"]
+    pushes: Pushes
+
+
+class Passed(NamedTuple):
+    """The kinks that a step of length `dt` passed: which `pairs` have `crossed`, from which side
+    they came (`was_active`), how long before the end of the step, their `age`, and how they push
+    past their kinks."""
+
+    pairs: Pairs
+    crossed: Bool[Array, " pairs"]
+    was_active: Bool[Array, " pairs"]
+    age: Float[Array, " pairs"]
+    dt: Float[Array, ""]
+    pushes: Pushes
+
+    @classmethod
+    def none(cls, pairs: Pairs, dt: Float[Array, ""]) -> "Passed":
+        """None of the pairs was passed."""
+        zero = jnp.zeros(pairs.unit.shape, dt.dtype)
+        no = zero.astype(bool)
+        return cls(pairs, no, no, zero, dt, Pushes(zero, zero))

@@ -36,10 +36,6 @@ class AbstractPattern(eqx.Module):
         infinitely while they slide."""
 
     @abstractmethod
-    def slack_of(self, pairs: Pairs) -> Float[Array, "*pairs"]:
-        """The slack of some pairs, infinite while they slide."""
-
-    @abstractmethod
     def any_released(self) -> Bool[Array, ""]:
         """Whether any pair has slack, and does not slide."""
 

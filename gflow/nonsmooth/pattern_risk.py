@@ -5,6 +5,7 @@ knows a network only by the methods below, which speak of pairs of a hidden unit
 a row of data.
 """
 
+import dataclasses
 from abc import abstractmethod
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -12,10 +13,11 @@ import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.nonsmooth.pairs import Pair, Pairs
-from gflow.nonsmooth.passages import Passed
+from gflow.nonsmooth.passages import Ends, Passed, Sight
 from gflow.nonsmooth.pattern import AbstractPattern, Event
 
 Pattern = TypeVar("Pattern", bound=AbstractPattern)
+Evaluated = TypeVar("Evaluated", bound="AbstractEvaluation")
 
 
 class KinkResolution(NamedTuple):
@@ -30,6 +32,22 @@ class KinkResolution(NamedTuple):
     distance: float
     slack: Float[Array, ""]
     circling: Bool[Array, ""]
+
+
+class AbstractEvaluation(eqx.Module):
+    """What forward and backward pass give at one θ: the preactivations `z` of all pairs, `field`,
+    d/dt of (θ, ∫‖θ'‖²), and the `value` of the risk.
+
+    Only margins and transitions ask for z; where an evaluation is kept, it is None.
+    """
+
+    z: eqx.AbstractVar[Any]
+    field: eqx.AbstractVar[Float[Array, " size_and_one"]]
+    value: eqx.AbstractVar[Float[Array, ""]]
+
+    def with_z(self: Evaluated, z: Any) -> Evaluated:
+        """With other preactivations."""
+        return dataclasses.replace(self, z=z)
 
 
 class Transition(NamedTuple):
@@ -60,19 +78,12 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         """Whether θ, where the pattern started, is within rounding of a kink that the flow could
         leave to either side: both lead away from it, or one does and the other rests."""
 
-    @abstractmethod
-    def value(self, theta: Float[Array, " size"]) -> Float[Array, ""]:
-        """L(θ)."""
-
-    @abstractmethod
     def field(
         self, t: Any, y: Float[Array, " size_and_one"], pattern: Pattern
     ) -> Float[Array, " size_and_one"]:
         """d/dt of y = (θ, ∫‖θ'‖²) while the pattern stays, along all kinks that it slides on."""
-
-    @abstractmethod
-    def field_of(self, evaluation: Any, pattern: Pattern) -> Float[Array, " size_and_one"]:
-        """The field where the risk was evaluated."""
+        del t
+        return self.evaluate(y[:-1], pattern).field
 
     @abstractmethod
     def jacobian(
@@ -81,11 +92,8 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         """The Jacobian of `field` in y."""
 
     @abstractmethod
-    def evaluate(self, theta: Float[Array, " size"], pattern: Pattern) -> Any:
-        """Forward and backward pass at θ: a named tuple from which field, slides, jumps and
-        transitions are computed, and whose `z` are the preactivations of all pairs.
-
-        Only margins and transitions ask for z; where an evaluation is kept, it is None."""
+    def evaluate(self, theta: Float[Array, " size"], pattern: Pattern) -> AbstractEvaluation:
+        """Forward and backward pass at θ, from which slides, jumps and transitions are computed."""
 
     @abstractmethod
     def preactivations(self, theta: Float[Array, " size"]) -> Float[Array, "units rows"]:
@@ -102,18 +110,12 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         """How far preactivations are from 0 on the side of the pattern, on their scales; linear in
         z."""
 
-    @abstractmethod
     def margins(
         self, z: Float[Array, "units rows"], pattern: Pattern, scales: Any
     ) -> Float[Array, "units rows"]:
         """A margin for each pair that is positive until the pair reaches its kink: its height, and
         the slack of the pattern."""
-
-    @abstractmethod
-    def kink_margins(
-        self, theta: Float[Array, " size"], pattern: Pattern, scales: Any
-    ) -> Float[Array, "units rows"]:
-        """The margins at θ."""
+        return pattern.with_slack(self.heights(z, pattern, scales))
 
     @abstractmethod
     def kink_margin(
@@ -129,23 +131,15 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
     # ---- kinks within a step: lists of pairs ---------------------------------------------------
 
     @abstractmethod
-    def z_of(self, theta: Float[Array, " size"], pairs: Pairs) -> Float[Array, "*pairs"]:
-        """Preactivations of some pairs at θ."""
-
-    @abstractmethod
-    def sides_of(self, pattern: Pattern, scales: Any, pairs: Pairs) -> Float[Array, "*pairs"]:
-        """`heights` of some pairs, divided by their preactivations."""
-
-    @abstractmethod
-    def speeds_of(self, evaluation: Any, pattern: Pattern, pairs: Pairs) -> Float[Array, "*pairs"]:
-        """dz/dt of some pairs."""
-
-    @abstractmethod
-    def turned_speeds(
-        self, evaluation: Any, pattern: Pattern, speeds: Float[Array, "*pairs"], pairs: Pairs
-    ) -> Float[Array, "*pairs"]:
-        """dz/dt of some pairs on the other sides of their kinks, at least as far from `speeds` as
-        it is."""
+    def sight(
+        self,
+        thetas: Float[Array, "3 size"],
+        ends: Ends,
+        pattern: Pattern,
+        scales: Any,
+        pairs: Pairs,
+    ) -> Sight:
+        """What a step sees of some pairs, with θ at its start, middle and end."""
 
     @abstractmethod
     def jumps_of(self, evaluation: Any, pairs: Pairs) -> Float[Array, "*pairs"]:
@@ -183,7 +177,7 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
 
     @abstractmethod
     def jump_of_field(
-        self, before: Pattern, after: Pattern, passed: Passed
+        self, before: Pattern, after: Pattern, passed: Passed, end: Any
     ) -> Float[Array, " size"]:
         """How much the field of θ jumps at the end of a step from one pattern to another: at kinks
         that were crossed, and where slides begin."""
@@ -210,16 +204,6 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
     ) -> Transition:
         """θ and the pattern after the event that is most overdue: a crossing, the beginning of a
         slide, or the end of one. θ is put back on the kinks of a unit whose slides change."""
-
-    @abstractmethod
-    def put_on_kinks(
-        self,
-        theta: Float[Array, " size"],
-        pattern: Pattern,
-        evaluation: Any,
-        unit: Int[Array, ""],
-    ) -> Float[Array, " size"]:
-        """θ moved by the least distance onto all kinks that a unit slides on."""
 
     @property
     @abstractmethod

@@ -8,6 +8,35 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gflow.nonsmooth.pairs import Pairs
 from gflow.nonsmooth.pattern import AbstractPattern
+from gflow.nonsmooth.pattern_risk import AbstractEvaluation
+from gflow.rows import with_row
+
+
+class Slides(NamedTuple):
+    """The slides of a pattern, by unit and slot: the `weights` λ of their active sides, whether
+    they are `pulled` towards their kinks (λ is −1 where not), and how far λ is from the ends of
+    [0, 1], `margins`, infinite where nothing slides."""
+
+    weights: Float[Array, "units slots"]
+    pulled: Bool[Array, "units slots"]
+    margins: Float[Array, "units slots"]
+
+
+class Change(NamedTuple):
+    """What changes at the kink of a unit at a row, for all `members` that have the same kink.
+
+    They go to their `sides`, True where active. If a slide `begins` or `ends`, it is in a `slot`;
+    pairs that are let go get some `slack`.
+    """
+
+    unit: Int[Array, ""]
+    row: Int[Array, ""]
+    members: Bool[Array, " rows"]
+    sides: Bool[Array, " rows"]
+    slot: Int[Array, ""]
+    begins: Bool[Array, ""]
+    ends: Bool[Array, ""]
+    slack: Float[Array, ""]
 
 
 class ShallowPattern(AbstractPattern):
@@ -81,49 +110,31 @@ class ShallowPattern(AbstractPattern):
             ),
         )
 
-    def crossed(
-        self, unit, members: Bool[Array, " rows"], active: Bool[Array, " rows"]
-    ) -> "ShallowPattern":
-        """With the kinks of some rows of a unit on the sides of `active`."""
-        sides = jnp.where(members, active, self.active[unit])
-        return eqx.tree_at(
-            lambda p: (p.active, p.released),
-            self,
-            (
-                self.active.at[unit].set(sides),
-                self.released.at[unit].set(self.released[unit] & ~members),
-            ),
+    def changed(self, change: Change) -> "ShallowPattern":
+        """After a change of one unit, before lift and projector are made anew."""
+        unit, slot, members, begins, ends = (
+            change.unit,
+            change.slot,
+            change.members,
+            change.begins,
+            change.ends,
         )
-
-    def with_slide(
-        self, unit, row, members: Bool[Array, " rows"], wanted: Bool[Array, ""]
-    ) -> "ShallowPattern":
-        """If `wanted`, with a slide of a unit along the kink of a row, and of its members."""
-        joining, slot = members & wanted, jnp.argmin(self.used[unit])
-        return eqx.tree_at(
-            lambda p: (p.active, p.sliding, p.released, p.used, p.slots),
-            self,
-            (
-                self.active.at[unit].set(self.active[unit] & ~joining),
-                self.sliding.at[unit].set(self.sliding[unit] | joining),
-                self.released.at[unit].set(self.released[unit] & ~joining),
-                self.used.at[unit, slot].set(wanted | self.used[unit, slot]),
-                self.slots.at[unit, slot].set(jnp.where(wanted, row, self.slots[unit, slot])),
-            ),
+        of_unit = lambda rows, new: with_row(rows, unit, jnp.where(members, new, rows[unit]))
+        here = jnp.arange(self.slots.shape[1]) == slot
+        of_slot = lambda slots, new, wanted: with_row(
+            slots, unit, jnp.where(here & wanted, new, slots[unit])
         )
-
-    def without_slide(
-        self, unit, slot, members: Bool[Array, " rows"], slack: Float[Array, ""]
-    ) -> "ShallowPattern":
-        """Without the slide in one slot of a unit, whose members get some slack."""
+        slack = jnp.maximum(self.slack[unit], jnp.where(ends, change.slack, 0.0))
         return eqx.tree_at(
-            lambda p: (p.sliding, p.used, p.released, p.slack),
+            lambda p: (p.active, p.sliding, p.released, p.used, p.slots, p.slack),
             self,
             (
-                self.sliding.at[unit].set(self.sliding[unit] & ~members),
-                self.used.at[unit, slot].set(False),
-                self.released.at[unit].set(self.released[unit] | members),
-                self.slack.at[unit].max(slack),
+                of_unit(self.active, change.sides & ~begins),
+                of_unit(self.sliding, begins),
+                of_unit(self.released, ends),
+                of_slot(self.used, begins, begins | ends),
+                of_slot(self.slots, change.row, begins),
+                with_row(self.slack, unit, slack),
             ),
         )
 
@@ -142,24 +153,24 @@ class ShallowPattern(AbstractPattern):
             lambda p: (p.lift, p.projector, p.degenerate),
             self,
             (
-                self.lift.at[unit].set(lift),
-                self.projector.at[unit].set(projector),
-                self.degenerate.at[unit].set(stuck),
+                with_row(self.lift, unit, lift),
+                with_row(self.projector, unit, projector),
+                with_row(self.degenerate, unit, stuck),
             ),
         )
 
 
-class Evaluation(NamedTuple):
+class Evaluation(AbstractEvaluation):
     """Forward and backward pass at one θ: preactivations z, scaled output weights v and slopes
     r = ∂L/∂N of the loss, the gradient `force` of each (w_i, b_i) from the pairs that do not slide,
-    and the gradients of v and c."""
+    the field and the value of the risk."""
 
-    z: Float[Array, "units rows"]
+    z: Any
     v: Float[Array, "units ..."]
     r: Float[Array, "rows ..."]
     force: Float[Array, "units dim"]
-    by_v: Array
-    by_c: Array
+    field: Float[Array, " size_and_one"]
+    value: Float[Array, ""]
 
     @property
     def q(self) -> Float[Array, "units rows"]:

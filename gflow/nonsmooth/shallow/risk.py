@@ -32,16 +32,14 @@ from gflow.networks import ShallowNet
 from gflow.nonsmooth.pairs import Pair, Pairs
 from gflow.nonsmooth.pattern_risk import KinkResolution, Transition
 from gflow.nonsmooth.shallow.hessian import field_jacobian
-from gflow.nonsmooth.shallow.kink_geometry import (
-    NormalLines,
-    by_normals,
-)
-from gflow.nonsmooth.shallow.pattern import Evaluation, ShallowPattern
+from gflow.nonsmooth.shallow.kink_geometry import NormalLines, by_normals
+from gflow.nonsmooth.shallow.pattern import Evaluation, ShallowPattern, Slides
 from gflow.nonsmooth.shallow.table_kinks import Inputs, table_kinks
 from gflow.nonsmooth.shallow.transitions import transition
-from gflow.nonsmooth.shallow.units import AbstractPairsOfUnits
+from gflow.nonsmooth.shallow.units import AbstractPairsOfUnits, free
 from gflow.parameters import UNSCALED, ParameterLayout, TimeScales, unflat
 from gflow.risks import EmpiricalRisk
+from gflow.rows import with_row
 
 _MAX_SLIDES = 64
 # Preactivations of the start within so many roundings count as 0.
@@ -121,31 +119,12 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         now = self.evaluate(theta, pattern)
         size = self.scales(theta)[:, None] * self.sizes[None, :]
         on_kink = jnp.abs(now.z) <= _ROUNDINGS * jnp.finfo(now.z.dtype).eps * size
-        here = self.velocity(now, pattern) @ self.normals.T
+        here = self.velocity(now) @ self.normals.T
         square = jnp.sum(self.normals**2, axis=1)
         turned = jax.vmap(self.turns)(now.q, pattern.active, on_kink)
         on_active, on_inactive = (here - turn * square[None, :] for turn in turned)
         apart = (on_inactive <= 0) & (on_active >= 0) & (on_active > on_inactive)
         return jnp.any(on_kink & apart)
-
-    def value(self, theta: Float[Array, " size"]) -> Float[Array, ""]:
-        net = self.net(theta)
-        outputs = jax.vmap(net)(self.rows)
-        by_data = outputs if self.group is None else outputs[self.group]
-        return self.weights @ jax.vmap(self.loss)(by_data, self.y)
-
-    def field(
-        self, t: Any, y: Float[Array, " size_and_one"], pattern: ShallowPattern
-    ) -> Float[Array, " size_and_one"]:
-        del t
-        return self.field_of(self.evaluate(y[:-1], pattern), pattern)
-
-    def field_of(
-        self, evaluation: Evaluation, pattern: ShallowPattern
-    ) -> Float[Array, " size_and_one"]:
-        u = self.velocity(evaluation, pattern)
-        theta = self.assembled(u, -evaluation.by_v, -evaluation.by_c)
-        return jnp.append(theta, theta @ theta)
 
     def jacobian(
         self, t: Any, y: Float[Array, " size_and_one"], pattern: ShallowPattern
@@ -160,7 +139,8 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         outputs = v @ a if v.ndim == 1 else a.T @ v
         if net.c is not None:
             outputs = outputs + jnp.broadcast_to(net.c, outputs.shape)
-        r, slopes = self._slopes_of_loss(outputs), self.slopes(pattern)
+        value, r = self._loss(outputs)
+        slopes = self.slopes(pattern)
         if v.ndim == 1:
             # a is linear in (w, b): one product serves the gradients of (w, b) and of v.
             by_row = by_normals(slopes * r[None, :], self.inputs)
@@ -169,7 +149,10 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         else:
             force = by_normals(slopes * (v @ r.T), self.inputs)
             by_v = net.output_scale * (a @ r)
-        return Evaluation(z, v, r, self._by_u(force), by_v, jnp.sum(r, axis=0))
+        force = self._by_u(force)
+        velocity = self.assembled(free(pattern, -force), -by_v, -jnp.sum(r, axis=0))
+        field = jnp.append(velocity, velocity @ velocity)
+        return Evaluation(z, v, r, force, field, value)
 
     def _by_u(self, by_all: Float[Array, "units inputs"]) -> Float[Array, "units dim"]:
         """The derivatives by the trained ones of (w_i, b_i), in the coordinates of the time scales,
@@ -194,11 +177,6 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
     def preactivations(self, theta: Float[Array, " size"]) -> Float[Array, "units rows"]:
         return self.z(self.net(theta))
 
-    def margins(
-        self, z: Float[Array, "units rows"], pattern: ShallowPattern, scales: Float[Array, " units"]
-    ) -> Float[Array, "units rows"]:
-        return pattern.with_slack(self.heights(z, pattern, scales))
-
     def heights(
         self, z: Float[Array, "units rows"], pattern: ShallowPattern, scales: Float[Array, " units"]
     ) -> Float[Array, "units rows"]:
@@ -206,14 +184,6 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         # Reciprocals of vectors: a division for each pair would cost as much as the field.
         side = jnp.where(pattern.active, z, -z)
         return side * (1 / scales)[:, None] * (1 / self.sizes)[None, :]
-
-    def kink_margins(
-        self,
-        theta: Float[Array, " size"],
-        pattern: ShallowPattern,
-        scales: Float[Array, " units"],
-    ) -> Float[Array, "units rows"]:
-        return self.margins(self.z(self.net(theta)), pattern, scales)
 
     def kink_margin(
         self,
@@ -225,16 +195,13 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         net, (unit, row) = self.net(theta), pair
         z = net.w[unit] @ self.rows[row]
         z = z if net.b is None else z + net.b[unit]
-        pairs = Pairs.all_of(unit, row)
-        return z * self.sides_of(pattern, scales, pairs) + pattern.slack_of(pairs)
+        side = jnp.where(pattern.active[unit, row], 1.0, -1.0) / (scales[unit] * self.sizes[row])
+        return z * side + pattern.slack_of(Pairs.all_of(unit, row))
 
     def slide_margins(
         self, evaluation: Evaluation, pattern: ShallowPattern
     ) -> Float[Array, "units slots"]:
-        """min(λ, 1 − λ) of the sliding pairs, negative where λ has left [0, 1]."""
-        weight = self.active_weights(evaluation, pattern)
-        free = pattern.used & ~pattern.degenerate[:, None]
-        return jnp.where(free, jnp.minimum(weight, 1 - weight), jnp.inf)
+        return self.slides(evaluation, pattern).margins
 
     def transition(
         self,
@@ -254,7 +221,8 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
     ) -> Float[Array, " size"]:
         z = evaluation.z[unit, pattern.slots[unit]]
         past = jnp.where(pattern.used[unit], z, 0.0)
-        return self._moved(theta, unit, -(past @ pattern.lift[unit]))
+        by = jnp.zeros_like(evaluation.force)
+        return theta + self.moved(with_row(by, unit, -(past @ pattern.lift[unit])))
 
     @property
     def num_units(self) -> int:
@@ -303,34 +271,14 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         places = getattr(ParameterLayout(self.trained).places, name)
         return self.time_scales.by_phi(derivative, places)
 
-    def _moved(self, theta: Array, unit, by: Float[Array, " dim"]) -> Array:
-        """θ after moving the trained ones of (w_i, b_i) of one unit."""
-        places = ParameterLayout(self.trained).places
-        if places.w is not None:
-            theta = theta.at[jnp.asarray(places.w)[unit]].add(by[: self.rows.shape[1]])
-        if places.b is not None:
-            theta = theta.at[jnp.asarray(places.b)[unit]].add(by[-1])
-        return theta
-
-    def _slopes_of_loss(self, outputs: Array) -> Array:
-        """∂L/∂N for each distinct row."""
+    def _loss(self, outputs: Array) -> tuple[Float[Array, ""], Array]:
+        """The risk, and ∂L/∂N for each distinct row."""
         by_data = outputs if self.group is None else outputs[self.group]
         losses = lambda n: self.weights @ jax.vmap(self.loss)(n, self.y)
-        r = jax.grad(losses)(by_data)
+        value, r = jax.value_and_grad(losses)(by_data)
         if self.group is None:
-            return r
-        return jax.ops.segment_sum(r, self.group, self.rows.shape[0])
-
-    def velocity(
-        self, evaluation: Evaluation, pattern: ShallowPattern
-    ) -> Float[Array, "units dim"]:
-        """d/dt of the trained ones of (w_i, b_i)."""
-        return jax.lax.cond(
-            pattern.slides(),
-            lambda f: -jnp.sum(pattern.projector * f[:, None, :], axis=-1),
-            lambda f: -f,
-            evaluation.force,
-        )
+            return value, r
+        return value, jax.ops.segment_sum(r, self.group, self.rows.shape[0])
 
     def turns(
         self, q: Float[Array, " rows"], active: Bool[Array, " rows"], here: Bool[Array, " rows"]
@@ -343,21 +291,24 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         below = self.lines.total(along * ((~ahead).astype(q.dtype) - active)) / self.lines.along
         return jnp.where(ahead, above, below), jnp.where(ahead, below, above)
 
-    def active_weights(
-        self, evaluation: Evaluation, pattern: ShallowPattern
-    ) -> Float[Array, "units slots"]:
-        """λ of the sliding pairs; −1 if nothing pulls towards the kink, so that the slide ends."""
+    def slides(self, evaluation: Evaluation, pattern: ShallowPattern) -> Slides:
+        """Where the slides are in [0, 1]."""
         smallest, pull = self.pulls(evaluation, pattern)
+        pulled = pull > 0
         multipliers = -jnp.sum(pattern.lift * evaluation.force[:, None, :], axis=-1)
-        weight = (multipliers - smallest) / jnp.where(pull > 0, pull, 1.0)
-        return jnp.where(pull > 0, weight, -1.0)
+        weights = (multipliers - smallest) / jnp.where(pulled, pull, 1.0)
+        weights = jnp.where(pulled, weights, -1.0)
+        some = pattern.used & ~pattern.degenerate[:, None]
+        margins = jnp.where(some, jnp.minimum(weights, 1 - weights), jnp.inf)
+        return Slides(weights, pulled, margins)
 
     def pulls(
         self, evaluation: Evaluation, pattern: ShallowPattern
     ) -> tuple[Float[Array, "units slots"], Float[Array, "units slots"]]:
         """μ at λ = 0 for each slot, and by how much it grows to λ = 1."""
         if self.lines.line is None:
-            q = jnp.take_along_axis(evaluation.q, pattern.slots, axis=1)
+            units = jnp.arange(len(pattern.slots))[:, None]
+            q = evaluation.q_of(Pairs.all_of(units, pattern.slots))
             return self.negative_slope * q, (1 - self.negative_slope) * q
         along = self.lines.along
         weighted = jnp.where(pattern.sliding, evaluation.q * along[None, :], 0.0)

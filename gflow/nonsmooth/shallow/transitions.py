@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from gflow.nonsmooth.kink_kinds import KinkKind
 from gflow.nonsmooth.pattern import Event, pair_of_min
 from gflow.nonsmooth.pattern_risk import KinkResolution, Transition
-from gflow.nonsmooth.shallow.pattern import Evaluation, ShallowPattern
+from gflow.nonsmooth.shallow.pattern import Change, Evaluation, ShallowPattern, Slides
 
 if TYPE_CHECKING:
     from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
@@ -30,13 +30,16 @@ def transition(
     resolution: KinkResolution,
 ) -> Transition:
     """θ, pattern and event after the kink, or the end of a slide, that is farthest past."""
+    slides = risk.slides(evaluation, pattern)
     # A slide that rests on the boundary of [0, 1] is not held there, and ends, too.
-    over = jnp.min(risk.slide_margins(evaluation, pattern)) <= resolution.distance
-    pattern, event = jax.lax.cond(
+    over = jnp.min(slides.margins) <= resolution.distance
+    change, kinds = jax.lax.cond(
         over,
-        lambda: leave(risk, pattern, evaluation, resolution.slack),
+        lambda: leave(risk, pattern, slides, resolution.slack),
         lambda: arrive(risk, pattern, evaluation, resolution),
     )
+    event = Event(change.unit, change.row, change.members, kinds)
+    pattern = pattern.changed(change)
 
     def settle(theta, pattern):
         projected = pattern.projected(event.unit, risk.normals, risk.whole)
@@ -52,7 +55,7 @@ def arrive(
     pattern: ShallowPattern,
     evaluation: Evaluation,
     resolution: KinkResolution,
-) -> tuple[ShallowPattern, Event]:
+) -> tuple[Change, Int[Array, " rows"]]:
     """What happens at the kink that is farthest past: a crossing, or a slide begins.
 
     If one unit meets several kinks at once, crossings are handled first, since each changes the
@@ -70,17 +73,24 @@ def arrive(
     crossing = jnp.isfinite(jnp.min(candidates))
     row = jnp.where(crossing, jnp.argmin(candidates), first)
     members = risk.lines.members(row) & close
-    slides = ~crossing & ~jnp.all(pattern.used[unit])
+    used = pattern.used[unit]
+    slides = ~crossing & ~jnp.all(used)
     was_active = pattern.active[unit][row]
     aligned = risk.lines.aligned(row)
-    changed = pattern.crossed(unit, members, aligned == ~was_active)
-    changed = changed.with_slide(unit, row, members, wanted=slides)
-    stuck = risk.whole & (jnp.sum(changed.used[unit]) == risk.normals.shape[1])
+    stuck = risk.whole & (jnp.sum(used) + slides == risk.normals.shape[1])
     begins = jnp.where(stuck, KinkKind.UNIT_DEGENERATES, KinkKind.SLIDE_BEGINS)
-    to_inactive = aligned == was_active
-    crossed = jnp.where(to_inactive, KinkKind.CROSS_TO_INACTIVE, KinkKind.CROSS_TO_ACTIVE)
-    kinds = jnp.where(slides, begins, crossed)
-    return changed, Event(unit, row, members, kinds)
+    crossed = jnp.where(aligned == was_active, KinkKind.CROSS_TO_INACTIVE, KinkKind.CROSS_TO_ACTIVE)
+    change = Change(
+        unit=unit,
+        row=row,
+        members=members,
+        sides=aligned == ~was_active,
+        slot=jnp.argmin(used),
+        begins=slides,
+        ends=jnp.asarray(False),
+        slack=jnp.zeros_like(resolution.slack),
+    )
+    return change, jnp.where(slides, begins, crossed)
 
 
 def _crosses(
@@ -93,7 +103,7 @@ def _crosses(
     """At which rows the field on the other side leads away from the kink, too; and at which the
     slides of the unit leave a direction across the kink."""
     active = pattern.active[unit]
-    here = risk.normals @ risk.velocity(evaluation, pattern)[unit]
+    here = risk.normals @ risk.velocity(evaluation)[unit]
     square = jnp.sum(risk.normals**2, axis=1)
     free = jnp.sum((risk.normals @ pattern.projector[unit]) ** 2, axis=1)
     to_active, to_inactive = risk.turns(evaluation.q[unit], active, close)
@@ -120,19 +130,24 @@ def _last_slide(
 
 
 def leave(
-    risk: "ShallowPatternRisk", pattern: ShallowPattern, evaluation: Evaluation, slack: Array
-) -> tuple[ShallowPattern, Event]:
+    risk: "ShallowPatternRisk", pattern: ShallowPattern, slides: Slides, slack: Array
+) -> tuple[Change, Int[Array, " rows"]]:
     """The end of the slide whose λ has left [0, 1] farthest.
 
     If the pull towards the kink was lost, the flow branches: it could leave to either side.
     """
-    margins = risk.slide_margins(evaluation, pattern)
-    unit, slot = jnp.unravel_index(jnp.argmin(margins), margins.shape)
+    unit, slot = jnp.unravel_index(jnp.argmin(slides.margins), slides.margins.shape)
     row = pattern.slots[unit, slot]
-    to_active = risk.active_weights(evaluation, pattern)[unit, slot] > 0.5
-    branches = risk.pulls(evaluation, pattern)[1][unit, slot] <= 0
-    members = risk.lines.members(row) & pattern.sliding[unit]
-    sides = risk.lines.aligned(row) == to_active
-    pattern = pattern.crossed(unit, members, sides).without_slide(unit, slot, members, slack)
+    sides = risk.lines.aligned(row) == (slides.weights[unit, slot] > 0.5)
+    change = Change(
+        unit=unit,
+        row=row,
+        members=risk.lines.members(row) & pattern.sliding[unit],
+        sides=sides,
+        slot=slot,
+        begins=jnp.asarray(False),
+        ends=jnp.asarray(True),
+        slack=slack,
+    )
     ends = jnp.where(sides, KinkKind.SLIDE_ENDS_TO_ACTIVE, KinkKind.SLIDE_ENDS_TO_INACTIVE)
-    return pattern, Event(unit, row, members, jnp.where(branches, KinkKind.SLIDE_BRANCHES, ends))
+    return change, jnp.where(slides.pulled[unit, slot], ends, KinkKind.SLIDE_BRANCHES)

@@ -15,17 +15,18 @@ from jaxtyping import Array, Bool, Float
 from gflow.arguments import PyTree
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.pairs import Pairs
-from gflow.nonsmooth.passages import Passed
+from gflow.nonsmooth.passages import Ends, Passed, Pushes, Sight
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.nonsmooth.shallow.pattern import Evaluation, ShallowPattern
 from gflow.parameters import unflat
+from gflow.rows import with_row
 
 
 class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
     """The part of the pattern risk of one hidden layer that speaks of lists of pairs."""
 
     trained: eqx.AbstractVar[PyTree]
-    rows: eqx.AbstractVar[Float[Array, "rows in"]]
+    frozen: eqx.AbstractVar[PyTree]
     normals: eqx.AbstractVar[Float[Array, "rows dim"]]
     sizes: eqx.AbstractVar[Float[Array, " rows"]]
     negative_slope: eqx.AbstractVar[float]
@@ -34,43 +35,57 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
     def net(self, theta: Float[Array, " size"]) -> ShallowNet:
         """The network at θ."""
 
+    @property
     @abstractmethod
-    def velocity(
-        self, evaluation: Evaluation, pattern: ShallowPattern
-    ) -> Float[Array, "units dim"]:
-        """d/dt of the trained ones of (w_i, b_i)."""
+    def inputs(self) -> Float[Array, "rows inputs"]:
+        """The rows, with a 1 for the biases if there are any."""
 
     @abstractmethod
     def assembled(self, by_u: Array, by_v: Array, by_c: Array) -> Array:
         """Packs derivatives by u, v and c in the order of θ."""
 
-    def z_of(self, theta: Float[Array, " size"], pairs: Pairs) -> Float[Array, "*pairs"]:
-        net = self.net(theta)
-        z = jnp.sum(net.w[pairs.unit] * self.rows[pairs.row], axis=-1)
-        return z if net.b is None else z + net.b[pairs.unit]
+    def velocity(self, evaluation: Evaluation) -> Float[Array, "units dim"]:
+        """d/dt of the trained ones of (w_i, b_i)."""
+        return self.by_units(evaluation.field)
 
-    def sides_of(
-        self, pattern: ShallowPattern, scales: Float[Array, " units"], pairs: Pairs
-    ) -> Float[Array, "*pairs"]:
-        unit, row = pairs.unit, pairs.row
-        return jnp.where(pattern.active[unit, row], 1.0, -1.0) / (scales[unit] * self.sizes[row])
+    def by_units(self, y: Float[Array, " size_and_one"]) -> Float[Array, "units dim"]:
+        """The entries of a state that belong to the trained ones of (w_i, b_i)."""
+        of_theta = unflat(self.trained, y[:-1])
+        columns = [] if of_theta.w is None else [of_theta.w]
+        columns += [] if of_theta.b is None else [of_theta.b[:, None]]
+        return jnp.concatenate(columns, axis=1)
 
-    def speeds_of(
-        self, evaluation: Evaluation, pattern: ShallowPattern, pairs: Pairs
-    ) -> Float[Array, " pairs"]:
-        u = self.velocity(evaluation, pattern)
-        return jnp.sum(u[pairs.unit] * self.normals[pairs.row], axis=-1)
-
-    def turned_speeds(
+    def sight(
         self,
-        evaluation: Evaluation,
+        thetas: Float[Array, "3 size"],
+        ends: Ends,
         pattern: ShallowPattern,
-        speeds: Float[Array, " pairs"],
+        scales: Float[Array, " units"],
         pairs: Pairs,
-    ) -> Float[Array, " pairs"]:
-        sign = jnp.where(pattern.active[pairs.unit, pairs.row], 1.0, -1.0)
-        square = jnp.sum(self.normals[pairs.row] ** 2, axis=-1)
-        return speeds + (1 - self.negative_slope) * sign * evaluation.q_of(pairs) * square
+    ) -> Sight:
+        unit, row = pairs.unit, pairs.row
+        active, normals = pattern.active[unit, row], self.normals[row]
+        sign = jnp.where(active, 1.0, -1.0)
+        side = sign / (scales[unit] * self.sizes[row])
+        both = lambda of: jnp.stack([of(ends.start), of(ends.end)])
+        incoming = jax.vmap(lambda theta: self.net(theta).incoming())(thetas)
+        z = jnp.sum(incoming[:, unit] * self.inputs[row][None], axis=-1)
+        slack = pattern.slack_of(pairs)
+        velocity = both(self.velocity)
+        speeds = jnp.sum(velocity[:, unit] * normals[None], axis=-1)
+        v, r = both(lambda e: e.v)[:, unit], both(lambda e: e.r)[:, row]
+        q = v * r if v.ndim == 2 else jnp.sum(v * r, axis=-1)
+        pushes = (1 - self.negative_slope) * sign[None] * q
+        square = jnp.sum(normals**2, axis=-1)
+        return Sight(
+            margins=side[None] * z + slack[None],
+            slopes=side[None] * speeds,
+            beyond=side * (speeds[1] + pushes[1] * square),
+            slack=slack,
+            active=active,
+            jumps=jnp.abs(pushes[1]) * jnp.sqrt(square),
+            pushes=Pushes(pushes[0], pushes[1]),
+        )
 
     def jumps_of(self, evaluation: Evaluation, pairs: Pairs) -> Float[Array, "*pairs"]:
         """(1 − α) |∂L/∂a| ‖m‖. Rows that share a kink are counted one by one."""
@@ -92,17 +107,13 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         pattern: ShallowPattern,
         scales: Float[Array, " units"],
     ) -> Float[Array, " units"]:
-        turn = self.velocity(end, pattern) - self.velocity(start, pattern)
+        turn = self.by_units(end.field - start.field)
         lengths = jnp.sqrt(jnp.sum(self.normals**2, axis=1))
         return jnp.sqrt(jnp.sum(turn**2, axis=1)) * jnp.max(lengths / self.sizes) / scales
 
     def tolerances(self, of_y: Float[Array, " size_and_one"]) -> Float[Array, " units"]:
         """The harmonic root mean square over (w_i, b_i), times √size."""
-        of_theta = unflat(self.trained, of_y[:-1])
-        columns = [] if of_theta.w is None else [of_theta.w]
-        columns += [] if of_theta.b is None else [of_theta.b[:, None]]
-        weights = 1 / jnp.concatenate(columns, axis=1) ** 2
-        return jnp.sqrt(len(of_y) / jnp.mean(weights, axis=1))
+        return jnp.sqrt(len(of_y) / jnp.mean(self.by_units(of_y) ** -2, axis=1))
 
     def nearly_held(self, pattern: ShallowPattern) -> Bool[Array, " units"]:
         most = min(pattern.used.shape[1], self.normals.shape[1])
@@ -117,30 +128,25 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
     ) -> tuple[Float[Array, " size"], ShallowPattern]:
         """θ and the pattern at a time `back` before the end of a step, corrected for what was
         passed until then."""
-        pairs, start, end = passed.pairs, passed.start, passed.end
+        pairs, (start, end) = passed.pairs, passed.pushes
         turned = passed.crossed & (passed.age > back)
-        was_active = pattern.active[pairs.unit, pairs.row]
-        q0, q1 = start.q_of(pairs), end.q_of(pairs)
-        middle = q1 - (q1 - q0) * ((passed.age + back) / (2 * passed.dt))
-        impulse = (1 - self.negative_slope) * middle * (passed.age - back)
-        impulse = jnp.where(turned, jnp.where(was_active, impulse, -impulse), 0.0)
-        u = _free(pattern, self._summed(pairs, impulse, len(pattern.used)))
+        push = end - (end - start) * ((passed.age + back) / (2 * passed.dt))
+        impulse = jnp.where(turned, push * (passed.age - back), 0.0)
+        u = free(pattern, self._summed(pairs, impulse, len(pattern.used)))
         unit = jnp.where(turned, pairs.unit, len(pattern.used))
-        active = pattern.active.at[unit, pairs.row].set(~was_active, mode="drop")
+        active = pattern.active.at[unit, pairs.row].set(~passed.was_active, mode="drop")
         turned_pattern = eqx.tree_at(lambda p: p.active, pattern, active)
-        return theta + self._assembled(u, end), turned_pattern
+        return theta + self.moved(u), turned_pattern
 
     def jump_of_field(
-        self, before: ShallowPattern, after: ShallowPattern, passed: Passed
+        self, before: ShallowPattern, after: ShallowPattern, passed: Passed, end: Evaluation
     ) -> Float[Array, " size"]:
         """The jumps of the field at the end of a step: at kinks that were crossed, and where units
         begin to slide. Where slides end there is none."""
-        pairs, end = passed.pairs, passed.end
-        jump = (1 - self.negative_slope) * end.q_of(pairs)
-        jump = jnp.where(before.active[pairs.unit, pairs.row], jump, -jump)
-        jump = self._summed(pairs, jnp.where(passed.crossed, jump, 0.0), len(before.used))
-        u = self.velocity(end, before)
-        return self._assembled(_free(after, u + _free(before, jump)) - u, end)
+        jump = jnp.where(passed.crossed, passed.pushes.end, 0.0)
+        jump = self._summed(passed.pairs, jump, len(before.used))
+        u = self.velocity(end)
+        return self.moved(free(after, u + free(before, jump)) - u)
 
     def within_step(
         self,
@@ -164,7 +170,7 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         past = jnp.take_along_axis(z, pattern.slots, axis=1)
         past = jnp.where(pattern.used & units[:, None], past, 0.0)
         u = -jnp.sum(past[:, :, None] * pattern.lift, axis=1)
-        return theta + self._assembled(u, passed.end), pattern
+        return theta + self.moved(u), pattern
 
     def _summed(
         self, pairs: Pairs, amounts: Float[Array, " pairs"], units: int
@@ -175,16 +181,20 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
 
         def one(c):
             k, u = c
-            return k + 1, u.at[pairs.unit[k]].add(amounts[k] * self.normals[pairs.row[k]])
+            unit = pairs.unit[k]
+            return k + 1, with_row(u, unit, u[unit] + amounts[k] * self.normals[pairs.row[k]])
 
         zero = jnp.zeros((units, self.normals.shape[1]), self.normals.dtype)
         return jax.lax.while_loop(lambda c: c[0] < number, one, (jnp.asarray(0), zero))[1]
 
-    def _assembled(self, u: Float[Array, "units dim"], like: Evaluation) -> Array:
-        return self.assembled(u, jnp.zeros_like(like.by_v), jnp.zeros_like(like.by_c))
+    def moved(self, u: Float[Array, "units dim"]) -> Float[Array, " size"]:
+        """θ moved from 0 by u, for the trained ones of (w_i, b_i)."""
+        net = eqx.combine(self.trained, self.frozen)
+        c = jnp.zeros(()) if net.c is None else net.c
+        return self.assembled(u, jnp.zeros_like(net.v), jnp.zeros_like(c))
 
 
-def _free(pattern: ShallowPattern, u: Float[Array, "units dim"]) -> Float[Array, "units dim"]:
+def free(pattern: ShallowPattern, u: Float[Array, "units dim"]) -> Float[Array, "units dim"]:
     """The part of u along which the units are free."""
     project = lambda u: jnp.sum(pattern.projector * u[:, None, :], axis=-1)
     return jax.lax.cond(pattern.slides(), project, lambda u: u, u)
