@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from gflow.arguments import PyTree
 from gflow.flow.stopping import Stop
 from gflow.parameters import UNSCALED, TimeScales, unflat
+from gflow.programs import program
 
 
 class FlowProblem(eqx.Module):
@@ -32,14 +33,22 @@ class FlowProblem(eqx.Module):
 
     def gradient(self, phi: Float[Array, " size"]) -> tuple[Array, Float[Array, " size"]]:
         """L and its generalized gradient in φ."""
-        value = lambda p: self.risk(eqx.combine(self.params(p), self.frozen))
-        return jax.value_and_grad(value)(phi)
+        return _value_and_gradient(self, phi)
 
     def field(self, t, y, args):
         """d/dt of (φ, ∫‖φ'‖²)."""
         del t, args
         _, gradient = self.gradient(y[:-1])
         return jnp.append(-gradient, jnp.sum(gradient**2))
+
+
+@program
+def _value_and_gradient(
+    problem: FlowProblem, phi: Float[Array, " size"]
+) -> tuple[Array, Float[Array, " size"]]:
+    """A program within those of a flow, in which it stands many times but is traced once."""
+    value = lambda p: problem.risk(eqx.combine(problem.params(p), problem.frozen))
+    return jax.value_and_grad(value)(phi)
 
 
 class Span(NamedTuple):
