@@ -1,6 +1,7 @@
 """What is solved, over which times, and how."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import diffrax
@@ -13,6 +14,10 @@ from gflow.arguments import PyTree
 from gflow.flow.stopping import Stop
 from gflow.parameters import UNSCALED, TimeScales, unflat
 from gflow.programs import program
+from gflow.risks import PopulationRisk
+
+# Up to this number of parameters times data, all loops are short.
+_BRIEF_WORK = 5000
 
 
 class FlowProblem(eqx.Module):
@@ -26,6 +31,15 @@ class FlowProblem(eqx.Module):
     trained: PyTree
     frozen: PyTree
     time_scales: TimeScales = UNSCALED
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether the field loops over few numbers at a time, as far as the risk tells."""
+        if isinstance(self.risk, PopulationRisk):
+            return True
+        size = sum(a.size for a in jax.tree.leaves(self.trained))
+        num_data = getattr(self.risk, "num_data", None)
+        return num_data is not None and num_data * size <= _BRIEF_WORK
 
     def params(self, phi: Float[Array, " size"]) -> PyTree:
         """The trained parameters."""
@@ -42,7 +56,7 @@ class FlowProblem(eqx.Module):
         return jnp.append(-gradient, jnp.sum(gradient**2))
 
 
-@program
+@partial(program, is_brief=lambda problem, phi: problem.is_brief)
 def _value_and_gradient(
     problem: FlowProblem, phi: Float[Array, " size"]
 ) -> tuple[Array, Float[Array, " size"]]:

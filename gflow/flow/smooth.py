@@ -1,6 +1,7 @@
 """A flow whose field is taken to be smooth: plain adaptive integration by diffrax."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import diffrax
@@ -116,7 +117,7 @@ class SmoothRun(AbstractRun[SmoothState]):
         return replace(self, method=self.method.with_solver(solver)), state
 
 
-@program
+@partial(program, is_brief=lambda run, *_: run.problem.is_brief)
 def _begin(run: SmoothRun, risk: Float[Array, ""], gradient: Float[Array, " size"]) -> SmoothState:
     phi0, method, span = run.phi0, run.method, run.span
     y0 = jnp.append(phi0, jnp.zeros((), phi0.dtype))
@@ -141,7 +142,7 @@ def _begin(run: SmoothRun, risk: Float[Array, ""], gradient: Float[Array, " size
     )
 
 
-@program
+@partial(program, is_brief=lambda run, *_: run.problem.is_brief)
 def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
     method, (t1, ts) = run.method, (run.span.t1, run.span.ts)
     holds = [c.holds for c in method.stop.criteria]
@@ -239,7 +240,7 @@ def _why_stuck(problem: FlowProblem, state: SmoothState) -> RESULTS:
     )
 
 
-@program
+@partial(program, is_brief=lambda problem, theta: problem.is_brief)
 def _spectral_radius(problem: FlowProblem, theta: Float[Array, " size"]) -> Array:
     """Of the Hessian."""
     return radius_at(lambda theta: problem.gradient(theta)[1], theta)

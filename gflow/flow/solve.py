@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import diffrax
@@ -207,7 +208,11 @@ def _checkpoint(
     return Checkpoint(directory, fingerprint(*parts, log_size))
 
 
-@program
+def _is_brief(solved: Solved, method: str, kinks_ignored: bool, observe: dict[str, Any]) -> bool:
+    return not observe and not solved.run.locates_kinks and solved.run.problem.is_brief
+
+
+@partial(program, is_brief=_is_brief)
 def _record(
     solved: Solved, method: str, kinks_ignored: bool, observe: dict[str, Callable]
 ) -> Trajectory:

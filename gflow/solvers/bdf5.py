@@ -244,7 +244,7 @@ class _Iteration(NamedTuple):
     update: Float[Array, ""]
     missing: Float[Array, ""]
     wanted: Float[Array, ""]
-    count: Int[Array, ""]
+    iterations: Int[Array, ""]
     num_factorisations: Int[Array, ""]
 
     @property
@@ -267,10 +267,10 @@ def _step(
     shift = pick(equation.slopes[-1], 1 / GAMMA)
 
     def unfinished(c: _Iteration):
-        return (c.count < _ITERATIONS) & ~(leads & c.converged)
+        return (c.iterations < _ITERATIONS) & ~(leads & c.converged)
 
     def improve(c: _Iteration):
-        i, first = c.count, c.count == 0
+        i, first = c.iterations, c.iterations == 0
         move = pick(c.z, stages.move(i, c.us))
         rise, matrix = field.linearised(pick(t1, stages.time(i)), y + move)
         right_side = pick(equation.residual(c.z, rise), stages.right_side(i, c.us, rise))
@@ -290,7 +290,7 @@ def _step(
             update=update,
             missing=update * jnp.where(first, 1.0, update / c.update),
             wanted=equation.wanted(z),
-            count=i + 1,
+            iterations=i + 1,
             num_factorisations=c.num_factorisations + stale,
         )
 
@@ -313,6 +313,6 @@ def _step(
         pick(equation.error(end), end.us[-1]),
         pick(equation.nodes[1:-1], at),
         pick(equation.dense(end.z), jnp.stack([at**0, at, at**2], axis=1) @ d),
-        end.count,
+        end.iterations,
         end.num_factorisations,
     )
