@@ -16,8 +16,9 @@ from gflow.parameters import UNSCALED, TimeScales, unflat
 from gflow.programs import program
 from gflow.risks import PopulationRisk
 
-# Up to this number of parameters times data, all loops are short.
-_BRIEF_WORK = 5000
+# Up to this number of parameters times data, and of parameters on exact risks whose work is linear
+# in them, all loops are short.
+_BRIEF_WORK, _BRIEF_SIZE = 5000, 100
 
 
 class FlowProblem(eqx.Module):
@@ -35,9 +36,9 @@ class FlowProblem(eqx.Module):
     @property
     def is_brief(self) -> bool:
         """Whether the field loops over few numbers at a time, as far as the risk tells."""
-        if isinstance(self.risk, PopulationRisk):
-            return True
         size = sum(a.size for a in jax.tree.leaves(self.trained))
+        if isinstance(self.risk, PopulationRisk):
+            return size <= _BRIEF_SIZE
         num_data = getattr(self.risk, "num_data", None)
         return num_data is not None and num_data * size <= _BRIEF_WORK
 

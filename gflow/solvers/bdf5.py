@@ -306,8 +306,15 @@ def _step(
         none,
     )
     end = jax.lax.while_loop(unfinished, improve, start)
+    return _step_of_either(equation, stages, leads, end)
+
+
+def _step_of_either(
+    equation: BDF5Equation, stages: RosenbrockStages, leads: Bool[Array, ""], end: _Iteration
+) -> StepOfEither:
+    pick = lambda of_bdf5, of_rodas: jnp.where(leads, of_bdf5, of_rodas)
     move, d = stages.result(end.us)
-    at = jnp.asarray(_NODES, y.dtype)
+    at = jnp.asarray(_NODES, end.z.dtype)
     return StepOfEither(
         pick(end.z, move),
         pick(equation.error(end), end.us[-1]),

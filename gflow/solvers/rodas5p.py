@@ -142,15 +142,13 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
         field = StepField.of(terms, t0, t1, y0, args, self.jacobian)
         stages = RosenbrockStages.of(field, t0, t1, y)
 
-        def stage(i, carry: tuple[Array, tuple[Array, Array]]):
-            us, factors = carry
-            rise, jacobian = field.linearised(stages.time(i), y + stages.move(i, us))
-            factors = jax.lax.cond(
-                i == 0, lambda: lu_factor(shifted(1 / GAMMA, jacobian())), lambda: factors
-            )
-            return us.at[i].set(lu_apply(factors, stages.right_side(i, us, rise))), factors
+        factors = lu_factor(shifted(1 / GAMMA, field.linearised(t0, y)[1]()))
 
-        us, _ = jax.lax.fori_loop(0, 8, stage, (stages.none(), lu_of_identity(y)))
+        def stage(i, us):
+            rise = field.rise(stages.time(i), y + stages.move(i, us))
+            return us.at[i].set(lu_apply(factors, stages.right_side(i, us, rise)))
+
+        us = jax.lax.fori_loop(0, 8, stage, stages.none())
         move, d = stages.result(us)
         y1 = unravel(y + move)
         info = {"y0": y0, "y1": y1, "d": jax.vmap(unravel)(d)}
