@@ -43,7 +43,7 @@ class States(NamedTuple):
 
     `dissipated` is ∫‖θ'‖² up to each time; `field_norm` the norm of the field that was followed, if
     that is not the generalized gradient. The first `num_valid` times matter, all if
-    None.
+    None. `risk_at_start` is None if it is still to be computed.
     """
 
     ts: Float[Array, " times"]
@@ -51,6 +51,7 @@ class States(NamedTuple):
     dissipated: Float[Array, " times"]
     field_norm: Float[Array, " times"] | None = None
     num_valid: Int[Array, ""] | None = None
+    risk_at_start: Float[Array, ""] | None = None
 
 
 def record(
@@ -77,7 +78,9 @@ def record(
         return value, jnp.sqrt(squared_norm(time_scales.of_gradient(gradient))), observed
 
     values, norms, observed = _along(measure, states)
-    at_start = risk(eqx.combine(start, frozen))
+    at_start = states.risk_at_start
+    if at_start is None:
+        at_start = risk(eqx.combine(start, frozen))
     result = RESULTS.where(jnp.isfinite(at_start), result, RESULTS.nonfinite_start)
     energy = at_start - values - states.dissipated
     times = states.ts.shape[0]

@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -33,6 +34,15 @@ def test_arrays_are_traced_and_other_leaves_are_constants(compilations):
     assert found["out"].tolist() == [0, 3, 6] and found["none"] is None
     batch = jax.vmap(lambda by: scaled(by, net=net, name="x")["out"])(jnp.arange(2.0))
     assert batch.shape == (2, 3)
+
+
+def test_brief_programs_may_stand_within_others():
+    brief = partial(program, is_brief=lambda x: x.ndim == 0)(lambda x: 3.0 * x)
+    known = jnp.asarray(2.0)
+    assert brief(known) == 6.0
+    within = lambda y: y * brief(known) + brief(y)
+    assert jax.vmap(within)(jnp.ones(2)).tolist() == [9.0, 9.0]
+    assert jax.jit(within)(1.0) == 9.0 and jax.grad(within)(1.0) == 9.0
 
 
 @pytest.mark.slow

@@ -26,12 +26,10 @@ from gflow.solvers.stabilised import radius_at
 
 # Kinks are located to this distance, relative to the size of the preactivations.
 _KINK_DISTANCE = {"float64": 1e-12, "float32": 1e-5}
-
-
 # The most numbers that are kept of steps between pauses.
 _KEPT_ENTRIES = 10_000_000
 # The first piece of a problem with as many pairs of a parameter and a row, or more.
-_MANY_PAIRS, _FIRST_PIECE = 200_000, 8
+_MANY_PRODUCTS, _FIRST_PIECE = 200_000, 8
 
 
 @jax.tree_util.register_dataclass
@@ -51,6 +49,14 @@ class LocatedRun(AbstractRun[LocatedState]):
     @property
     def locates_kinks(self) -> bool:
         return True
+
+    @property
+    def is_brief(self) -> bool:
+        return self._num_products < _MANY_PRODUCTS
+
+    @property
+    def _num_products(self) -> int:
+        return len(self.phi0) * len(self.risk.first_datum)
 
     @property
     def loop(self) -> Loop:
@@ -111,8 +117,8 @@ class LocatedRun(AbstractRun[LocatedState]):
         most = self._most_steps_kept() if self.keeps_steps else MAX_PIECE_STEPS
         within = MAX_PIECE_SECONDS / seconds_per_step if seconds_per_step > 0 else most
         # Few steps at first where they may be slow, and twice as many each time.
-        pairs = len(self.phi0) * len(self.risk.first_datum)
-        first = MAX_PIECE_STEPS // 4 if pairs < _MANY_PAIRS else _FIRST_PIECE
+        few = self._num_products < _MANY_PRODUCTS
+        first = MAX_PIECE_STEPS // 4 if few else _FIRST_PIECE
         return max(1, min(most, int(within), max(num_steps, first)))
 
     def _most_steps_kept(self) -> int:
@@ -140,18 +146,12 @@ def _in_order(log: EventLog, first_datum: Int[Array, " rows"]) -> KinkLog:
     return KinkLog(times[order], unit, first_datum[row], kind, passed.astype(bool))
 
 
-def _is_small(run: LocatedRun, state: LocatedState, max_steps: Any) -> bool:
-    """Whether compilation takes longer than most flows."""
-    del state, max_steps
-    return len(run.phi0) * len(run.risk.first_datum) < _MANY_PAIRS
-
-
 @partial(program, is_brief=always)
 def _begin(run: LocatedRun) -> LocatedState:
     return begin(run.loop, run.phi0)
 
 
-@partial(program, is_brief=_is_small)
+@partial(program, is_brief=lambda run, *_: run.is_brief)
 def _advance(run: LocatedRun, state: LocatedState, max_steps: Any) -> LocatedState:
     return advance(run.loop, state, max_steps)
 

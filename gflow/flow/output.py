@@ -32,7 +32,8 @@ class StepCounts(NamedTuple):
 class FlowOutput(NamedTuple):
     """Where a flow ended, at time `t` in state `y` with this `speed`, and what it left.
 
-    `ts` are the saved times, inf in slots that are not filled."""
+    `ts` are the saved times, inf in slots that are not filled; `risk_at_start` is None if it
+    is still to be computed."""
 
     t: Float[Array, ""]
     y: Float[Array, " size"]
@@ -43,6 +44,7 @@ class FlowOutput(NamedTuple):
     kinks: KinkLog | None
     num_kinks: Int[Array, ""] | None
     result: RESULTS
+    risk_at_start: Float[Array, ""] | None = None
 
     def without_gaps(self) -> "FlowOutput":
         """With the last filled slot in those that are not filled."""

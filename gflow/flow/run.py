@@ -50,6 +50,11 @@ class AbstractRun(ABC, Generic[State]):
     def locates_kinks(self) -> bool:
         """Whether every kink is located."""
 
+    @property
+    @abstractmethod
+    def is_brief(self) -> bool:
+        """Whether compilation takes longer than most of its flows, so that it should be quick."""
+
     @abstractmethod
     def init(self) -> State:
         """The state at t0."""

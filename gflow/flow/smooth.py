@@ -1,6 +1,7 @@
 """A flow whose field is taken to be smooth: plain adaptive integration by diffrax."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import diffrax
@@ -35,6 +36,7 @@ class SmoothState(NamedTuple):
 
     t: Float[Array, ""]
     y: Float[Array, " size"]
+    risk_at_start: Float[Array, ""]
     step_size: Float[Array, ""]
     saved: SavedStates
     counts: StepCounts
@@ -57,13 +59,20 @@ class SmoothRun(AbstractRun[SmoothState]):
     def locates_kinks(self) -> bool:
         return False
 
+    @property
+    def is_brief(self) -> bool:
+        return self.problem.is_brief
+
     def init(self) -> SmoothState:
-        return _begin(self)
+        return _begin(self, *self.problem.gradient(self.phi0))
 
     def advance(self, state: SmoothState, max_steps: int) -> SmoothState:
         # Traced states are those of the start: pauses are for known ones.
         done = int(state.counts.steps) if is_concrete(state) else 0
-        return _integrate(self, state, max_steps - done)
+        after = _integrate(self, state, max_steps - done)
+        if is_concrete(after) and result_name(after.result) != "step_size_underflow":
+            return after
+        return after._replace(result=_why_stuck(self.problem, after))
 
     def output(self, state: SmoothState) -> FlowOutput:
         return FlowOutput(
@@ -76,6 +85,7 @@ class SmoothRun(AbstractRun[SmoothState]):
             kinks=None,
             num_kinks=None,
             result=state.result,
+            risk_at_start=state.risk_at_start,
         )
 
     def snapshot(self, state: SmoothState) -> Snapshot:
@@ -111,21 +121,21 @@ class SmoothRun(AbstractRun[SmoothState]):
         return replace(self, method=self.method.with_solver(solver)), state
 
 
-@program
-def _begin(run: SmoothRun) -> SmoothState:
+@partial(program, is_brief=lambda run, *_: run.is_brief)
+def _begin(run: SmoothRun, risk: Float[Array, ""], gradient: Float[Array, " size"]) -> SmoothState:
     phi0, method, span = run.phi0, run.method, run.span
     y0 = jnp.append(phi0, jnp.zeros((), phi0.dtype))
     # `jnp.asarray(0)` is weakly typed, sums are not: the second piece would be compiled anew.
     zero = jnp.zeros((), int)
     size = method.step_size
     if size is None:
-        gradient = run.problem.gradient(phi0)[1]
         size = jnp.minimum(first_step(phi0, _norm(gradient)), span.t1 - span.t0)
     terms = diffrax.ODETerm(run.problem.field)
     inner = method.solver.init(terms, span.t0, span.t1, y0, None)
     return SmoothState(
         t=span.t0,
         y=y0,
+        risk_at_start=risk,
         step_size=size,
         saved=SavedStates(zero, jnp.zeros((len(span.ts), len(y0)), phi0.dtype), None),
         counts=StepCounts(
@@ -136,7 +146,7 @@ def _begin(run: SmoothRun) -> SmoothState:
     )
 
 
-@program
+@partial(program, is_brief=lambda run, *_: run.is_brief)
 def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
     method, (t1, ts) = run.method, (run.span.t1, run.span.ts)
     holds = [c.holds for c in method.stop.criteria]
@@ -178,6 +188,7 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
     return SmoothState(
         t=t,
         y=y,
+        risk_at_start=s.risk_at_start,
         step_size=s.step_size if fixed else jnp.minimum(size, t1 - t),
         saved=SavedStates(count, jnp.where(old[:, None], s.saved.ys, saved_ys), None),
         counts=StepCounts(
@@ -186,7 +197,7 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
             s.counts.shortened,
             total(s.counts.work, work_of_solve(solver, solution)),
         ),
-        result=_result(run, solution, y),
+        result=_result(run, solution),
         steps=_steps(solution) if run.keeps_steps else None,
     )
 
@@ -212,21 +223,28 @@ def _norm(gradient: Array) -> Array:
     return jnp.sqrt(jnp.sum(gradient**2))
 
 
-def _result(run: SmoothRun, solution: diffrax.Solution, y_end) -> RESULTS:
+def _result(run: SmoothRun, solution: diffrax.Solution) -> RESULTS:
     """diffrax's result as ours."""
-    result = solution.result
-    finite = jnp.isfinite(run.problem.field(0.0, y_end, None)).all()
-    stuck = RESULTS.where(finite, RESULTS.step_size_underflow, RESULTS.nonfinite)
-    ours = RESULTS.where(result == diffrax.RESULTS.successful, RESULTS.successful, stuck)
-    ours = RESULTS.where(
-        result == diffrax.RESULTS.max_steps_reached, RESULTS.max_steps_reached, ours
-    )
+    result, ours = solution.result, RESULTS.step_size_underflow
+    for name in ("successful", "max_steps_reached"):
+        ours = RESULTS.where(result == getattr(diffrax.RESULTS, name), getattr(RESULTS, name), ours)
     criteria = [c.result for c in run.method.stop.criteria]
     fired = first_result(zip(criteria, solution.event_mask or []))
     return RESULTS.where(result == diffrax.RESULTS.event_occurred, fired, ours)
 
 
-@program
+def _why_stuck(problem: FlowProblem, state: SmoothState) -> RESULTS:
+    """The result; that of a field that is not finite, if the steps became too small there.
+
+    Outside the solver's program, in which the field would stand once more."""
+    _, gradient = problem.gradient(state.y[:-1])
+    stuck = state.result == RESULTS.step_size_underflow
+    return RESULTS.where(
+        stuck & ~jnp.isfinite(jnp.sum(gradient**2)), RESULTS.nonfinite, state.result
+    )
+
+
+@partial(program, is_brief=lambda problem, theta: problem.is_brief)
 def _spectral_radius(problem: FlowProblem, theta: Float[Array, " size"]) -> Array:
     """Of the Hessian."""
     return radius_at(lambda theta: problem.gradient(theta)[1], theta)

@@ -136,10 +136,8 @@ def solve_flow(
     docs/theory.md, section 5.
     """
     one_of("kinks", kinks, ("locate", "all", "ignore"))
-    max_steps, max_kinks = (
-        positive_int("max_steps", max_steps),
-        positive_int("max_kinks", max_kinks),
-    )
+    max_steps = positive_int("max_steps", max_steps)
+    max_kinks = positive_int("max_kinks", max_kinks)
     trained, frozen = split_trainable(net, trainable)
     scales = TimeScales.of(time_scales, net, trained)
     given = _given_tolerances(trained, rtol, atol)
@@ -153,8 +151,9 @@ def solve_flow(
     method = Method(solver_used, rtol, atol, step_size, as_stop(stop, theta0.dtype))
     problem = FlowProblem(risk, trained, frozen, scales)
     pattern_risk = pattern_risk_of(risk, trained, frozen, scales)
+    known = is_concrete(problem, method, span)
     # What is observed may take long, and what is traced keeps its shape.
-    if ts is not None and not observations and is_concrete(problem, method, span):
+    if ts is not None and not observations and known:
         span = span.padded()
     parts = {"problem": problem, "method": method, "span": span, "phi0": phi0}
     if pattern_risk is None or kinks == "ignore":
@@ -162,7 +161,7 @@ def solve_flow(
     else:
         run = _located(parts, pattern_risk, kinks == "all", max_kinks, dense)
     # What is traced is solved in one program, where nothing can be chosen on the way.
-    choose = solver is None and step_size is None and is_concrete(problem, method, span)
+    choose = solver is None and step_size is None and known
     kept = _checkpoint(checkpoint, run, kinks, choose, max_kinks)
     pauses = Pauses(choose, progress, kept, dense, None if stop is None else stop.seconds)
     # diffrax and the loops here mix number types, which a user's strict promotion would refuse.
@@ -210,7 +209,7 @@ def _checkpoint(
     return Checkpoint(directory, fingerprint(*parts, log_size))
 
 
-@program
+@partial(program, is_brief=lambda solved, _, __, observe: not observe and solved.run.is_brief)
 def _record(
     solved: Solved, method: str, kinks_ignored: bool, observe: dict[str, Callable]
 ) -> Trajectory:
@@ -227,7 +226,7 @@ def _record(
         problem.risk,
         problem.trained,
         problem.frozen,
-        States(output.ts, trained, dissipated, output.saved.speeds),
+        States(output.ts, trained, dissipated, output.saved.speeds, None, output.risk_at_start),
         observe=observe,
         time_scales=problem.time_scales,
         kinks=output.kinks,

@@ -19,16 +19,24 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.arguments import PyTree
-from gflow.solvers.rodas5p import Rodas5P, lu_apply, lu_factor, scaled_by_step
-from gflow.solvers.work import Work, WorkState, nothing_done
+from gflow.solvers.rodas5p import (
+    GAMMA,
+    RosenbrockStages,
+    StepField,
+    lu_apply,
+    lu_factor,
+    lu_of_identity,
+    shifted,
+)
+from gflow.solvers.work import Work, nothing_done
 
 ORDER = 5
 # Nodes at which the dense output of Rodas5P is stored.
 _NODES = (0.2, 0.4, 0.6, 0.8)
-# The largest number of Newton iterations in a step.
+# The largest number of Newton iterations in a step, and the number of stages of Rodas5P.
 _ITERATIONS = 8
 # The factor of the error estimate: the errors of many steps are alike, and add up.
-_CAUTION = 8.0
+CAUTION = 8.0
 
 
 class BDF5State(NamedTuple):
@@ -125,30 +133,11 @@ class BDF5(diffrax.AbstractAdaptiveSolver):
         moves = jnp.where(whole, past.y - y[None], 0.0)
         expected = lagrange(nodes, 1.0) @ moves
         # The error, as a multiple of the difference between the move and the expected move.
-        error_ratio = _CAUTION / (slopes_at_one(nodes[1:])[-1] * (1 - nodes[0]))
-        rise, jacobian = scaled_by_step(terms, t0, t1, y0, args, self.jacobian)
-
-        def multistep():
-            field, matrix = lambda z: rise(t1, y + z), lambda z: jacobian(t1, y + z)
-            equation = BDF5Equation(field, matrix, nodes, moves, expected, error_ratio, _weights(y))
-            found = equation.solve()
-            inner = nodes[1:-1]
-            bend = moves[1:-1] - inner[:, None] * found.move[None]
-            work = past.work.plus(found.num_evaluations, factorisations=found.num_factorisations)
-            q = bend / (inner * (1 - inner))[:, None]
-            return StepOfEither(found.move, found.error, inner, q, work)
-
-        def onestep():
-            before = WorkState(past.work)
-            step = Rodas5P(self.jacobian).step(terms, t0, t1, y0, args, before, made_jump)
-            y1, error, dense, after, _ = step
-            inner = jnp.asarray(_NODES, y.dtype)
-            d = jax.vmap(lambda d: ravel_pytree(d)[0])(dense["d"])
-            q = jnp.stack([inner**0, inner, inner**2], axis=1) @ d
-            move, error = ravel_pytree(y1)[0] - y, ravel_pytree(error)[0]
-            return StepOfEither(move, error, inner, q, after.work)
-
-        move, error, inner, q, work = jax.lax.cond(leads, multistep, onestep)
+        error_ratio = CAUTION / (slopes_at_one(nodes[1:])[-1] * (1 - nodes[0]))
+        equation = BDF5Equation(nodes, moves, expected, error_ratio, _weights(y))
+        step = _step(equation, leads, terms, (t0, t1), y0, args, self.jacobian)
+        work = past.work.plus(step.num_evaluations, factorisations=step.num_factorisations)
+        move, error, inner, q = step.move, step.error, step.nodes, step.q
         size = lambda e: jnp.sum((e * _weights(y)) ** 2)
         better = whole & (size(error_ratio * (move - expected)) < size(error))
         push = lambda old, new: jnp.concatenate([old[1:], new[None]])
@@ -171,7 +160,8 @@ class StepOfEither(NamedTuple):
     error: Float[Array, " size"]
     nodes: Float[Array, "4"]
     q: Float[Array, "4 size"]
-    work: Work
+    num_evaluations: Int[Array, ""]
+    num_factorisations: Int[Array, ""]
 
 
 def _weights(y: Array) -> Array:
@@ -196,88 +186,140 @@ def slopes_at_one(nodes: Float[Array, " n"]) -> Float[Array, " n_and_one"]:
     return jnp.append(-others / to_one, jnp.sum(1 / to_one))
 
 
-class NewtonSolution(NamedTuple):
-    """The move of a step, its error, and the work."""
-
-    move: Float[Array, " size"]
-    error: Float[Array, " size"]
-    num_evaluations: int | Int[Array, ""]
-    num_factorisations: int | Int[Array, ""]
-
-
-class _Newton(NamedTuple):
-    """The state of Newton's method.
-
-    - `z`: the move; `factors`: of the last matrix.
-    - `update`: the size of the last update; `missing`: an estimate of the remaining error.
-    - `wanted`: the error at which the method ends.
-    """
-
-    z: Float[Array, " size"]
-    factors: tuple[Array, Array]
-    update: Float[Array, ""]
-    missing: Float[Array, ""]
-    wanted: Float[Array, ""]
-    num_evaluations: int | Int[Array, ""]
-    num_factorisations: int | Int[Array, ""]
-
-
 class BDF5Equation(NamedTuple):
     """Σ c_j z_j + c z = h f(z) for the move z of a step, with the moves z_j at earlier nodes.
 
-    `rise` and `jacobian` are h f and h J; `expected` is the predicted z.
+    `expected` is the predicted z.
+
+    Newton's method computes a new matrix if the last one does not shrink the update tenfold. It
+    ends at a thousandth of the error. If it does not converge, the last update is added to the
+    error.
     """
 
-    rise: Callable[[Array], Array]
-    jacobian: Callable[[Array], Array]
     nodes: Float[Array, " points"]
     moves: Float[Array, "points size"]
     expected: Float[Array, " size"]
     error_ratio: Float[Array, ""]
     weights: Float[Array, " size"]
 
-    def solve(self) -> NewtonSolution:
-        """z and the error of the step.
+    @property
+    def slopes(self) -> Float[Array, " points"]:
+        """c_j, and c as the last."""
+        return slopes_at_one(self.nodes[1:])
 
-        Newton's method computes a new matrix if the last one does not shrink the update tenfold. It
-        ends at a thousandth of the error. If it does not converge, the last update is added to the
-        error.
-        """
-        slopes = slopes_at_one(self.nodes[1:])
-        known, last = slopes[:-1] @ self.moves[1:], slopes[-1]
-        eye = jnp.eye(len(known), dtype=known.dtype)
-        factor = lambda z: lu_factor(last * eye - self.jacobian(z))
-        size = lambda e: jnp.sqrt(jnp.mean((e * self.weights) ** 2))
+    def residual(self, z: Array, rise: Array) -> Array:
+        """h f − Σ c_j z_j − c z."""
+        return rise - self.slopes[:-1] @ self.moves[1:] - self.slopes[-1] * z
 
-        def unfinished(c: _Newton):
-            return (c.num_evaluations < _ITERATIONS) & ~(c.missing <= c.wanted)
+    def size(self, error: Array) -> Float[Array, ""]:
+        return jnp.sqrt(jnp.mean((error * self.weights) ** 2))
 
-        def improve(c: _Newton):
-            residual = self.rise(c.z) - known - last * c.z
-            step = lu_apply(c.factors, residual)
+    def wanted(self, z: Array) -> Float[Array, ""]:
+        """The error at which the method ends."""
+        error = self.size(self.error_ratio * (z - self.expected))
+        return 1e-3 * error + jnp.finfo(z.dtype).eps
 
-            def again():
-                factors = factor(c.z)
-                return factors, lu_apply(factors, residual)
-
-            stale = (c.num_evaluations > 0) & ~(size(step) <= 0.1 * c.update)
-            factors, step = jax.lax.cond(stale, again, lambda: (c.factors, step))
-            z, update = c.z + step, size(step)
-            shrinks = jnp.where(c.num_evaluations > 0, update / c.update, 1.0)
-            wanted = 1e-3 * size(self.error_ratio * (z - self.expected)) + jnp.finfo(z.dtype).eps
-            return _Newton(
-                z=z,
-                factors=factors,
-                update=update,
-                missing=update * shrinks,
-                wanted=wanted,
-                num_evaluations=c.num_evaluations + 1,
-                num_factorisations=c.num_factorisations + stale,
-            )
-
-        inf = jnp.asarray(jnp.inf, known.dtype)
-        start = _Newton(self.expected, factor(self.expected), inf, inf, jnp.zeros_like(inf), 0, 1)
-        end = jax.lax.while_loop(unfinished, improve, start)
+    def error(self, end: "_Iteration") -> Float[Array, " size"]:
+        """That of the step."""
         error = jnp.abs(self.error_ratio * (end.z - self.expected))
-        error = error + jnp.where(end.missing <= end.wanted, 0.0, end.update / self.weights)
-        return NewtonSolution(end.z, error, end.num_evaluations, end.num_factorisations)
+        return error + jnp.where(end.converged, 0.0, end.update / self.weights)
+
+    def dense(self, z: Array) -> Float[Array, "4 size"]:
+        """The values q of the dense output at the inner nodes."""
+        inner = self.nodes[1:-1, None]
+        return (self.moves[1:-1] - inner * z[None]) / (inner * (1 - inner))
+
+
+class _Iteration(NamedTuple):
+    """The state of Newton's method after some iterations, and the stages of Rodas5P.
+
+    - `z`: the move; `us`: the stages; `factors`: of the last matrix.
+    - `update`: the size of the last update; `missing`: an estimate of the remaining error.
+    - `wanted`: the error at which Newton's method ends.
+    """
+
+    z: Float[Array, " size"]
+    us: Float[Array, "8 size"]
+    factors: tuple[Array, Array]
+    update: Float[Array, ""]
+    missing: Float[Array, ""]
+    wanted: Float[Array, ""]
+    iterations: Int[Array, ""]
+    num_factorisations: Int[Array, ""]
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        return self.missing <= self.wanted
+
+
+def _step(
+    equation: BDF5Equation, leads: Bool[Array, ""], terms, times, y0, args, jacobian
+) -> StepOfEither:
+    """A step of BDF5 if it `leads`, else of Rodas5P.
+
+    Both solve linear equations with one matrix until it is replaced. So they share a loop, in which
+    field and Jacobian stand, and are compiled, only once.
+    """
+    (t0, t1), (y, _) = times, ravel_pytree(y0)
+    field = StepField.of(terms, t0, t1, y0, args, jacobian)
+    stages = RosenbrockStages.of(field, t0, t1, y)
+    pick = lambda of_bdf5, of_rodas: jnp.where(leads, of_bdf5, of_rodas)
+    shift = pick(equation.slopes[-1], 1 / GAMMA)
+
+    def unfinished(c: _Iteration):
+        return (c.iterations < _ITERATIONS) & ~(leads & c.converged)
+
+    def improve(c: _Iteration):
+        i, first = c.iterations, c.iterations == 0
+        move = pick(c.z, stages.move(i, c.us))
+        rise, matrix = field.linearised(pick(t1, stages.time(i)), y + move)
+        right_side = pick(equation.residual(c.z, rise), stages.right_side(i, c.us, rise))
+        step = lu_apply(c.factors, right_side)
+
+        def again():
+            factors = lu_factor(shifted(shift, matrix()))
+            return factors, lu_apply(factors, right_side)
+
+        stale = first | (leads & ~(equation.size(step) <= 0.1 * c.update))
+        factors, step = jax.lax.cond(stale, again, lambda: (c.factors, step))
+        z, update = c.z + step, equation.size(step)
+        return _Iteration(
+            z=z,
+            us=c.us.at[i].set(step),
+            factors=factors,
+            update=update,
+            missing=update * jnp.where(first, 1.0, update / c.update),
+            wanted=equation.wanted(z),
+            iterations=i + 1,
+            num_factorisations=c.num_factorisations + stale,
+        )
+
+    inf, none = jnp.asarray(jnp.inf, y.dtype), jnp.asarray(0)
+    start = _Iteration(
+        equation.expected,
+        stages.none(),
+        lu_of_identity(y),
+        inf,
+        inf,
+        jnp.zeros_like(inf),
+        none,
+        none,
+    )
+    end = jax.lax.while_loop(unfinished, improve, start)
+    return _step_of_either(equation, stages, leads, end)
+
+
+def _step_of_either(
+    equation: BDF5Equation, stages: RosenbrockStages, leads: Bool[Array, ""], end: _Iteration
+) -> StepOfEither:
+    pick = lambda of_bdf5, of_rodas: jnp.where(leads, of_bdf5, of_rodas)
+    move, d = stages.result(end.us)
+    at = jnp.asarray(_NODES, end.z.dtype)
+    return StepOfEither(
+        pick(end.z, move),
+        pick(equation.error(end), end.us[-1]),
+        pick(equation.nodes[1:-1], at),
+        pick(equation.dense(end.z), jnp.stack([at**0, at, at**2], axis=1) @ d),
+        end.iterations,
+        end.num_factorisations,
+    )

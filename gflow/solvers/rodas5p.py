@@ -6,7 +6,7 @@ implicit solvers iterate with a Jacobian that is kept fixed, and fail on long st
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import diffrax
 import jax
@@ -139,37 +139,102 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         y, unravel = ravel_pytree(y0)
-        rise, jacobian = scaled_by_step(terms, t0, t1, y0, args, self.jacobian)
-        matrix = lu_factor(jnp.eye(len(y), dtype=y.dtype) / GAMMA - jacobian(t0, y))
-        h = t1 - t0
-        _, drift = jax.jvp(lambda t: rise(t, y), (t0,), (h,))
-        stages, couplings, weights, dense, nodes, times = (
-            jnp.asarray(of, y.dtype) for of in (STAGES, COUPLINGS, WEIGHTS, DENSE, NODES, TIMES)
-        )
+        field = StepField.of(terms, t0, t1, y0, args, self.jacobian)
+        stages = RosenbrockStages.of(field, t0, t1, y)
+
+        factors = lu_factor(shifted(1 / GAMMA, field.linearised(t0, y)[1]()))
 
         def stage(i, us):
-            slope = rise(t0 + nodes[i] * h, y + stages[i] @ us) + times[i] * drift
-            return us.at[i].set(lu_apply(matrix, slope + couplings[i] @ us))
+            rise = field.rise(stages.time(i), y + stages.move(i, us))
+            return us.at[i].set(lu_apply(factors, stages.right_side(i, us, rise)))
 
-        us = jax.lax.fori_loop(0, 8, stage, jnp.zeros((8, len(y)), y.dtype))
-        y1 = unravel(y + weights @ us)
-        info = {"y0": y0, "y1": y1, "d": jax.vmap(unravel)(dense @ us)}
+        us = jax.lax.fori_loop(0, 8, stage, stages.none())
+        move, d = stages.result(us)
+        y1 = unravel(y + move)
+        info = {"y0": y0, "y1": y1, "d": jax.vmap(unravel)(d)}
         done = WorkState(solver_state.work.plus(evaluations=8, factorisations=1))
         return y1, unravel(us[-1]), info, done, diffrax.RESULTS.successful
 
 
-def scaled_by_step(terms, t0, t1, like: PyTree[Array], args, given: Callable | None):
-    """h f(t, y) and h J(t, y), as functions of t and the flattened y, for the step from t0 to t1.
+class RosenbrockStages(NamedTuple):
+    """The equations of the stages of a step of size h from (t0, y), whose solutions u_i are the
+    rows of `us`.
 
-    `given` is a function `(t, y, args)` that returns J, or None for `jax.jacfwd`.
+    `drift` is h² ∂f/∂t.
     """
-    _, unravel = ravel_pytree(like)
-    control = terms.contr(t0, t1)
-    rise = lambda t, y: ravel_pytree(terms.vf_prod(t, unravel(y), args, control))[0]
-    if given is None:
-        return rise, lambda t, y: jax.jacfwd(lambda y: rise(t, y))(y)
-    # Backwards, diffrax steps forwards in −t.
-    return rise, lambda t, y: control * given(jnp.where(control < 0, -t, t), unravel(y), args)
+
+    t0: Float[Array, ""]
+    h: Float[Array, ""]
+    drift: Float[Array, " size"]
+
+    @classmethod
+    def of(cls, field: "StepField", t0, t1, y: Float[Array, " size"]) -> "RosenbrockStages":
+        h = t1 - t0
+        _, drift = jax.jvp(lambda t: field.rise(t, y), (t0,), (h,))
+        return cls(t0, h, drift)
+
+    def none(self) -> Float[Array, "8 size"]:
+        """The stages before the first is known."""
+        return jnp.zeros((8, len(self.drift)), self.drift.dtype)
+
+    def time(self, i: Any) -> Array:
+        """The time of stage i; that of the first is t0."""
+        return self.t0 + self._of(NODES)[i] * self.h
+
+    def move(self, i: Any, us: Float[Array, "8 size"]) -> Array:
+        """The point of stage i less y; 0 for the first."""
+        return self._of(STAGES)[i] @ us
+
+    def right_side(self, i: Any, us: Float[Array, "8 size"], rise: Array) -> Array:
+        """W u_i, where `rise` is h f at that point."""
+        return rise + self._of(TIMES)[i] * self.drift + self._of(COUPLINGS)[i] @ us
+
+    def result(self, us: Float[Array, "8 size"]) -> tuple[Array, Float[Array, "3 size"]]:
+        """The move of the step, and the coefficients of its dense output."""
+        return self._of(WEIGHTS) @ us, self._of(DENSE) @ us
+
+    def _of(self, coefficients: np.ndarray) -> Array:
+        return jnp.asarray(coefficients, self.drift.dtype)
+
+
+class StepField(NamedTuple):
+    """h f(t, y) as a function of t and the flattened y, for one step.
+
+    `given` is a function of the same that returns h J(t, y), or None for the derivative of JAX.
+    """
+
+    rise: Callable[[Any, Array], Array]
+    given: Callable[[Any, Array], Array] | None
+
+    @classmethod
+    def of(cls, terms, t0, t1, like: PyTree[Array], args, jacobian: Callable | None):
+        """For the step from t0 to t1; `jacobian` is a function `(t, y, args)` that returns J."""
+        _, unravel = ravel_pytree(like)
+        control = terms.contr(t0, t1)
+        rise = lambda t, y: ravel_pytree(terms.vf_prod(t, unravel(y), args, control))[0]
+        if jacobian is None:
+            return cls(rise, None)
+        # Backwards, diffrax steps forwards in −t.
+        time = lambda t: jnp.where(control < 0, -t, t)
+        return cls(rise, lambda t, y: control * jacobian(time(t), unravel(y), args))
+
+    def linearised(self, t, y: Float[Array, " size"]) -> tuple[Array, Callable[[], Array]]:
+        """h f, and a function that returns h J, which shares what f has computed."""
+        if self.given is not None:
+            given = self.given
+            return self.rise(t, y), lambda: given(t, y)
+        rise, along = jax.linearize(lambda y: self.rise(t, y), y)
+        return rise, lambda: jax.vmap(along, out_axes=-1)(jnp.eye(len(y), dtype=y.dtype))
+
+
+def shifted(by: Any, jacobian: Float[Array, "size size"]) -> Float[Array, "size size"]:
+    """A multiple of the identity less a matrix."""
+    return by * jnp.eye(len(jacobian), dtype=jacobian.dtype) - jacobian
+
+
+def lu_of_identity(y: Float[Array, " size"]) -> tuple[Array, Array]:
+    """As `lu_factor` of the identity."""
+    return jnp.eye(len(y), dtype=y.dtype), jnp.arange(len(y), dtype=jnp.int32)
 
 
 def lu_factor(matrix: Float[Array, "size size"]) -> tuple[Array, Array]:
