@@ -112,6 +112,7 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         slack = pattern.with_slack(jnp.zeros((1, 1)))[pairs.unit, pairs.row]
         speeds = jnp.stack([ends.start.field, ends.end.field])[:, pairs.unit]
         return Sight(
+            sides=side,
             margins=side[None] * thetas[:, pairs.unit] + slack[None],
             slopes=side[None] * speeds,
             beyond=side * (speeds[1] + push),

@@ -209,13 +209,14 @@ def _resolve(loop: "Loop", before: Resolved, events: Events, happens) -> Resolve
     def one(c):
         done, _, first = c
         evaluation = loop.risk.evaluate(done.y[:-1], done.pattern)
-        heights = loop.risk.heights(evaluation.z, done.pattern, scales)
-        clear = lambda c: (c[0].settled(heights), False)
+        heights = lambda pattern: loop.risk.heights(evaluation.z, pattern, scales)
+        clear = lambda c: (c[0].settled(heights(c[0])), False)
         start = done.pattern, done.pattern.any_released()
         pattern, _ = jax.lax.while_loop(lambda c: c[1], clear, start)
-        short = -heights[pairs.unit, pairs.row]
+        # Those that have turned were on the other side.
+        short = behind.sight.sides * evaluation.z[pairs.unit, pairs.row]
         pattern = pattern.allowing(pairs, events.turned & first & (short > 0), 2 * short)
-        margins = pattern.with_slack(heights)
+        margins = pattern.with_slack(heights(pattern))
         slide = SLIDE_SCALE * jnp.min(loop.risk.slide_margins(evaluation, pattern))
         due = jnp.minimum(jnp.min(margins), slide) <= -eps
         # At a crossing slides end that rest on the boundary of [0, 1].

@@ -17,8 +17,8 @@ class Ends(NamedTuple):
 
 
 class Pushes(NamedTuple):
-    """By how much faster pairs move along their normals, of unit length squared, once they are past
-    their kinks: at the start and the end of a step."""
+    """By what multiples of their normals units move faster once pairs are past their kinks: at the
+    start and the end of a step."""
 
     start: Float[Array, " pairs"]
     end: Float[Array, " pairs"]
@@ -27,12 +27,14 @@ class Pushes(NamedTuple):
 class Sight(NamedTuple):
     """What a step sees of some pairs.
 
+    - `sides`: their heights (`AbstractPatternRisk.heights`) divided by their preactivations.
     - `margins` at its start, middle and end, and the derivatives of the margins by time, `slopes`,
       at its start and end; `beyond`, the slope at the end of one that is on the other side.
-    - `active`: on which side of their kinks the pattern has them.
+    - `slack`, and `active`, the side of their kinks, in the pattern.
     - `jumps`: the norms of the jumps of the field in θ at their kinks; `pushes`, their parts.
     """
 
+    sides: Float[Array, " pairs"]
     margins: Float[Array, "3 pairs"]
     slopes: Float[Array, "2 pairs"]
     beyond: Float[Array, " pairs"]

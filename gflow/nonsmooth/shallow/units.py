@@ -78,6 +78,7 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         pushes = (1 - self.negative_slope) * sign[None] * q
         square = jnp.sum(normals**2, axis=-1)
         return Sight(
+            sides=side,
             margins=side[None] * z + slack[None],
             slopes=side[None] * speeds,
             beyond=side * (speeds[1] + pushes[1] * square),
