@@ -214,6 +214,7 @@ def test_slides_of_biases_alone_end():
 def test_fixed_steps_that_are_too_long_say_so(kinks, step_size):
     net = gflow.ShallowNet(1, 4, key=jax.random.key(0))
     options = {"t1": 40.0, "step_size": step_size, "kinks": kinks, "throw": False}
+    options |= {"max_steps": 500}  # which kinks without end would spend, however many
     with pytest.warns(UserWarning, match=f"steps of size {step_size:g} are too long: step_size"):
         gflow.solve_flow(sine(20), net, **options)
 
