@@ -1,6 +1,7 @@
 """float64, no silent promotion of ranks, shapes checked at run time, compiled programs kept."""
 
 import contextlib
+import gc
 import os
 from pathlib import Path
 
@@ -35,6 +36,10 @@ with install_import_hook("gflow", "beartype.beartype"):
     import gflow.app.report
     import gflow.app.run_directory
     import gflow.plots
+
+# Tracing makes many objects that live on, and a tenth of its time was to look through them.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="module", autouse=True)
