@@ -368,6 +368,13 @@ def test_version_and_help_do_not_wait_for_jax(tmp_path):
         assert ended.stdout.endswith("[]\n"), ended.stderr
 
 
+def test_without_the_extra_the_command_line_says_what_to_install():
+    script = "import sys; sys.modules['tyro'] = None; from gflow.app.cli import main; main(['run'])"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "needs tyro" in ended.stderr and "pip install '.[app]'" in ended.stderr
+
+
 @pytest.mark.slow
 def test_compiled_programs_are_kept_unless_the_user_says_no(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
