@@ -1,6 +1,7 @@
 """float64, no silent promotion of ranks, shapes checked at run time, compiled programs kept."""
 
 import contextlib
+import gc
 import os
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from jaxtyping import config as jaxtyping_config, install_import_hook
 
 # Compilation is most of the time, and these flags make it three times shorter; `XLA_FLAGS= make
 # test` tests the defaults. Notebooks and child processes inherit the environment.
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1"  # one module of LLVM for each program
+)
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
@@ -32,6 +36,10 @@ with install_import_hook("gflow", "beartype.beartype"):
     import gflow.app.report
     import gflow.app.run_directory
     import gflow.plots
+
+# Tracing makes many objects that live on, and a tenth of its time was to look through them.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="module", autouse=True)

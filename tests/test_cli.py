@@ -105,24 +105,6 @@ def test_the_main_job_on_a_population_risk(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_only_runs_are_replaced(overwrite, tmp_path):
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "thesis.tex").write_text("all of it")
-    flag = ["--overwrite"] if overwrite else []
-    ended = gflow("run", *QUICK, "--out", "precious", *flag, cwd=tmp_path)
-    assert ended.returncode == 2 and "`out`: got" in ended.stderr
-    assert (tmp_path / "precious" / "thesis.tex").read_text() == "all of it"
-
-
-@pytest.mark.slow
-def test_a_directory_that_cannot_be_written_is_found_out_first(tmp_path):
-    (tmp_path / "file").write_text("")
-    ended = gflow("run", "--t1", 1e6, "--out", "file/r", cwd=tmp_path, timeout=60)
-    assert ended.returncode == 2 and "a directory that can be written" in ended.stderr
-
-
-@pytest.mark.slow
 def test_command_line_options_take_precedence_over_the_config_file(tmp_path):
     lines = 'data = "tent"\nwidth = 5\nactivation = "tanh"\nt1 = 2\nstep_fractions = [0.5]\n'
     (tmp_path / "c.toml").write_text(lines)
@@ -164,7 +146,7 @@ def test_an_interrupted_run_leaves_what_it_has(tmp_path):
     while not list(tmp_path.glob("r/checkpoints/flow/*")):
         assert process.poll() is None
         time.sleep(0.2)
-    time.sleep(10)
+    time.sleep(2)
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
@@ -231,7 +213,13 @@ BAD_INPUT = [
     ("--kinks no", "gflow: invalid choice 'no' for argument '--kinks'. Expected one of"),
     ("--data wave --missing drop", "`missing`: got 'drop', wanted no missing, unless `data`"),
     ("--data wave --loss logistic", "`loss`: got 'logistic', wanted 'squared', unless `data`"),
+    # Found out before the flow, which would take minutes.
+    ("--t1 1e6 --out file/r", "a directory that can be written"),
 ]
+# Only runs are replaced.
+KEPT = [("--data wave --out precious", "`out`: got"), ("--overwrite --out precious", "`out`: got")]
+NO_REPORT = ("report nowhere", "`directory`: got 'nowhere', wanted a run")
+REFUSED = [(f"run {line}", sentence) for line, sentence in BAD_INPUT + KEPT] + [NO_REPORT]
 # One process for all of them: most of the time of each would be that of its imports.
 COMMANDS = """
 import contextlib, io, json, os, sys, traceback
@@ -255,28 +243,26 @@ def refusals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad")
     for name, text in TABLES.items():
         (folder / name).write_text(text)
-    lines = "".join(f"run {arguments}\n" for arguments, _ in BAD_INPUT)
+    (folder / "file").write_text("")
+    (folder / "precious").mkdir()
+    (folder / "precious" / "thesis.tex").write_text("all of it")
+    lines = "".join(f"{line}\n" for line, _ in REFUSED)
     ended = subprocess.run(
-        [sys.executable, "-c", COMMANDS], cwd=folder, input=lines, capture_output=True, text=True
+        [sys.executable, "-c", COMMANDS],
+        **{"cwd": folder, "input": lines, "capture_output": True, "text": True, "timeout": 300},
     )
     assert ended.returncode == 0, ended.stderr
+    assert (folder / "precious" / "thesis.tex").read_text() == "all of it"
     found = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert len(found) == len(BAD_INPUT)
-    return {arguments: end for (arguments, _), end in zip(BAD_INPUT, found)}
+    return {line: end for (line, _), end in zip(REFUSED, found, strict=True)}
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), BAD_INPUT)
-def test_bad_input_gets_a_sentence(arguments, sentence, refusals):
-    code, out, err, has_run = refusals[arguments]
+@pytest.mark.parametrize(("line", "sentence"), REFUSED)
+def test_what_is_refused_gets_a_sentence(line, sentence, refusals):
+    code, out, err, has_run = refusals[line]
     assert code == 2
     assert sentence in err + out
     assert "Traceback" not in err and not has_run
-
-
-@pytest.mark.slow
-def test_reports_of_no_run_are_refused(tmp_path):
-    ended = gflow("report", "nowhere", cwd=tmp_path)
-    assert ended.returncode == 2 and "`directory`: got 'nowhere', wanted a run" in ended.stderr
 
 
 @pytest.mark.slow
@@ -316,15 +302,26 @@ def test_the_main_job_finds_the_critical_points_of_flow_and_descents(tmp_path):
     assert again.returncode == 0 and (tmp_path / "r" / "report.html").read_text() == page
 
 
+TWO_DESCENTS = ("run", *QUICK, "--t1", 2, "--step-fractions", 0.4, 0.2, "--out")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing ended early, and the seconds that it took."""
+    folder = tmp_path_factory.mktemp("whole")
+    start = time.monotonic()
+    ended = gflow(*TWO_DESCENTS, "r", cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder / "r", time.monotonic() - start
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "count"), [(signal.SIGTERM, 3), (signal.SIGKILL, 2)])
-def test_a_run_that_is_killed_at_any_moment_is_readable_and_can_be_resumed(kind, count, tmp_path):
-    options = (*QUICK, "--t1", 2, "--step-fractions", 0.4, 0.2)
-    command = [sys.executable, "-m", "gflow", "run", *map(str, options), "--out"]
-    start = time.monotonic()
-    whole = subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
-    seconds = time.monotonic() - start
+def test_a_run_that_is_killed_at_any_moment_is_readable_and_can_be_resumed(
+    kind, count, whole, tmp_path
+):
+    command = [sys.executable, "-m", "gflow", *map(str, TWO_DESCENTS)]
+    reference, seconds = whole
     rng = np.random.default_rng(int(kind))
     early = [0.1, 0.5] if kind == signal.SIGTERM else []  # during imports
     for k, moment in enumerate(np.append(early, rng.uniform(0, seconds, count))):
@@ -353,7 +350,7 @@ def test_a_run_that_is_killed_at_any_moment_is_readable_and_can_be_resumed(kind,
             resumed = gflow("resume", f"r{k}", cwd=tmp_path)
             assert resumed.returncode == 0, resumed.stderr
             with jax.enable_x64(True):
-                runs = [load_run(tmp_path / name) for name in (f"r{k}", "whole")]
+                runs = [load_run(path) for path in (directory, reference)]
             for label, trajectory in runs[1].trajectories().items():
                 np.testing.assert_array_equal(trajectory.risk, runs[0].trajectories()[label].risk)
 
@@ -369,6 +366,13 @@ def test_version_and_help_do_not_wait_for_jax(tmp_path):
         command = [sys.executable, "-c", script, *arguments]
         ended = subprocess.run(command, capture_output=True, text=True)
         assert ended.stdout.endswith("[]\n"), ended.stderr
+
+
+def test_without_the_extra_the_command_line_says_what_to_install():
+    script = "import sys; sys.modules['tyro'] = None; from gflow.app.cli import main; main(['run'])"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "needs tyro" in ended.stderr and "pip install '.[app]'" in ended.stderr
 
 
 @pytest.mark.slow

@@ -29,13 +29,17 @@ def relative_errors(found, exact) -> np.ndarray:
     return np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)
 
 
+@pytest.fixture(scope="module")
+def exact() -> gflow.Trajectory:
+    return gflow.solve_flow(*small_problem(), t1=END, ts=TIMES, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", [None, gflow.BDF5(), gflow.ROCK4(), diffrax.Kvaerno5()])
-def test_dense_output_is_as_accurate_as_the_flow(solver):
+def test_dense_output_is_as_accurate_as_the_flow(solver, exact):
     """Through crossings and slides: at most ten times rtol at random times."""
     risk, net = small_problem()
     flow = gflow.solve_flow(risk, net, t1=END, rtol=RTOL, solver=solver, dense=True)
-    exact = gflow.solve_flow(risk, net, t1=END, ts=TIMES, rtol=1e-12, atol=1e-14)
     assert exact.kinks is not None and exact.kinks.counts()["slide begins"] > 0
     errors = relative_errors(states(flow(TIMES), 200), states(exact.params, 200))
     assert errors.max() <= 10 * RTOL

@@ -328,9 +328,9 @@ def test_risks_that_hold_traced_arrays(wave, smooth_net):
         return gflow.solve_flow(risk, smooth_net, t1=1.0, ts=[1.0]).risk[-1]
 
     decay, step = 0.1, 1e-4
-    alone = end(decay)
-    np.testing.assert_allclose(jax.vmap(end)(jnp.array([decay, 0.2]))[0], alone, rtol=1e-7)
-    slope = (end(decay + step) - end(decay - step)) / (2 * step)
+    together = jax.vmap(end)(jnp.array([decay, decay + step, decay - step]))
+    np.testing.assert_allclose(together[0], end(decay), rtol=1e-7)
+    slope = (together[1] - together[2]) / (2 * step)
     np.testing.assert_allclose(jax.grad(end)(decay), slope, rtol=1e-4)
     with pytest.raises(gflow.ArgumentError, match="`progress`: got arrays that JAX traces"):
         jax.grad(

@@ -8,6 +8,7 @@ import pytest
 import gflow
 from benchmarks.reference_flows import reference_flow
 from gflow import piecewise
+from gflow.flow import driver
 from gflow.flow.solver_choice import RunProgress, better_solver
 from tests.helpers.networks_as_vectors import distance
 
@@ -92,6 +93,19 @@ def test_default_flows_to_time_1e8(problem):
     # On the flat floor of the valley, errors of the way there stay.
     assert distance(flow.final, other.final) < 1e-5
     assert (np.diff(flow.risk) <= 1e-12).all()
+
+
+@pytest.mark.slow
+def test_the_choice_does_not_depend_on_how_fast_the_machine_is(monkeypatch):
+    risk, net = sine()
+    fast = gflow.solve_flow(risk, net, t1=1e4)
+    # Pieces of forty steps.
+    slow_clock = lambda clock, num_steps: setattr(clock, "seconds_per_step", 0.05)
+    monkeypatch.setattr(driver._Clock, "note", slow_clock)
+    slow = gflow.solve_flow(risk, net, t1=1e4)
+    (one,), (other,) = fast.switches, slow.switches
+    assert (one.solver, one.num_steps) == (other.solver, other.num_steps)
+    np.testing.assert_array_equal(slow.risk, fast.risk)
 
 
 @pytest.mark.slow

@@ -62,7 +62,8 @@ def test_times_to_save_at_may_be_beyond_the_end_by_a_rounding():
     risk, net = small_problem()
     flow = gflow.solve_flow(risk, net, t1=0.3, ts=np.arange(0, 0.31, 0.1))
     assert float(flow.ts[-1]) == 0.3
-    late = gflow.solve_flow(risk, net, t0=1e6, t1=1e6 + 0.3, ts=[1e6 + 0.1, 1e6 + 0.3 + 2e-10])
+    beyond = 1e6 + np.array([0.1, 0.15, 0.2, 0.3 + 2e-10])
+    late = gflow.solve_flow(risk, net, t0=1e6, t1=1e6 + 0.3, ts=beyond)
     assert float(late.ts[-1]) == 1e6 + 0.3
     with pytest.raises(gflow.ArgumentError, match=r"times 0\.1\d* to 0\.3000"):
         gflow.solve_flow(risk, net, t1=0.3, ts=[0.1, 0.3000001])

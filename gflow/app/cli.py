@@ -51,7 +51,14 @@ def _dispatch(arguments: list[str], interrupts: ProgramInterrupts) -> int:
 
         print(f"gflow {version('gflow-jax')}")
         return 0
-    from gflow.app.commands import ReportCommand, parse
+    try:
+        from gflow.app.commands import ReportCommand, parse
+    except ModuleNotFoundError as missing:
+        say(
+            f"gflow: the command line needs {missing.name}, which is not installed: "
+            "install gflow with the extra `app`, as by pip install '.[app]'"
+        )
+        return 2
 
     command = parse(arguments)
     with _warnings_as_sentences():

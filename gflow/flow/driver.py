@@ -73,19 +73,23 @@ def _solve_in_pieces(start: Solved, max_steps: int, pauses: Pauses) -> Solved:
     solved, pressed, clock = start, False, _Clock(pauses.seconds)
     total = int(start.run.span.num_times) if pauses.progress else None
     with progress_bar(total, "gradient flow") as bar, noted_interrupts() as noted:
-        now = solved.run.snapshot(solved.state)
+        now = asked = solved.run.snapshot(solved.state)
         try:
             while now.unfinished and now.num_steps < max_steps and not noted and not clock.over():
                 before, run = now, solved.run
                 budget = now.num_steps + run.piece_length(now.num_steps, clock.seconds_per_step)
-                state = run.advance(solved.state, min(budget, max_steps))
+                # Where a fast machine pauses: results must not depend on the time of steps.
+                choice = asked.num_steps + run.piece_length(asked.num_steps, 0.0)
+                state = run.advance(solved.state, min(budget, choice, max_steps))
                 now = run.snapshot(state)
                 clock.note(now.num_steps - before.num_steps)
                 solved = solved._replace(state=state, steps=_with_last(solved.steps, run, state))
                 met = f", {now.num_kinks:,} kinks" if now.num_kinks else ""
                 bar.advance(now.num_saved - before.num_saved, f"t = {now.t:.4g}{met}")
-                if pauses.choose and now.unfinished and now.num_steps >= _STEPS_BEFORE_A_CHOICE:
-                    solved = _with_better_solver(solved, before, now)
+                if now.num_steps >= choice:
+                    if pauses.choose and now.unfinished and choice >= _STEPS_BEFORE_A_CHOICE:
+                        solved = _with_better_solver(solved, asked, now)
+                    asked = now
                 if pauses.checkpoint is not None:
                     pauses.checkpoint.save(_facts(solved), solved.state)
         except KeyboardInterrupt:
