@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 import gflow
 from benchmarks.reference_flows import NAMES, reference_flow
 from gflow.nonsmooth.shallow.hessian import field_jacobian
+from gflow.nonsmooth.shallow.pattern import Change
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import split_trainable
 from gflow.solvers.rodas5p import (
@@ -285,7 +286,10 @@ def test_the_jacobian_on_slides():
     known = ShallowPatternRisk.of(risk, *split_trainable(single_unit(0.0, 2.5)))
     state, pattern = jnp.array([0.0, 2.5, 1.0, 0.0]), known.start(jnp.array([0.0, 2.5, 1.0]))
     only_first = jnp.arange(4) == 0
-    pattern = pattern.with_slide(0, 0, only_first, jnp.asarray(True))
+    zero, yes = jnp.asarray(0), jnp.asarray(True)
+    pattern = pattern.changed(
+        Change(zero, zero, only_first, only_first, zero, begins=yes, ends=~yes, slack=jnp.zeros(()))
+    )
     pattern = pattern.projected(0, known.normals, known.whole)
     got, exact = jacobians(known, state, pattern)
     free = jnp.diag(jnp.array([0.0, 1.0, 1.0, 1.0]))

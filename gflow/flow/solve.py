@@ -140,8 +140,8 @@ def solve_flow(
     max_kinks = positive_int("max_kinks", max_kinks)
     trained, frozen = split_trainable(net, trainable)
     scales = TimeScales.of(time_scales, net, trained)
-    given = _given_tolerances(trained, rtol, atol)
-    theta0, phi0, rtol, atol = _prepared(trained, scales, *given)
+    tolerances = _given_tolerances(trained, rtol, atol)
+    theta0, phi0, rtol, atol = _prepared(trained, scales, *tolerances)
     _check_start(theta0)
     check_risk(risk, net)
     observations = as_observations(observe, net)
@@ -153,8 +153,7 @@ def solve_flow(
     pattern_risk = pattern_risk_of(risk, trained, frozen, scales)
     known = is_concrete(problem, method, span)
     # What is observed may take long, and what is traced keeps its shape.
-    if ts is not None and not observations and known:
-        span = span.padded()
+    span = span.padded() if known and ts is not None and not observations else span
     parts = {"problem": problem, "method": method, "span": span, "phi0": phi0}
     if pattern_risk is None or kinks == "ignore":
         run = SmoothRun(**parts, keeps_steps=dense)
@@ -167,8 +166,8 @@ def solve_flow(
     # diffrax and the loops here mix number types, which a user's strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
         solved = solve(run, _enough_steps(max_steps, span, step_size, max_kinks), pauses)
-        ignored = pattern_risk is not None and kinks == "ignore"
-        trajectory = _trajectory(solved, method, ignored, observations, max_kinks)
+        has_kinks = pattern_risk is not None
+        trajectory = _trajectory(solved, method, has_kinks, observations, max_kinks)
     if is_concrete(trajectory.ts) and (advice := advice_for(trajectory, solved.run)):
         warnings.warn(advice, stacklevel=2)
     return finish(trajectory, throw=throw)
@@ -177,14 +176,15 @@ def solve_flow(
 def _trajectory(
     solved: Solved,
     method: Method,
-    kinks_ignored: bool,
+    has_kinks: bool,
     observe: dict[str, Callable[[Any], Any]],
     max_kinks: int,
 ) -> Trajectory:
     names = [type(method.solver).__name__, *(switch.solver for switch in solved.switches)]
     words = "gradient flow, " + ", then ".join(names)
     steps, solved = joined(list(solved.steps)), solved._replace(steps=())
-    trajectory = with_retry(lambda: _record(solved, words, kinks_ignored, observe))
+    ignored = has_kinks and not solved.run.locates_kinks
+    trajectory = with_retry(lambda: _record(solved, words, ignored, observe))
     if is_concrete(trajectory.ts):
         count = int(np.isfinite(np.asarray(trajectory.ts)).sum())
         trajectory = first_saved(trajectory, count, max_kinks)
