@@ -290,7 +290,7 @@ def test_the_jacobian_on_slides():
     pattern = pattern.changed(
         Change(zero, zero, only_first, only_first, zero, begins=yes, ends=~yes, slack=jnp.zeros(()))
     )
-    pattern = pattern.projected(0, known.normals, known.whole)
+    pattern = pattern.projected(zero, known.normals, known.whole)
     got, exact = jacobians(known, state, pattern)
     free = jnp.diag(jnp.array([0.0, 1.0, 1.0, 1.0]))
     np.testing.assert_allclose(got, exact @ free, atol=1e-13)
