@@ -31,6 +31,7 @@ from gflow.recording import (
     as_observations,
     finish,
     record as record_trajectory,
+    warned_of_growth,
     with_retry,
 )
 from gflow.results import RESULTS
@@ -120,7 +121,8 @@ def descend(
         raise ArgumentError("progress", True, "False where JAX traces the descent")
     # Functions can hold traced arrays, too.
     num_filled = made.num_filled if is_concrete(made.num_filled) else plan.num_records
-    return finish(first_saved(made.trajectory, int(num_filled)), throw=throw)
+    trajectory = first_saved(made.trajectory, int(num_filled))
+    return finish(warned_of_growth(trajectory), throw=throw)
 
 
 class Plan(NamedTuple):

@@ -1,5 +1,6 @@
 """How `solve_flow` and `descend` turn trained parameters along times into a trajectory."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -36,6 +37,10 @@ def as_observations(observe: Any, net: PyTree) -> dict[str, Callable[[Any], Arra
             got = Described(f"{name!r}, which returns {eqx.tree_pformat(found)}")
             raise ArgumentError("observe", got, "functions that return one array each")
     return dict(observe)
+
+
+# A descent whose risk grows by this factor has left every basin.
+_GROWN = 1e3
 
 
 class States(NamedTuple):
@@ -134,6 +139,20 @@ def _balance_drift(
     balance = lambda params: eqx.combine(time_scales.scaled(params), frozen).balance()
     at_start = balance(start)
     return jax.vmap(lambda params: balance(params) - at_start)(trained)
+
+
+def warned_of_growth(trajectory: Trajectory) -> Trajectory:
+    """The trajectory of a descent, with a warning if its risk grew beyond all bounds."""
+    if is_concrete(trajectory.risk):
+        first, last = (float(trajectory.risk[k]) for k in (0, -1))
+        if last > _GROWN * first > 0:
+            warnings.warn(
+                f"the risk grew from {first:.3g} to {last:.3g}: the steps are too long. Gradient "
+                "descent is stable for step_size · sharpness up to 2 (`gflow.sharpness`). Take a "
+                "smaller step_size",
+                stacklevel=3,
+            )
+    return trajectory
 
 
 def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:

@@ -142,6 +142,12 @@ def test_divergence_is_reported_and_keeps_the_finite_part(progress):
         gflow.descend(quadratic, START, **options)
 
 
+def test_growth_that_is_still_finite_is_warned_of():
+    with pytest.warns(UserWarning, match="the risk grew from .* smaller step_size"):
+        run = gflow.descend(quadratic, START, step_size=1.0, num_steps=50)
+    assert run.risk[-1] > 1e3 * run.risk[0]
+
+
 def test_one_compilation_serves_all_step_sizes(wave):
     net = gflow.ShallowNet(1, 3, key=KEY)
     calls = []
