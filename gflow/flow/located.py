@@ -8,8 +8,9 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from gflow.arguments import is_concrete
 from gflow.dense import Steps
 from gflow.flow.events import EventAccuracy
 from gflow.flow.located_state import EventLog, LocatedState
@@ -84,7 +85,6 @@ class LocatedRun(AbstractRun[LocatedState]):
         result = RESULTS.where(well & state.branched, RESULTS.branched, state.result)
         result = RESULTS.where(well & state.repelled, RESULTS.repelled, result)
         result = RESULTS.where(well & (state.t < self.span.t1), RESULTS.max_steps_reached, result)
-        log = state.log
         return FlowOutput(
             t=state.t,
             y=state.y,
@@ -92,10 +92,12 @@ class LocatedRun(AbstractRun[LocatedState]):
             ts=self.span.filled(state.saved.num_saved),
             saved=state.saved,
             counts=state.counts,
-            kinks=_in_order(log, self.risk.first_datum),
-            num_kinks=log.num_logged,
+            num_kinks=state.log.num_logged,
             result=result,
         )
+
+    def kinks(self, state: LocatedState) -> KinkLog:
+        return _in_order(state.log, self.risk.first_datum)
 
     def snapshot(self, state: LocatedState) -> Snapshot:
         work = state.counts.work
@@ -136,14 +138,18 @@ class LocatedRun(AbstractRun[LocatedState]):
         return run, _handed_over(run, state)
 
 
-def _in_order(log: EventLog, first_datum: Int[Array, " rows"]) -> KinkLog:
-    """The log in the order of time, in which kinks that one step passed were not found."""
-    time, entry = log.time[:-1], log.entry[:-1]
-    used = jnp.arange(log.size) < log.num_logged
-    times = jnp.where(used, time, jnp.inf)
-    order = jnp.argsort(times, stable=True)
-    unit, row, kind, passed = jnp.where(used[:, None], entry, 0)[order].T.astype(int)
-    return KinkLog(times[order], unit, first_datum[row], kind, passed.astype(bool))
+def _in_order(log: EventLog, first_datum: Any) -> KinkLog:
+    """Kinks that one step passed were not found in the order of time."""
+    known = is_concrete(log, first_datum)
+    like: Any = np if known else jnp
+    # Of known ones only those that are used, which are few.
+    used = slice(min(int(log.num_logged), log.size) if known else log.size)
+    time, entry, first_datum = (like.asarray(a) for a in (log.time, log.entry, first_datum))
+    time = like.where(like.arange(len(time[used])) < log.num_logged, time[used], like.inf)
+    order = like.argsort(time, stable=True)
+    unit, row, kind, passed = entry[order].T.astype(int)
+    columns = [time[order], unit, first_datum[row], kind, passed.astype(bool)]
+    return KinkLog(*(jax.device_put(columns) if known else columns))
 
 
 @partial(program, is_brief=always)

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gflow.kink_log import KinkLog
 from gflow.results import RESULTS
 from gflow.solvers.work import Work
 
@@ -41,7 +40,6 @@ class FlowOutput(NamedTuple):
     ts: Float[Array, " times"]
     saved: SavedStates
     counts: StepCounts
-    kinks: KinkLog | None
     num_kinks: Int[Array, ""] | None
     result: RESULTS
     risk_at_start: Float[Array, ""] | None = None

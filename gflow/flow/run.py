@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from gflow.dense import Steps
 from gflow.flow.output import FlowOutput
 from gflow.flow.problem import FlowProblem, Method, Span
+from gflow.kink_log import KinkLog
 
 # The most steps between pauses: for the progress bar, Ctrl-C, checkpoints and the choice of solver;
 # and their seconds, roughly.
@@ -67,6 +68,10 @@ class AbstractRun(ABC, Generic[State]):
     @abstractmethod
     def output(self, state: State) -> FlowOutput:
         """What has been computed up to a state."""
+
+    @abstractmethod
+    def kinks(self, state: State) -> KinkLog | None:
+        """The log of kinks in the order of time, if they were located."""
 
     @abstractmethod
     def snapshot(self, state: State) -> Snapshot:

@@ -82,11 +82,13 @@ class SmoothRun(AbstractRun[SmoothState]):
             ts=self.span.filled(state.saved.num_saved),
             saved=state.saved,
             counts=state.counts,
-            kinks=None,
             num_kinks=None,
             result=state.result,
             risk_at_start=state.risk_at_start,
         )
+
+    def kinks(self, state: SmoothState) -> None:
+        return None
 
     def snapshot(self, state: SmoothState) -> Snapshot:
         counts = state.counts

@@ -185,6 +185,8 @@ def _trajectory(
     steps, solved = joined(list(solved.steps)), solved._replace(steps=())
     ignored = has_kinks and not solved.run.locates_kinks
     trajectory = with_retry(lambda: _record(solved, words, ignored, observe))
+    if (log := solved.run.kinks(solved.state)) is not None:
+        trajectory = eqx.tree_at(lambda t: t.kinks, trajectory, log, is_leaf=lambda n: n is None)
     if is_concrete(trajectory.ts):
         count = int(np.isfinite(np.asarray(trajectory.ts)).sum())
         trajectory = first_saved(trajectory, count, max_kinks)
@@ -229,7 +231,6 @@ def _record(
         States(output.ts, trained, dissipated, output.saved.speeds, None, output.risk_at_start),
         observe=observe,
         time_scales=problem.time_scales,
-        kinks=output.kinks,
         stats={name: jnp.asarray(value) for name, value in stats.items()},
         result=result,
         kind="flow",
