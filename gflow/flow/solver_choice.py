@@ -36,7 +36,7 @@ _STEPS_OF_A_DECADE, _STEPS_OF_A_KINK, _STEPS_OF_A_START = 120.0, 4.0, 50.0
 _FRACTION_OF_TIME, _ROCK4_GROWTH, _ROCK4_MAX_STAGES = 7e-4, 0.35, 152
 _STAGES_OF_TSIT5 = 6
 # At looser tolerances its long steps leave errors in the stiff modes, which end slides too early.
-_ROCK4_ON_KINKS = 1e-6
+_ROCK4_ON_KINKS = 3e-7
 # The Jacobian and its factors are some dense matrices.
 _MAX_PARAMETERS = 4000
 
