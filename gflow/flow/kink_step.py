@@ -144,7 +144,8 @@ def _error_at_kinks(
         error = 0.5 * trial.dt * behind.mean_age() * (last - first - jump)
         expected = behind.second_order(trial.dt)
         telling = expected * trial.rate > 1e-3
-        found = loop.norm(error / trial.tolerance) / jnp.where(telling, expected, 1.0)
+        of_theta = loop.norm((error / trial.tolerance).at[-1].set(0.0))
+        found = of_theta / jnp.where(telling, expected, 1.0)
         rate = jnp.where(telling, jnp.maximum(found, 0.3 * s.stepping.rate), s.stepping.rate)
         # What crossed, but was not made good.
         place = pairs.unit, pairs.row
