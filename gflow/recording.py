@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gflow.arguments import ArgumentError, Described, PyTree, is_concrete
@@ -144,7 +145,7 @@ def _balance_drift(
 def warned_of_growth(trajectory: Trajectory) -> Trajectory:
     """The trajectory of a descent, with a warning if its risk grew beyond all bounds."""
     if is_concrete(trajectory.risk):
-        first, last = (float(trajectory.risk[k]) for k in (0, -1))
+        first, last = np.asarray(trajectory.risk)[[0, -1]]
         if last > _GROWN * first > 0:
             warnings.warn(
                 f"the risk grew from {first:.3g} to {last:.3g}: the steps are too long. Gradient "

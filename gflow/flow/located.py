@@ -142,10 +142,12 @@ def _in_order(log: EventLog, first_datum: Any) -> KinkLog:
     """Kinks that one step passed were not found in the order of time."""
     known = is_concrete(log, first_datum)
     like: Any = np if known else jnp
+    count, time, entry, first_datum = (
+        like.asarray(a) for a in (log.num_logged, log.time, log.entry, first_datum)
+    )
     # Of known ones only those that are used, which are few.
-    used = slice(min(int(log.num_logged), log.size) if known else log.size)
-    time, entry, first_datum = (like.asarray(a) for a in (log.time, log.entry, first_datum))
-    time = like.where(like.arange(len(time[used])) < log.num_logged, time[used], like.inf)
+    used = slice(min(int(count), log.size) if known else log.size)
+    time = like.where(like.arange(len(time[used])) < count, time[used], like.inf)
     order = like.argsort(time, stable=True)
     unit, row, kind, passed = entry[order].T.astype(int)
     columns = [time[order], unit, first_datum[row], kind, passed.astype(bool)]
