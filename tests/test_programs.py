@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 import gflow
 from gflow import program_cache
+from gflow.flow.controller import error_norm
 from gflow.nonsmooth.shallow import table_kinks
 from gflow.programs import program
 
@@ -43,6 +45,23 @@ def test_brief_programs_may_stand_within_others():
     within = lambda y: y * brief(known) + brief(y)
     assert jax.vmap(within)(jnp.ones(2)).tolist() == [9.0, 9.0]
     assert jax.jit(within)(1.0) == 9.0 and jax.grad(within)(1.0) == 9.0
+
+
+def test_few_numbers_of_saved_times_compile(wave, compilations):
+    net = gflow.ShallowNet(1, 3, key=KEYS[0])
+    options = {"t1": 2.0, "rtol": 1e-6, "solver": diffrax.Tsit5()}
+    pair = gflow.solve_flow(wave, net, ts=[0.5, 1.0], **options)
+    with compilations() as names:
+        one = gflow.solve_flow(wave, net, ts=[1.0], **options)
+    assert names == [] and one.ts.tolist() == [1.0]
+    assert one.risk[0] == pair.risk[1]
+
+
+def test_the_energy_counts_by_itself():
+    error = jnp.zeros(10_001).at[-1].set(2.0)
+    assert error_norm(None)(error) == 2.0
+    assert error_norm(jnp.arange(10_000) > 5)(error) == 2.0
+    assert np.isclose(error_norm(None)(error.at[:-1].set(3.0).at[-1].set(0.0)), 3.0, rtol=1e-4)
 
 
 @pytest.mark.slow
