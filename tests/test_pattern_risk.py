@@ -12,7 +12,8 @@ from scipy.optimize import brentq
 
 import gflow
 from gflow.flow.located import LocatedRun
-from gflow.flow.problem import FlowProblem, Method, Span
+from gflow.flow.problem import FlowProblem, Method
+from gflow.flow.span import Span
 from gflow.flow.stopping import Stop
 from gflow.nonsmooth.pairs import Pair, Pairs
 from gflow.nonsmooth.passages import Pushes, Sight

@@ -20,14 +20,14 @@ _STABLE = 2.0
 _NEAR, _NEARER = 1e-3, 1e-4
 
 
-def advice_for(trajectory: Trajectory, run: AbstractRun) -> str | None:
+def advice_for(trajectory: Trajectory, run: AbstractRun, risk: Any) -> str | None:
     """A sentence on what is wrong and what to do, None if there is nothing to say."""
     step_size = run.method.step_size
     if step_size is not None:
         return _on_long_steps(trajectory, run, float(step_size))
     if trajectory.succeeded and not trajectory.collapsed():
         return None
-    risk, net = run.problem.risk, trajectory.final
+    net = trajectory.final
     if isinstance(risk, EmpiricalRisk) and (datum := kink_of_loss(risk, net)) is not None:
         steps, t = int(trajectory.stats["num_steps"]), float(trajectory.ts[-1])
         return (

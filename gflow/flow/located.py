@@ -16,9 +16,10 @@ from gflow.flow.events import EventAccuracy
 from gflow.flow.located_state import EventLog, LocatedState
 from gflow.flow.loop import Loop, advance, begin, handed_over
 from gflow.flow.output import FlowOutput
-from gflow.flow.problem import FlowProblem, Method, Span
+from gflow.flow.problem import FlowProblem, Method
 from gflow.flow.run import MAX_PIECE_SECONDS, MAX_PIECE_STEPS, AbstractRun, Snapshot
 from gflow.flow.solver_setup import accurate_fraction, with_jacobian
+from gflow.flow.span import Span
 from gflow.kink_log import KinkLog
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.programs import always, program

@@ -16,7 +16,8 @@ from gflow.flow.events import SLIDES, Aim, EventAccuracy
 from gflow.flow.kink_step import kink_step
 from gflow.flow.located_state import EventLog, LocatedState, Stepping, Trial
 from gflow.flow.output import SavedStates, StepCounts
-from gflow.flow.problem import Method, Span, first_step
+from gflow.flow.problem import Method, first_step
+from gflow.flow.span import Span
 from gflow.flow.stepper import Stepper
 from gflow.flow.stopping import FlowPoint
 from gflow.nonsmooth.pairs import Pairs

@@ -8,8 +8,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from gflow.arguments import PyTree
 from gflow.flow.stopping import Stop
@@ -65,28 +64,6 @@ def _value_and_gradient(
     """A program within those of a flow, in which it stands many times but is traced once."""
     value = lambda p: problem.risk(eqx.combine(problem.params(p), problem.frozen))
     return jax.value_and_grad(value)(phi)
-
-
-class Span(NamedTuple):
-    """Start and end of a flow, and the times to save it at, inf in slots that are not wanted."""
-
-    t0: Float[Array, ""]
-    t1: Float[Array, ""]
-    ts: Float[Array, " times"]
-
-    @property
-    def num_times(self) -> Int[Array, ""]:
-        """How many times are wanted."""
-        return jnp.sum(jnp.isfinite(self.ts))
-
-    def padded(self) -> "Span":
-        """With as many slots as the next power of two, so that few numbers of times compile."""
-        slots = 2 ** max(1, (len(self.ts) - 1).bit_length())
-        return self._replace(ts=np.pad(self.ts, (0, slots - len(self.ts)), constant_values=np.inf))
-
-    def filled(self, count: Int[Array, ""]) -> Float[Array, " times"]:
-        """The first `count` times to save at, and inf for the others."""
-        return jnp.where(jnp.arange(len(self.ts)) < count, self.ts, jnp.inf)
 
 
 class Method(NamedTuple):

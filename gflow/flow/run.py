@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from gflow.dense import Steps
 from gflow.flow.output import FlowOutput
-from gflow.flow.problem import FlowProblem, Method, Span
+from gflow.flow.problem import FlowProblem, Method
+from gflow.flow.span import Span
 from gflow.kink_log import KinkLog
 
 # The most steps between pauses: for the progress bar, Ctrl-C, checkpoints and the choice of solver;

@@ -14,8 +14,9 @@ from gflow.dense import Steps
 from gflow.flow import collapse
 from gflow.flow.controller import step_size_controller
 from gflow.flow.output import FlowOutput, SavedStates, StepCounts
-from gflow.flow.problem import FlowProblem, Method, Span, first_step
+from gflow.flow.problem import FlowProblem, Method, first_step
 from gflow.flow.run import MAX_PIECE_STEPS, AbstractRun, Snapshot
+from gflow.flow.span import Span
 from gflow.flow.stopping import FlowPoint, first_result
 from gflow.programs import program
 from gflow.results import RESULTS, result_name

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,12 +19,10 @@ from gflow.arguments import (
     Described,
     PyTree,
     RealScalar,
-    finite,
     is_concrete,
     one_of,
     positive,
     positive_int,
-    real_array,
 )
 from gflow.dense import DenseOutput, joined
 from gflow.flow import collapse
@@ -32,23 +31,21 @@ from gflow.flow.checkpoint import Checkpoint, fingerprint
 from gflow.flow.driver import Pauses, Solved, solve
 from gflow.flow.located import LocatedRun
 from gflow.flow.output import FlowOutput
-from gflow.flow.problem import FlowProblem, Method, Span
+from gflow.flow.problem import FlowProblem, Method
 from gflow.flow.run import AbstractRun
 from gflow.flow.smooth import SmoothRun
 from gflow.flow.solver_setup import as_solver, with_tolerances
+from gflow.flow.span import Span, span_of
 from gflow.flow.stopping import Stop, as_stop
+from gflow.networks import ShallowNet
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
-from gflow.nonsmooth.recognition import pattern_risk_of
+from gflow.nonsmooth.recognition import padded, pattern_risk_of, without_padding
 from gflow.parameters import Net, TimeScales, flat, split_trainable
 from gflow.programs import always, program
 from gflow.recording import States, as_observations, finish, record, with_retry
 from gflow.results import RESULTS
 from gflow.risks.base import check_risk
 from gflow.trajectory import Trajectory, first_saved
-
-# Times to save at that differ from an end by less than this fraction of the later one are that end;
-# by two roundings, where they are in float32.
-_ROUNDING_OF_TIMES = 1e-14
 
 _SMALLEST_LOG = 1024
 
@@ -141,24 +138,23 @@ def solve_flow(
     trained, frozen = split_trainable(net, trainable)
     scales = TimeScales.of(time_scales, net, trained)
     tolerances = _given_tolerances(trained, rtol, atol)
-    theta0, phi0, rtol, atol = _prepared(trained, scales, *tolerances)
-    _check_start(theta0)
     check_risk(risk, net)
     observations = as_observations(observe, net)
-    span = _span(t0, t1, ts, theta0.dtype)
-    step_size = _step_size(step_size, theta0.dtype)
-    solver_used = with_tolerances(as_solver(solver), rtol, atol)
-    method = Method(solver_used, rtol, atol, step_size, as_stop(stop, theta0.dtype))
     problem = FlowProblem(risk, trained, frozen, scales)
     pattern_risk = pattern_risk_of(risk, trained, frozen, scales)
+    keeps_shapes = bool(observations) or dense or kinks == "ignore" or step_size is not None
+    if (wide := None if keeps_shapes else padded(risk, pattern_risk)) is not None:
+        problem, pattern_risk = FlowProblem(wide.risk, *wide.parts), wide.pattern_risk
+    theta0, phi0, rtol, atol = _prepared(problem.trained, scales, *tolerances)
+    _check_start(theta0)
+    span = span_of(t0, t1, ts, theta0.dtype)
+    step_size, stopping = _step_size(step_size, theta0.dtype), as_stop(stop, theta0.dtype)
+    method = Method(with_tolerances(as_solver(solver), rtol, atol), rtol, atol, step_size, stopping)
     known = is_concrete(problem, method, span)
     # What is observed may take long, and what is traced keeps its shape.
     span = span.padded() if known and ts is not None and not observations else span
-    parts = {"problem": problem, "method": method, "span": span, "phi0": phi0}
-    if pattern_risk is None or kinks == "ignore":
-        run = SmoothRun(**parts, keeps_steps=dense)
-    else:
-        run = _located(parts, pattern_risk, kinks == "all", max_kinks, dense)
+    parts = {"problem": problem, "method": method, "span": span, "phi0": phi0, "keeps_steps": dense}
+    run = _run(parts, pattern_risk, kinks, max_kinks)
     # What is traced is solved in one program, where nothing can be chosen on the way.
     choose = solver is None and step_size is None and known
     kept = _checkpoint(checkpoint, run, kinks, choose, max_kinks)
@@ -166,9 +162,10 @@ def solve_flow(
     # diffrax and the loops here mix number types, which a user's strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
         solved = solve(run, _enough_steps(max_steps, span, step_size, max_kinks), pauses)
+        like = None if wide is None else eqx.combine(trained, frozen)
         has_kinks = pattern_risk is not None
-        trajectory = _trajectory(solved, method, has_kinks, observations, max_kinks)
-    if is_concrete(trajectory.ts) and (advice := advice_for(trajectory, solved.run)):
+        trajectory = _trajectory(solved, method, has_kinks, observations, like, max_kinks)
+    if is_concrete(trajectory.ts) and (advice := advice_for(trajectory, solved.run, risk)):
         warnings.warn(advice, stacklevel=2)
     return finish(trajectory, throw=throw)
 
@@ -178,23 +175,34 @@ def _trajectory(
     method: Method,
     has_kinks: bool,
     observe: dict[str, Callable[[Any], Any]],
+    like: ShallowNet | None,
     max_kinks: int,
 ) -> Trajectory:
+    """The trajectory of a run, in the shapes of a network if it was padded."""
     names = [type(method.solver).__name__, *(switch.solver for switch in solved.switches)]
     words = "gradient flow, " + ", then ".join(names)
     steps, solved = joined(list(solved.steps)), solved._replace(steps=())
     ignored = has_kinks and not solved.run.locates_kinks
     trajectory = with_retry(lambda: _record(solved, words, ignored, observe))
     if (log := solved.run.kinks(solved.state)) is not None:
-        trajectory = eqx.tree_at(lambda t: t.kinks, trajectory, log, is_leaf=lambda n: n is None)
+        trajectory = replace(trajectory, kinks=log)
     if is_concrete(trajectory.ts):
         count = int(np.isfinite(np.asarray(trajectory.ts)).sum())
+        trajectory = trajectory if like is None else _in_shapes_of(like, trajectory)
         trajectory = first_saved(trajectory, count, max_kinks)
     if not steps:
         return trajectory
     problem = solved.run.problem
-    dense = DenseOutput(steps, problem.trained, problem.time_scales)
-    return eqx.tree_at(lambda t: t.dense, trajectory, dense, is_leaf=lambda node: node is None)
+    return replace(trajectory, dense=DenseOutput(steps, problem.trained, problem.time_scales))
+
+
+def _in_shapes_of(net: ShallowNet, trajectory: Trajectory) -> Trajectory:
+    """A trajectory in the shapes of the network."""
+    balance = trajectory.diagnostics.balance
+    balance = None if balance is None else np.asarray(balance)[:, : net.width]
+    params, balance = jax.device_put((without_padding(trajectory.params, net), balance))
+    diagnostics = replace(trajectory.diagnostics, balance=balance)
+    return replace(trajectory, params=params, diagnostics=diagnostics)
 
 
 def _checkpoint(
@@ -262,16 +270,19 @@ def _stats(run: AbstractRun, output: FlowOutput) -> dict[str, Any]:
     return stats
 
 
-def _located(
-    parts: dict[str, Any], risk: AbstractPatternRisk, each: bool, max_kinks: int, dense: bool
-) -> LocatedRun:
-    """A run that ends a step at `each` kink, or at those that the tolerance can feel."""
+def _run(
+    parts: dict[str, Any], risk: AbstractPatternRisk | None, kinks: str, max_kinks: int
+) -> AbstractRun:
+    """A run as if the field were smooth, or one that ends a step at each kink, or at those that the
+    tolerance can feel."""
+    if risk is None or kinks == "ignore":
+        return SmoothRun(**parts)
     # Interpolants know nothing of kinks within a step, and fixed steps of no tolerance. Rows that
     # share kinks are judged together, at the kink.
-    each = each or dense or parts["method"].step_size is not None or risk.shares_kinks
+    fixed = parts["method"].step_size is not None
+    each = kinks == "all" or parts["keeps_steps"] or fixed or risk.shares_kinks
     budget = np.asarray(0.0 if each else 1.0, parts["phi0"].dtype)
-    size = _log_size(max_kinks)
-    return LocatedRun(**parts, risk=risk, kink_budget=budget, log_size=size, keeps_steps=dense)
+    return LocatedRun(**parts, risk=risk, kink_budget=budget, log_size=_log_size(max_kinks))
 
 
 def _step_size(step_size: Any, dtype: Any) -> Array | None:
@@ -314,44 +325,6 @@ def _check_start(theta: Array) -> None:
         )
 
 
-def _span(t0, t1, ts, dtype) -> Span:
-    if is_concrete(t0, t1):
-        t0 = finite("t0", t0)
-        if finite("t1", t1) <= t0:
-            raise ArgumentError("t1", t1, f"a finite time after t0 = {t0:g}")
-    if ts is None:
-        like = np if is_concrete(t0, t1) else jnp
-        span = t1 - t0
-        # Ten roundings of short spans keep the first gaps distinct; 1e-3 is a natural first time.
-        first = like.minimum(1e-3, 1e-5 * span)
-        ts = t0 + like.append(0.0, first * (span / first) ** like.linspace(0.0, 1.0, 199))
-        ts = like.append(ts[:-1], t1)
-    elif is_concrete(ts):
-        ts = _given_times(ts, t0, t1)
-    as_array: Any = lambda a: (np if is_concrete(a) else jnp).asarray(a, dtype)
-    return Span(as_array(t0), as_array(t1), as_array(ts))
-
-
-def _given_times(ts, t0, t1) -> np.ndarray:
-    wanted = f"increasing finite times within [t0, t1] = [{t0}, {t1}]"
-    times = real_array("ts", ts, wanted)
-    if times.ndim != 1 or len(times) == 0:
-        raise ArgumentError("ts", Described(f"an array of shape {times.shape}"), wanted)
-    if is_concrete(t0, t1):
-        # As np.arange(0, 0.31, 0.1), whose last entry is above 0.3 by a rounding.
-        kind = getattr(ts, "dtype", times.dtype)
-        exact = not jnp.issubdtype(kind, jnp.floating)
-        fraction = 0.0 if exact else 2 * float(jnp.finfo(kind).eps)
-        rounding = max(_ROUNDING_OF_TIMES, fraction) * max(abs(t0), abs(t1))
-        for end in (t0, t1):
-            times = np.where(np.abs(times - end) <= rounding, end, times)
-    if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
-        raise ArgumentError("ts", Described(f"{times}"), wanted)
-    if is_concrete(t0, t1) and (times[0] < t0 or times[-1] > t1):
-        raise ArgumentError("ts", Described(f"times {times[0]:.17g} to {times[-1]:.17g}"), wanted)
-    return times
-
-
 def _known(name: str, value: Any, dtype: Any) -> Any:
     """A positive number as an array, None, or what JAX traces."""
     if value is None or not is_concrete(value):
@@ -359,24 +332,26 @@ def _known(name: str, value: Any, dtype: Any) -> Any:
     return np.asarray(positive(name, value), dtype)
 
 
-def _given_tolerances(trained: PyTree, rtol: Any, atol: Any) -> tuple[Any, Any]:
-    dtype = jax.tree.leaves(trained)[0].dtype
+def _given_tolerances(trained: PyTree, rtol: Any, atol: Any) -> tuple[Any, Any, Any]:
+    """Tolerances as arrays, with the number of trained parameters."""
+    leaves = jax.tree.leaves(trained)
+    size, dtype = np.asarray(sum(a.size for a in leaves)), leaves[0].dtype
     if rtol is None:
         rtol = 1e-8 if dtype == jnp.float64 else 1e-4
-    return _known("rtol", rtol, dtype), _known("atol", atol, dtype)
+    return size.astype(dtype), _known("rtol", rtol, dtype), _known("atol", atol, dtype)
 
 
 @partial(program, is_brief=always)
 def _prepared(
-    trained: PyTree, scales: TimeScales, rtol: Any, atol: Any
+    trained: PyTree, scales: TimeScales, size: Any, rtol: Any, atol: Any
 ) -> tuple[Array, Array, Array, Array]:
-    """θ at the start, φ there, and the tolerances."""
+    """θ at the start, φ there, and the tolerances; `size` entries of θ count."""
     theta0 = flat(trained)
     dtype = theta0.dtype
     if atol is None:
         # From a small start the flow grows exponentially, and its errors with it. The rounding of
         # the field, whose residuals are not small, bounds what can be asked for.
-        size = jnp.sqrt(jnp.mean(theta0**2))
-        atol = 1e-2 * rtol * jnp.where(size > 0, jnp.minimum(size, 1.0), 1.0)
+        typical = jnp.sqrt(jnp.sum(theta0**2) / size)
+        atol = 1e-2 * rtol * jnp.where(typical > 0, jnp.minimum(typical, 1.0), 1.0)
         atol = jnp.maximum(atol, jnp.finfo(dtype).eps)
     return theta0, scales.phi(theta0), jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype)

@@ -1,11 +1,14 @@
-"""Which pattern risk a risk and a network have."""
+"""Which pattern risk a risk and a network have, and in which shapes."""
 
 from typing import Any
 
 from gflow.arguments import PyTree
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
+from gflow.nonsmooth.shallow.padding import padded, without_padding
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import TimeScales
+
+__all__ = ["padded", "pattern_risk_of", "without_padding"]
 
 
 def pattern_risk_of(

@@ -39,8 +39,8 @@ def _free_hessian(
     risk: "ShallowPatternRisk", theta: Array, pattern: ShallowPattern
 ) -> Float[Array, "size size"]:
     net, z = risk.net(theta), risk.z(risk.net(theta))
-    slopes = jnp.where(pattern.active, 1.0, risk.negative_slope).astype(z.dtype)
-    a, scale, v = slopes * z, net.output_scale, net.v.reshape(len(net.v), -1)
+    slopes = risk.slopes(pattern)
+    a, scale, v = slopes * z, risk.output_scale, net.v.reshape(len(net.v), -1)
     width, outs = v.shape
     rows = len(risk.normals)
     outputs = scale * (a.T @ v)

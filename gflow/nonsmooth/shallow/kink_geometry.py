@@ -1,6 +1,6 @@
 """The rows of data as kinks see them: equal ones as one, and those whose normals are parallel."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,9 +66,16 @@ def normal_lines(normals: np.ndarray | Array, sizes: np.ndarray | Array) -> Norm
         widest = np.zeros(len(first))
         np.maximum.at(widest, line, sizes / np.abs(along))
         reach = np.abs(along) * widest[line]
-        line = jnp.asarray(line)
+        line = jax.device_put(line)
     dtype = normals.dtype
-    return NormalLines(line, jnp.asarray(along, dtype), jnp.asarray(reach, dtype))
+    return NormalLines(line, on_device(along, dtype), on_device(reach, dtype))
+
+
+def on_device(array: Any, dtype: Any) -> Array:
+    """An array of JAX; from one of NumPy, without a program for each new shape."""
+    if is_concrete(array):
+        return jax.device_put(np.asarray(array, dtype))
+    return array.astype(dtype)
 
 
 def _numbered(normals: np.ndarray, sizes: np.ndarray) -> np.ndarray | None:
@@ -96,16 +103,16 @@ def distinct_rows(x: Array) -> tuple[Array, Array, Array | None]:
     distinct). Data that are traced are taken to be distinct."""
     n = x.shape[0]
     if not is_concrete(x):
-        return x, jnp.arange(n), None
+        return x, jax.device_put(np.arange(n)), None
     _, first, group = np.unique(np.asarray(x), axis=0, return_index=True, return_inverse=True)
     if len(first) == n:
-        return x, jnp.arange(n), None
+        return x, jax.device_put(np.arange(n)), None
     # In the order of the data.
     order = np.argsort(first)
     rank = np.empty(len(first), int)
     rank[order] = np.arange(len(first))
     kept = np.sort(first)
-    return x[kept], jnp.asarray(kept), jnp.asarray(rank[group.ravel()])
+    return jax.device_put((np.asarray(x)[kept], kept, rank[group.ravel()]))
 
 
 def words_on_near_rows(x: np.ndarray, y: np.ndarray, data: np.ndarray) -> str | None:

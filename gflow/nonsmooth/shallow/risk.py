@@ -19,11 +19,12 @@ in the slots of the slides.
 """
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.activations import PiecewiseLinear
@@ -46,13 +47,22 @@ _MAX_SLIDES = 64
 _ROUNDINGS = 4
 
 
+class Added(NamedTuple):
+    """Which units, distinct rows and entries of θ were added, to pad shapes."""
+
+    units: Bool[Array | np.ndarray, " units"]
+    rows: Bool[Array | np.ndarray, " rows"]
+    theta: Bool[Array | np.ndarray, " size"]
+
+
 class ShallowPatternRisk(AbstractPairsOfUnits):
     """The empirical risk of a `ShallowNet` with piecewise linear activation, pattern by pattern.
 
     Rows that are equal have one kink: `rows` are the distinct ones, `group` says to which each
     datum belongs, `first_datum` which datum stands for each. `normals` are the rows' normals in the
     trained ones of (w_i, b_i), in the coordinates of the time scales. Preactivations are measured
-    by the norms of their unit, at the start of a step, and of their row, in `sizes`.
+    by the norms of their unit, at the start of a step, and of their row, in `sizes`. What was
+    `added` takes no part; None if nothing was.
     """
 
     trained: PyTree
@@ -66,6 +76,8 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
     sizes: Float[Array, " rows"]
     lines: NormalLines
     time_scales: TimeScales
+    output_scale: Float[Array, ""]
+    added: Added | None
     loss: Any = eqx.field(static=True)
     negative_slope: float = eqx.field(static=True)
 
@@ -103,6 +115,8 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
             sizes=table.sizes,
             lines=table.lines,
             time_scales=time_scales,
+            output_scale=jax.device_put(np.asarray(net.output_scale, net.w.dtype)),
+            added=None,
             loss=risk.loss,
             negative_slope=activation.negative_slope,
         )
@@ -113,7 +127,11 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         active = self.z(self.net(theta)) > 0
         dim = self.normals.shape[1]
         slots = min(dim, self.rows.shape[0], _MAX_SLIDES)
-        return ShallowPattern.without_slides(active, dim, slots, theta.dtype)
+        pattern = ShallowPattern.without_slides(active, dim, slots, theta.dtype)
+        if self.added is None:
+            return pattern
+        sliding = self.added.units[:, None] | self.added.rows[None, :]
+        return eqx.tree_at(lambda p: p.sliding, pattern, sliding)
 
     def repels(self, theta: Float[Array, " size"], pattern: ShallowPattern) -> Bool[Array, ""]:
         now = self.evaluate(theta, pattern)
@@ -135,7 +153,7 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         net = self.net(theta)
         z = self.z(net)
         a = jnp.where(pattern.active, z, self.negative_slope * z)
-        v = net.output_scale * net.v
+        v = self.output_scale * net.v
         outputs = v @ a if v.ndim == 1 else a.T @ v
         if net.c is not None:
             outputs = outputs + jnp.broadcast_to(net.c, outputs.shape)
@@ -145,10 +163,10 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
             # a is linear in (w, b): one product serves the gradients of (w, b) and of v.
             by_row = by_normals(slopes * r[None, :], self.inputs)
             force = v[:, None] * by_row
-            by_v = net.output_scale * jnp.sum(net.incoming() * by_row, axis=1)
+            by_v = self.output_scale * jnp.sum(net.incoming() * by_row, axis=1)
         else:
             force = by_normals(slopes * (v @ r.T), self.inputs)
-            by_v = net.output_scale * (a @ r)
+            by_v = self.output_scale * (a @ r)
         force = self._by_u(force)
         velocity = self.assembled(free(pattern, -force), -by_v, -jnp.sum(r, axis=0))
         field = jnp.append(velocity, velocity @ velocity)
@@ -229,8 +247,8 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         return eqx.combine(self.trained, self.frozen).width
 
     @property
-    def padding(self) -> None:
-        return None
+    def padding(self) -> Bool[Array, " size"] | None:
+        return None if self.added is None else jnp.asarray(self.added.theta)
 
     @property
     def shares_kinks(self) -> bool:

@@ -1,7 +1,8 @@
 """What the kinks of a network depend on in a table of data, computed once for each risk."""
 
 import weakref
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,12 @@ from gflow.nonsmooth.shallow.kink_geometry import (
     NormalLines,
     distinct_rows,
     normal_lines,
+    on_device,
     words_on_near_rows,
 )
 from gflow.risks import EmpiricalRisk
+
+Kept = TypeVar("Kept")
 
 
 class Inputs(NamedTuple):
@@ -42,23 +46,28 @@ class TableKinks(NamedTuple):
 
 
 # By the identity of a risk, as long as it lives.
-_KNOWN: dict[int, tuple[weakref.ref[EmpiricalRisk], dict[Any, TableKinks]]] = {}
+_KNOWN: dict[int, tuple[weakref.ref[EmpiricalRisk], dict[Any, Any]]] = {}
 
 
 def table_kinks(risk: EmpiricalRisk, dtype: Any, inputs: Inputs) -> TableKinks:
     """For units with these inputs, in this precision; computed at the first call for a risk."""
     if not is_concrete(risk):
         return _computed(risk, dtype, inputs)
+    return kept_for(risk, (dtype, inputs), lambda: _computed(risk, dtype, inputs))
+
+
+def kept_for(risk: EmpiricalRisk, name: Any, make: Callable[[], Kept]) -> Kept:
+    """What is made from a known risk, made at the first call of this name."""
     place = id(risk)
     if place not in _KNOWN:
         forget = lambda _: _KNOWN.pop(place, None)
         _KNOWN[place] = weakref.ref(risk, forget), {}
-    tables = _KNOWN[place][1]
-    if (dtype, inputs) not in tables:
+    kept = _KNOWN[place][1]
+    if name not in kept:
         # Known data are known in `jax.jit`, too.
         with jax.ensure_compile_time_eval():
-            tables[dtype, inputs] = _computed(risk, dtype, inputs)
-    return tables[dtype, inputs]
+            kept[name] = make()
+    return kept[name]
 
 
 def _computed(risk: EmpiricalRisk, dtype: Any, inputs: Inputs) -> TableKinks:
@@ -81,9 +90,9 @@ def _computed(risk: EmpiricalRisk, dtype: Any, inputs: Inputs) -> TableKinks:
         group=group,
         first_datum=first,
         y=risk.y.astype(dtype) if jnp.issubdtype(risk.y.dtype, jnp.floating) else risk.y,
-        weights=jnp.asarray(like.full(n, 1 / n, dtype) if weights is None else weights, dtype),
-        normals=jnp.asarray(normals),
-        sizes=jnp.asarray(sizes, dtype),
+        weights=on_device(like.full(n, 1 / n) if weights is None else weights, dtype),
+        normals=on_device(normals, dtype),
+        sizes=on_device(sizes, dtype),
         lines=normal_lines(normals, sizes),
         warning=warning,
     )

@@ -114,7 +114,8 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
 
     def tolerances(self, of_y: Float[Array, " size_and_one"]) -> Float[Array, " units"]:
         """The harmonic root mean square over (w_i, b_i), times √size."""
-        return jnp.sqrt(len(of_y) / jnp.mean(self.by_units(of_y) ** -2, axis=1))
+        size = len(of_y) if self.padding is None else len(of_y) - jnp.sum(self.padding)
+        return jnp.sqrt(size / jnp.mean(self.by_units(of_y) ** -2, axis=1))
 
     def nearly_held(self, pattern: ShallowPattern) -> Bool[Array, " units"]:
         most = min(pattern.used.shape[1], self.normals.shape[1])
