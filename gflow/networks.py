@@ -120,9 +120,11 @@ class ShallowNet(eqx.Module):
         self.output_scale = positive(
             "output_scale", default_output_scale if output_scale is None else output_scale
         )
-        self.w, self.v = scale * w, scale * v
-        self.b = scale * b if use_bias and b is not None else None
-        self.c = scale * c if use_bias and c is not None else None
+        # A product would compile a program for each new shape.
+        scaled = lambda a: a if scale == 1 else scale * a
+        self.w, self.v = scaled(w), scaled(v)
+        self.b = scaled(b) if use_bias and b is not None else None
+        self.c = scaled(c) if use_bias and c is not None else None
         _check_shapes(self)
 
     @classmethod
