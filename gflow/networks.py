@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gflow.activations import Activation, as_activation
@@ -208,7 +209,7 @@ class ShallowNet(eqx.Module):
 
 def _as_float(name: str, value: Any) -> Array:
     try:
-        array = jnp.asarray(value)
+        array = value if isinstance(value, jax.Array) else jax.device_put(np.asarray(value))
     except (TypeError, ValueError):
         raise ArgumentError(name, value, "an array of numbers") from None
     if not jnp.issubdtype(array.dtype, jnp.floating):

@@ -162,7 +162,7 @@ def _unlike_targets(output: tuple[int, ...], target: tuple[int, ...]) -> Argumen
 
 def _as_array(name: str, value: Any) -> Array:
     try:
-        array = jnp.asarray(value)
+        array = value if isinstance(value, jax.Array) else jax.device_put(np.asarray(value))
     except (TypeError, ValueError):
         raise ArgumentError(name, value, "an array of numbers") from None
     if is_concrete(array) and jnp.issubdtype(array.dtype, jnp.inexact):
