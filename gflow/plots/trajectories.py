@@ -15,7 +15,8 @@ from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from gflow.arguments import ArgumentError, Described
-from gflow.comparison import Comparison, ConvergenceOrder
+from gflow.comparison import Comparison
+from gflow.convergence import ConvergenceOrder
 from gflow.indexing import taken
 from gflow.networks import ShallowNet
 from gflow.nonsmooth import KinkKind
