@@ -203,6 +203,22 @@ def test_finer_steps_are_taken_where_they_are_cheap_and_none_are_given(rows, t1,
     np.testing.assert_allclose(ratios, np.round(ratios), rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("options", "finer"),
+    [
+        ({"precision": "float32"}, False),
+        ({"kinks": "ignore"}, False),
+        ({"kinks": "ignore", "activation": "tanh"}, True),
+        ({"rtol": 1e-5}, False),
+        ({"rtol": 1e-9}, True),
+    ],
+)
+def test_finer_steps_need_a_flow_with_a_smaller_error(options, finer):
+    table = Table(np.zeros((20, 3)), np.zeros(20), (), "y", "table")
+    run = Run(Config(**options), table, {}, sharpness=4.6)
+    assert (step_fractions(run, 50.0)[-1] < 0.0125) == finer
+
+
 def test_an_order_with_a_long_interval_is_called_open(run):
     analysis = analyse(run)
     assert analysis.order is not None

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gflow.activations import as_activation
 from gflow.app.config import Config
 from gflow.app.run_directory import Run
 from gflow.arguments import ArgumentError, Described
@@ -38,13 +39,25 @@ def final_time(run: Run, say: Callable[[str], None]) -> float:
 
 
 def step_fractions(run: Run, t1: float) -> tuple[float, ...]:
-    """The step sizes as fractions of 2/sharpness: those of the configuration, or the default ones,
-    with finer ones as long as they are cheap. At kinks their distances tell the order better."""
+    """The step sizes as fractions of 2/sharpness: those of the configuration, or the default ones.
+
+    As long as they are cheap, finer ones are added, whose distances tell the order better at kinks.
+    They need a flow whose own error is far smaller.
+    """
     if run.config.step_fractions is not None:
         return run.config.step_fractions
+    if not _follows_closely(run.config):
+        return _FRACTIONS
     counts = range(len(_FINER_FRACTIONS) + 1)
     cheap = [n for n in counts if t1 * _work(run, _FINER_FRACTIONS[:n]) <= _FINER_WORK]
     return _FRACTIONS + _FINER_FRACTIONS[: max(cheap)]
+
+
+def _follows_closely(config: Config) -> bool:
+    """Whether the error of the flow is below the distances of the finest steps."""
+    smooth = config.kinks != "ignore" or not as_activation(config.activation).kinked
+    tight = config.rtol is None or config.rtol <= 1e-7
+    return config.precision == "float64" and smooth and tight
 
 
 def _work(run: Run, fractions: tuple[float, ...]) -> float:
