@@ -17,7 +17,8 @@ from gflow.certificates import (
     tangent_kernel,
     tangent_kernel_min_eigenvalue,
 )
-from gflow.comparison import Comparison, ConvergenceOrder, Parting, compare, observed_order
+from gflow.comparison import Comparison, compare
+from gflow.convergence import ConvergenceOrder, Parting, observed_order
 from gflow.critical import CriticalKind, CriticalPoint, NotFoundError, refine
 from gflow.descent import descend
 from gflow.diagnostics import Diagnostics, Switch

@@ -1,28 +1,19 @@
-"""Flow against descent: distances at matched times, and the order in the step size."""
+"""Flow against descent: distances at matched times."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
-from scipy.special import ndtr
 
-from gflow.arguments import ArgumentError, Described, positive
+from gflow.arguments import ArgumentError, Described
 from gflow.display import Shown
 from gflow.trajectory import Trajectory, single_trajectory
 
-__all__ = ["Comparison", "ConvergenceOrder", "Parting", "compare", "observed_order"]
+__all__ = ["Comparison", "compare"]
 
 # Saved times that an interpolating polynomial passes through.
 _NODES = 6
-# A descent has parted where its distance over h stays above that of the others by this factor.
-_PARTED = 4.0
-# Below this fraction of their largest value, distances are errors of the flow.
-_TOGETHER = 1e-4
-# The standard deviation of the first correction at the largest step size, before data are seen.
-_CORRECTION = 0.2
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -156,184 +147,3 @@ def _lagrange(s: np.ndarray, data: np.ndarray, wanted: np.ndarray, index: np.nda
     ahead = np.where(others, (wanted[:, None] - near)[:, None, :], 1.0)
     weights = np.prod(ahead / apart, axis=2)
     return np.einsum("tk,tkp->tp", weights, data[index])
-
-
-class Parting(NamedTuple):
-    """A descent that leaves the flow: from `time` on, its distance from the flow over the step size
-    stays above that of the descents that follow by a factor of four or more."""
-
-    step_size: float
-    time: float
-
-
-@dataclass(frozen=True, repr=False)
-class ConvergenceOrder(Shown):
-    """The observed order p of a distance in the step size, distance ≈ C h^p.
-
-    - `value`: p; `interval`: its 95 % interval from the scatter of the fit.
-    - `step_sizes`, `distances`: the fitted data. Of comparisons, the distances are typical ones, at
-      the median time.
-    - `partings`: the descents that parted from the flow, and when. Their distances count up to that
-      time. `until`: the last time that counts, None if distances were given as numbers.
-    """
-
-    value: float
-    interval: tuple[float, float]
-    step_sizes: tuple[float, ...]
-    distances: tuple[float, ...]
-    partings: tuple[Parting, ...] = ()
-    until: float | None = None
-
-    def summary(self) -> dict[str, str]:
-        """The main facts in words, by name."""
-        low, high = self.interval
-        pairs = zip(self.step_sizes, self.distances)
-        parted = [f"h = {p.step_size:.4g} at t = {p.time:.4g}" for p in self.partings]
-        return {
-            "order": f"{self.value:.3f} (95 % interval {low:.3f} to {high:.3f})",
-            "distances": ", ".join(f"{d:.4g} at h = {h:.4g}" for h, d in pairs),
-            **({"descents that part": ", ".join(parted)} if parted else {}),
-        }
-
-    def __repr__(self) -> str:
-        return f"order {self.summary()['order']}"
-
-
-def observed_order(step_sizes: Any, distances: Any) -> ConvergenceOrder:
-    r"""The order p in h from log distance = log C + p log h + a h + noise.
-
-    The term a h is the first correction to C h^p; at the largest step size it is a priori normal
-    with standard deviation 0.2, and it is left out below four distinct step sizes. The noise is
-    normal, its size unknown, and the interval allows for all of its sizes. Gradient descent follows
-    gradient flow with order 1: the global error of Euler's method is at most
-    h M (e^{ΛT} − 1)/(2Λ), with the Lipschitz constant Λ of ∇L and M = max ‖∇²L ∇L‖.
-
-    From comparisons the order is that of typical distances, D(h), from the fit of
-    log distance(t, h) = A(t) + log D(h) by medians over times and step sizes (Tukey's median
-    polish). At kinks the distance depends on how descent steps over them, and some descents may
-    come to another side and part from the flow; neither changes a median by much. What a descent
-    does after it has parted does not count, and nothing after half of them have.
-
-    **Arguments:**
-
-    - `step_sizes`: at least three. Five or more give a useful interval.
-    - `distances`: for each step size a positive number, or the `Comparison` with the flow.
-
-    **Raises:** `ArgumentError` for fewer than three, unequal numbers, values that are not positive,
-    or comparisons without a common span.
-    """
-    if len(step_sizes) != len(distances) or len(step_sizes) < 3:
-        got = Described(f"{len(step_sizes)} step sizes and {len(distances)} distances")
-        raise ArgumentError("step_sizes", got, "at least three, one for each distance")
-    h = np.array([positive("step_sizes", x) for x in step_sizes])
-    if (distinct := _num_distinct(h)) < 3:
-        got = Described(f"{len(h)} step sizes, {distinct} of them distinct")
-        raise ArgumentError("step_sizes", got, "at least three distinct ones")
-    if not all(isinstance(d, Comparison) for d in distances):
-        d = np.array([positive("distances", x) for x in distances])
-        return _fitted_order(h, d)
-    ts, logs = _matched(distances)
-    parted = _parted(logs - np.log(h)[:, None])
-    following = np.sum(~parted, axis=0)
-    end = int(np.sum(np.logical_and.accumulate(2 * following >= len(h))))
-    typical = np.exp(_effects(np.where(parted, np.nan, logs)[:, :end]))
-    partings = [Parting(float(x), float(ts[np.argmax(p)])) for x, p in zip(h, parted) if p.any()]
-    return _fitted_order(h, typical, tuple(partings), float(ts[end - 1]))
-
-
-def _num_distinct(h: np.ndarray) -> int:
-    """The number of step sizes, those counted once that differ by rounding only."""
-    return 1 + int(np.sum(np.diff(np.sort(np.log(h))) > 1e-6))
-
-
-def _matched(comparisons: Sequence[Comparison]) -> tuple[np.ndarray, np.ndarray]:
-    """Times of the comparison with fewest, and log distances there, shape (descents, times)."""
-    positive_times = [c.ts[(c.ts > 0) & (c.distance > 0)] for c in comparisons]
-    ends = [ts[[0, -1]] for ts in positive_times if len(ts)]
-    if len(ends) == len(comparisons):
-        first, last = np.max(ends, axis=0)[0], np.min(ends, axis=0)[1] * (1 + 1e-12)
-        ts = min(positive_times, key=len)
-        ts = ts[(ts >= first) & (ts <= last)]
-        if len(ts):
-            rows = [
-                np.interp(np.log(ts), np.log(times), np.log(c.distance[np.isin(c.ts, times)]))
-                for times, c in zip(positive_times, comparisons)
-            ]
-            logs = np.stack(rows)
-            middle = np.median(logs, axis=0)
-            apart = middle >= middle.max() + np.log(_TOGETHER)
-            return ts[apart], logs[:, apart]
-    got = Described("comparisons without a common time at which every distance is positive")
-    raise ArgumentError("distances", got, "comparisons of descents with one flow")
-
-
-def _parted(scaled: np.ndarray) -> np.ndarray:
-    """Whether a descent has parted, from the logs of distance over h, shape (descents, times).
-
-    The first time counts for all.
-    """
-    following = np.quantile(scaled, 0.25, axis=0, method="lower")
-    far = scaled > following + np.log(_PARTED)
-    far[:, 0] = False
-    for_good = np.logical_and.accumulate(far[:, ::-1], axis=1)
-    return for_good[:, ::-1]
-
-
-def _effects(logs: np.ndarray) -> np.ndarray:
-    """The logs of the typical distances, by median polish; entries that are NaN do not count."""
-    of_rows, of_times = np.zeros(len(logs)), np.zeros(logs.shape[1])
-    for _ in range(30):
-        of_times = np.nanmedian(logs - of_rows[:, None], axis=0)
-        new = np.nanmedian(logs - of_times, axis=1)
-        if np.max(np.abs(new - of_rows)) < 1e-10:
-            break
-        of_rows = new
-    return of_rows + np.median(of_times)
-
-
-def _fitted_order(
-    h: np.ndarray, d: np.ndarray, partings: tuple[Parting, ...] = (), until: float | None = None
-) -> ConvergenceOrder:
-    """The mean and the quantiles of p. Given the size σ of the noise, p is normal; σ is integrated
-    over, with density 1/σ a priori."""
-    x, y = np.log(h / h.max()), np.log(d)
-    design, correction = np.stack([np.ones_like(x), x], axis=1), _CORRECTION * h / h.max()
-    if _num_distinct(h) < 4:
-        correction = 0 * h  # with the correction any three distances fit exactly
-    residual = y - design @ np.linalg.lstsq(design, y)[0]
-    floor = 1e-14 * (1 + np.abs(y).max())
-    sizes = np.geomspace(floor, 1e4 * (floor + np.abs(residual).max()), 400)
-    # In units of σ the noise with the correction has the covariance I + c cᵀ.
-    c = correction / sizes[:, None]
-    square = np.sum(c**2, axis=1)
-    whiten = lambda a: a - (c * ((c @ a) / (1 + square))[:, None])
-    columns = [design[:, 0], design[:, 1]]
-    gram = np.stack([np.stack([whiten(a) @ b for b in columns], -1) for a in columns], -2)
-    force = np.stack([whiten(a) @ residual for a in columns], -1)
-    inverse = np.linalg.inv(gram)
-    shift = np.einsum("sij,sj->si", inverse, force)
-    loss = whiten(residual) @ residual - np.sum(force * shift, axis=1)
-    log_odds = -(loss / sizes**2 + np.log1p(square) + np.log(np.linalg.det(gram))) / 2
-    log_odds -= (len(h) - 2) * np.log(sizes)
-    odds = np.exp(log_odds - log_odds.max())
-    odds /= odds.sum()
-    centre = (y - residual) @ (x - x.mean()) / np.sum((x - x.mean()) ** 2)
-    values, errors = centre + shift[:, 1], sizes * np.sqrt(inverse[:, 1, 1])
-    mean = float(odds @ values)
-    interval = (
-        _quantile(0.025, odds, values, errors),
-        _quantile(0.975, odds, values, errors),
-    )
-    return ConvergenceOrder(
-        mean, interval, tuple(map(float, h)), tuple(map(float, d)), partings, until
-    )
-
-
-def _quantile(q: float, odds: np.ndarray, values: np.ndarray, errors: np.ndarray) -> float:
-    """That of a mixture of normal distributions, by bisection."""
-    low, high = np.min(values - 9 * errors), np.max(values + 9 * errors)
-    for _ in range(100):
-        middle = (low + high) / 2
-        below = odds @ ndtr((middle - values) / errors) < q
-        low, high = (middle, high) if below else (low, middle)
-    return float((low + high) / 2)

@@ -44,7 +44,7 @@ def test_the_main_job_on_a_smooth_network_measures_order_one(done):
     text = ended.stdout[ended.stdout.index("with order") :].split()
     assert float(text[2]) == pytest.approx(1.0, abs=0.05)
     facts = json.loads((directory / "run.json").read_text())
-    assert facts["status"] == "complete" and facts["seed"] == 85 and len(facts["descents"]) == 9
+    assert facts["status"] == "complete" and facts["seed"] == 85 and len(facts["descents"]) == 14
     assert {"jax", "diffrax", "commit", "device", "date"} <= set(facts["provenance"])
     assert facts["analysis"]["rates"]["flow"]["status"] in set(RateStatus)
 

@@ -47,6 +47,13 @@ def test_divergent_curves_do_not_flatten_the_others(smooth_flow, wave, smooth_ne
     assert ax.get_ylim()[1] <= 100 * smooth_flow.risk[0]
 
 
+def test_the_legend_of_many_descents_names_every_second_one_and_the_last(descents):
+    (one, *_) = descents.values()
+    many = {f"h = {k}": one for k in range(14)}
+    named = [t.get_text() for t in draw(gflow.plots.risk, many).get_legend().get_texts()]
+    assert named == [f"h = {k}" for k in (*range(0, 14, 2), 13)]
+
+
 def test_distance_and_order(smooth_flow, descents):
     comparisons = {name: gflow.compare(smooth_flow, gd) for name, gd in descents.items()}
     ax = draw(gflow.plots.distance, comparisons)

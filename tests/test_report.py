@@ -13,8 +13,8 @@ from gflow.app.analysis import analyse, hovers
 from gflow.app.config import Config
 from gflow.app.data import Table
 from gflow.app.end_points import EndPoint
-from gflow.app.experiment import final_time
 from gflow.app.figures import panels, write_figures
+from gflow.app.plan import final_time, step_fractions
 from gflow.app.provenance import provenance
 from gflow.app.report import render
 from gflow.app.run_directory import Descent, Run
@@ -182,6 +182,50 @@ def test_the_final_time_of_a_large_table_is_earlier_and_a_note_says_so(rows, fea
     assert final_time(run, said.append) == t1
     assert run.notes == said and len(said) == (rows > 20)
     assert not said or "`--t1` sets the end" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "t1", "given", "smallest"),
+    [
+        (20, 50.0, None, 0.0016),
+        (20, 1000.0, None, 0.005),
+        (20, 50.0, (0.4, 0.2), 0.2),
+        (100_000, 100.0, None, 0.0125),
+    ],
+)
+def test_finer_steps_are_taken_where_they_are_cheap_and_none_are_given(rows, t1, given, smallest):
+    table = Table(np.zeros((rows, 3)), np.zeros(rows), (), "y", "table")
+    run = Run(Config(step_fractions=given), table, {}, sharpness=4.6)
+    fractions = step_fractions(run, t1)
+    assert fractions[-1] == smallest and (given is None or fractions == given)
+    # Times of larger steps are times of the smaller ones.
+    ratios = fractions[0] / np.array(fractions)
+    np.testing.assert_allclose(ratios, np.round(ratios), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "finer"),
+    [
+        ({"precision": "float32"}, False),
+        ({"kinks": "ignore"}, False),
+        ({"kinks": "ignore", "activation": "tanh"}, True),
+        ({"rtol": 1e-5}, False),
+        ({"rtol": 1e-9}, True),
+    ],
+)
+def test_finer_steps_need_a_flow_with_a_smaller_error(options, finer):
+    table = Table(np.zeros((20, 3)), np.zeros(20), (), "y", "table")
+    run = Run(Config(**options), table, {}, sharpness=4.6)
+    assert (step_fractions(run, 50.0)[-1] < 0.0125) == finer
+
+
+def test_an_order_with_a_long_interval_is_called_open(run):
+    analysis = analyse(run)
+    assert analysis.order is not None
+    wide = dataclasses.replace(analysis.order, interval=(0.2, 2.9))
+    text = answers(run, dataclasses.replace(analysis, order=wide))[-1]
+    assert text.startswith("With which order descent follows the flow is open: order 1.0")
+    assert "(95 % interval 0.200 to 2.900)" in text and "`--step-fractions`" in text
 
 
 def test_provenance_names_the_hardware():

@@ -8,12 +8,15 @@ import numpy as np
 from gflow.app.end_points import EndPoint
 from gflow.app.run_directory import FURTHER, Descent, Run
 from gflow.arguments import ArgumentError
-from gflow.comparison import Comparison, ConvergenceOrder, compare, observed_order
+from gflow.comparison import Comparison, compare
+from gflow.convergence import ConvergenceOrder, observed_order
 from gflow.rates import Rate, fit_rate
 from gflow.trajectory import Trajectory
 
 # Beyond this fraction h λ/2 of the stability limit the error of descent is not proportional to h.
 MAX_ORDER_FRACTION = 0.125
+# An interval of an order that is longer tells no two whole orders apart.
+OPEN_ORDER_LENGTH = 1.0
 # Recorded steps at the end of a descent that show whether it hovers.
 _LAST_RECORDS = 20
 

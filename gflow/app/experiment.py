@@ -16,6 +16,13 @@ from gflow.app.analysis import divergence_time
 from gflow.app.claim import claimed, has_results, locked
 from gflow.app.config import SOLVERS_BY_NAME, Config
 from gflow.app.end_points import end_points
+from gflow.app.plan import (
+    PlannedDescent,
+    final_time,
+    planned_descents,
+    saved_times,
+    step_fractions,
+)
 from gflow.app.problem import observed_by, read_table, risk_of, start_of, with_source
 from gflow.app.provenance import provenance
 from gflow.app.report import write_report
@@ -37,12 +44,6 @@ from gflow.interrupts import noted_interrupts
 from gflow.networks import ShallowNet
 from gflow.risks import Risk
 from gflow.trajectory import Trajectory
-
-_MAX_DESCENT_STEPS = 10**9
-# The flow time of a run where none is given, unless its descents take more than so many products:
-# about twenty seconds. A step of descent takes as long as at least _STEP_WORK products.
-_DEFAULT_T1, _DESCENT_WORK, _STEP_WORK = 1000.0, 4e11, 7e4
-
 
 Say = Callable[[str], None]
 
@@ -185,12 +186,13 @@ def _compute(job: _Job) -> None:
     if np.isnan(run.sharpness):
         run.sharpness = float(sharpness(risk, net))
     t1 = final_time(run, job.say) if config.t1 is None else config.t1
-    config = run.config = dataclasses.replace(config, t1=t1)
-    plan = _plan(run, t1, job.say)
+    fractions = step_fractions(run, t1)
+    config = run.config = dataclasses.replace(config, t1=t1, step_fractions=fractions)
+    plan = planned_descents(run, t1, job.say)
     if _is_missing(run.flow):
         job.say(f"The flow is compiled, and then followed to t = {t1:g} ...")
         with _part(job, "flow", "The flow", t1):
-            run.flow = _flow(job, risk, net, 0.0, t1, _saved_times(config, t1, plan))
+            run.flow = _flow(job, risk, net, 0.0, t1, saved_times(config, t1, plan))
             _report_trouble(run, "The flow", run.flow, job.say)
     flow = run.flow
     assert flow is not None
@@ -223,25 +225,6 @@ def _part(job: _Job, label: str, who: str, end: float) -> Iterator[None]:
     job.say(f"{who} to t = {end:g}: {job.run.seconds[label]:.1f} s")
 
 
-def final_time(run: Run, say: Callable[[str], None]) -> float:
-    """The final time where none is given: 1, 2 or 5 times a power of ten."""
-    config, (rows, features) = run.config, run.table.x.shape
-    rows = rows if config.risk == "empirical" else 1000
-    work = max(3 * rows * config.width * (features + 2), _STEP_WORK)
-    steps = sum(1 / fraction for fraction in config.step_fractions) * max(run.sharpness, 0.0) / 2
-    longest = _DEFAULT_T1 if config.follow is None else min(_DEFAULT_T1, config.follow / 10)
-    t1 = min(longest, _DESCENT_WORK / max(work * steps, 1.0))
-    power = 10.0 ** np.floor(np.log10(t1) + 1e-9)
-    t1 = float(power * max(d for d in (1, 2, 5) if d * power <= t1 * (1 + 1e-9)))
-    if t1 < longest:
-        text = (
-            f"Flow and descents end at t = {t1:g}, so that the run is short; `--t1` sets the end."
-        )
-        run.notes.append(text)
-        say(text)
-    return t1
-
-
 def _flow(
     job: _Job, risk: Risk, net: ShallowNet, t0: float, t1: float, ts: np.ndarray
 ) -> Trajectory:
@@ -266,9 +249,7 @@ def _flow(
     )
 
 
-def _compute_descents(
-    job: _Job, risk: Risk, net: ShallowNet, plan: "list[_PlannedDescent]"
-) -> None:
+def _compute_descents(job: _Job, risk: Risk, net: ShallowNet, plan: list[PlannedDescent]) -> None:
     run = job.run
     run.descents = [d for d in run.descents if not _is_missing(d.trajectory)]
     complete = {d.step_size for d in run.descents}
@@ -293,7 +274,7 @@ def _compute_descents(
             _report_trouble(run, who, trajectory, job.say)
 
 
-def _steps(run: Run, planned: "_PlannedDescent") -> np.ndarray | None:
+def _steps(run: Run, planned: PlannedDescent) -> np.ndarray | None:
     """The recorded steps up to the end of the flow; None if the flow ended before the first."""
     assert run.flow is not None
     times = planned.recorded_steps * planned.step_size
@@ -324,14 +305,7 @@ def _report_trouble(run: Run, who: str, trajectory: Trajectory, say: Say) -> Non
         text = f"{who} diverges: from t = {since:.4g} on the risk is above ten times its start."
     else:
         return
-    _note(run, text, say)
-
-
-def _note(run: Run, text: str, say: Say) -> None:
-    """Tells the user, and keeps it for the report, once."""
-    if text not in run.notes:
-        run.notes.append(text)
-    say(text)
+    run.note(text, say)
 
 
 def _rtol(config: Config) -> float | None:
@@ -340,61 +314,3 @@ def _rtol(config: Config) -> float | None:
         # If kinks are ignored, a tighter tolerance costs many more steps and gains few digits.
         return 1e-6
     return config.rtol
-
-
-class _PlannedDescent(NamedTuple):
-    step_size: float
-    recorded_steps: np.ndarray
-
-
-def _plan(run: Run, t1: float, say: Say) -> list[_PlannedDescent]:
-    """The step size of each descent, and the steps to record.
-
-    Step sizes are a little smaller than requested, so that t1 is a whole number of steps. If the
-    fractions allow it, the times of larger steps are also times of the smaller steps.
-    """
-    config, fractions = run.config, run.config.step_fractions
-    if not fractions:
-        return []
-    if not run.sharpness > 0:
-        text = (
-            f"No descents: the largest Hessian eigenvalue at the start is {run.sharpness:g}, so "
-            "that no step sizes can be chosen as fractions of 2/sharpness."
-        )
-        _note(run, text, say)
-        return []
-    limit = 2 / run.sharpness
-    if t1 / (fractions[-1] * limit) > _MAX_DESCENT_STEPS:
-        got = Described(f"{t1:g}, at a smallest step size of {fractions[-1] * limit:.3g}")
-        raise ArgumentError("t1", got, f"at most {_MAX_DESCENT_STEPS:,} steps")
-    coarsest = max(1, int(np.ceil(t1 / (fractions[0] * limit) - 1e-9)))
-    log_times = np.geomspace(1, coarsest, config.num_times)
-    plan = []
-    for fraction in fractions:
-        ratio = fractions[0] / fraction
-        nested = abs(ratio - round(ratio)) < 1e-9 * ratio
-        num_steps = round(ratio) * coarsest if nested else int(np.ceil(coarsest * ratio - 1e-9))
-        early = np.geomspace(1, max(1, num_steps // coarsest), 12)
-        late = np.round(log_times) * (num_steps / coarsest)
-        recorded = np.unique(np.round(np.concatenate([[0], early, late])).astype(int))
-        step_size = t1 / num_steps
-        plan.append(_PlannedDescent(step_size, recorded))
-        if step_size >= limit:
-            text = (
-                f"The step size {step_size:.4g} is above 2/sharpness = {limit:.4g}: gradient "
-                "descent is unstable at the start."
-            )
-            _note(run, text, say)
-    return plan
-
-
-def _saved_times(config: Config, t1: float, plan: list[_PlannedDescent]) -> np.ndarray:
-    """Logarithmically spaced times, and all times that the descents record."""
-    first = min(1e-3, 1e-5 * t1)
-    times = [np.append(0.0, np.geomspace(first, t1, config.num_times - 1))]
-    times += [np.minimum(p.recorded_steps * p.step_size, t1) for p in plan]
-    times = np.unique(np.concatenate(times).astype(config.precision))
-    times[-1] = t1
-    # Times that differ only by rounding count as one.
-    apart = np.diff(times) > 4 * np.finfo(times.dtype).eps * times[1:]
-    return times[np.append(apart, True)]

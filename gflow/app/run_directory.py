@@ -74,6 +74,12 @@ class Run:
         found = {label: t for label, t in flows.items() if t is not None}
         return found | {d.label: d.trajectory for d in self.descents}
 
+    def note(self, text: str, say: Callable[[str], None]) -> None:
+        """Tells the user, and keeps it for the report, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+        say(text)
+
 
 class RunFiles:
     """The files of a run in its directory, written part by part.

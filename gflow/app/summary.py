@@ -7,6 +7,7 @@ import numpy as np
 
 from gflow.app.analysis import (
     MAX_ORDER_FRACTION,
+    OPEN_ORDER_LENGTH,
     Analysis,
     divergence_time,
     followed_flow,
@@ -195,6 +196,9 @@ def _order_answer(run: Run, analysis: Analysis) -> str:
             f"{MAX_ORDER_FRACTION:g} reached the end."
         )
     text = f"Descent follows the flow with {order!r} in the step size; theory predicts 1."
+    if order.interval[1] - order.interval[0] > OPEN_ORDER_LENGTH:
+        text = f"With which order descent follows the flow is open: {order!r} in the step size; "
+        text += "theory predicts 1. More and smaller `--step-fractions` make the interval shorter."
     if order.partings:
         one = len(order.partings) == 1
         who = "One descent takes" if one else f"{len(order.partings)} descents take"

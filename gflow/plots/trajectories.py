@@ -15,13 +15,17 @@ from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from gflow.arguments import ArgumentError, Described
-from gflow.comparison import Comparison, ConvergenceOrder
+from gflow.comparison import Comparison
+from gflow.convergence import ConvergenceOrder
 from gflow.indexing import taken
 from gflow.networks import ShallowNet
 from gflow.nonsmooth import KinkKind
 from gflow.piecewise import PiecewisePolynomial
 from gflow.plots.style import ACTIVE, FLOW, NEGATIVE, new_axes, space_ticks
 from gflow.trajectory import Trajectory, single_trajectory
+
+# From so many descents on, a legend with all of them would cover the figure.
+_CROWDED = 11
 
 
 class _Curve(NamedTuple):
@@ -48,6 +52,16 @@ def _colours(count: int) -> np.ndarray:
     return plt.get_cmap("viridis_r")(np.linspace(0.15, 0.95, max(count, 1)))
 
 
+def _legend_labels(descents: list[str]) -> dict[str, str]:
+    """The labels in the legend, in which a line that begins with "_" does not appear.
+
+    Of many descents every second one appears, and the last. Colours tell where the others are.
+    """
+    every = 1 if len(descents) < _CROWDED else 2
+    shown = {*descents[::every], *descents[-1:]}
+    return {name: name if name in shown else f"_{name}" for name in descents}
+
+
 def _along_time(curves: dict[str, _Curve], ax: Axes, ylabel: str, *, coincide: bool = True) -> Axes:
     """Curves of positive values against flow time on logarithmic axes.
 
@@ -55,14 +69,15 @@ def _along_time(curves: dict[str, _Curve], ax: Axes, ylabel: str, *, coincide: b
     in front of all.
     """
     descents = [name for name, curve in curves.items() if curve.kind != "flow"]
-    colours = dict(zip(descents, _colours(len(descents))))
+    colours, labels = dict(zip(descents, _colours(len(descents)))), _legend_labels(descents)
     widest = 1.4 + coincide * min(0.5 * len(descents), 2.0)
     widths = dict(zip(descents, np.linspace(widest, 1.4, len(descents))))
     for name, curve in curves.items():
         ts, values = np.asarray(curve.ts), np.asarray(curve.values)
         # Divergence to 1e300 would flatten everything else.
         shown = (ts > 0) & np.isfinite(values) & (values > 0)
-        style = {"color": colours.get(name), "label": name, "lw": widths.get(name)}
+        label = labels.get(name, name)
+        style = {"color": colours.get(name), "label": label, "lw": widths.get(name)}
         if curve.kind == "flow":
             style |= {"color": FLOW, "lw": 1.1, "ls": (0, (6, 3)), "zorder": 3}
         ax.plot(ts[shown], values[shown], **style)
@@ -160,7 +175,8 @@ def observed(
             known = ", ".join(map(repr, trajectory.observed)) or "none were observed"
             raise ArgumentError("name", name, f"a quantity of {label}: {known}")
     descents = [label for label, t in labelled.items() if t.kind != "flow"]
-    colours, smallest = dict(zip(descents, _colours(len(descents)))), np.inf
+    colours, labels = dict(zip(descents, _colours(len(descents)))), _legend_labels(descents)
+    smallest = np.inf
     for label, trajectory in labelled.items():
         ts, values = np.asarray(trajectory.ts), np.asarray(trajectory.observed[name])
         values = values.reshape(len(ts), -1)[ts > 0]
@@ -169,7 +185,7 @@ def observed(
         if trajectory.kind == "flow":
             style |= {"ls": (0, (6, 3)), "zorder": 3}
         for line in ax.plot(ts[ts > 0], values, **style)[:1]:
-            line.set_label(label)
+            line.set_label(labels.get(label, label))
     ax.set(xscale="log", xlabel="flow time t", ylabel=name)
     if smallest > 0:
         ax.set_yscale("log")
