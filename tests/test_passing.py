@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gflow
+from benchmarks.reference_flows import reference_flow
 from gflow.flow import loop
 from gflow.parameters import flat, split_trainable
 
@@ -141,3 +142,15 @@ def test_fixed_steps_keep_their_size_whatever_they_leave_behind(table, exact, mo
     arrivals = len(np.unique(np.asarray(flow.kinks.time)))
     assert flow.stats["num_steps"] <= round(T1 / 0.05) + cut + arrivals + 1
     assert distances(flow, exact[::3]).max() < 1e-4
+
+
+def test_the_ends_of_slides_have_times_as_accurate_as_the_flow():
+    """Also in steps that end at another kink."""
+    known = reference_flow("diabetes_w16_n60")
+    log = gflow.solve_flow(known.risk, known.net, t1=known.t1, rtol=1e-6).kinks
+    ends = [kink for kink in known.kinks if kink.kind == "slide ends"]
+    found = [(pair, time) for pair, time in zip(pairs(log), log.time) if "slide ends" in pair[2]]
+    assert len(found) == len(ends) > 20
+    for (unit, datum, _), time in found:
+        near = min(abs(time - e.time) for e in ends if (e.unit, e.datum) == (unit, datum))
+        assert near < 1e-4 * time

@@ -33,10 +33,11 @@ _MAX_SHORTENING = 5.0
 
 
 class EndedSlides(NamedTuple):
-    """Which slots' slides have ended within a step, and what each costs to second order, in units
-    of the tolerance."""
+    """Which slots' slides have ended within a step, about how long ago, as a fraction of it (0 if
+    not), and what each costs to second order, in units of the tolerance."""
 
     ended: Bool[Array, "units slots"]
+    age: Float[Array, "units slots"]
     cost: Float[Array, "units slots"]
 
 
@@ -251,7 +252,7 @@ def _ended_slides(
     units = jnp.broadcast_to(jnp.arange(len(pattern.slots))[:, None], pattern.slots.shape)
     jumps = risk.jumps_of(ends.end, Pairs.all_of(units, pattern.slots))
     jumps = ends.dt * jumps / tolerances[:, None]
-    return EndedSlides(ended, jnp.where(ended, -0.5 * age * m1 * jumps, 0.0))
+    return EndedSlides(ended, age, jnp.where(ended, -0.5 * age * m1 * jumps, 0.0))
 
 
 def _shortening(cheap, costly, messy, each: Float[Array, ""]) -> Float[Array, ""]:

@@ -189,7 +189,9 @@ def _settle(
     )
 
     passes_end = behind.slides_end & ~behind.locates_ends
-    ends = due.slide_ends, passes_end
+    # Where the step ends at a kink, nobody has looked for the end of the slide.
+    about = 1 - jnp.max(behind.slides.age)
+    ends = jnp.where(due.slide_ends < 1, due.slide_ends, about), passes_end
     events = Events(behind, trial.t, trial.dt, t, turned, aimed_at, scales, *ends)
     after = _resolve(loop, after, events, due.event | due.slides | some)
     moved = after.y[:-1] - y[:-1]
