@@ -94,7 +94,7 @@ class Stepper(eqx.Module):
         # The preactivations are computed again at the end: to hand them on costs more.
         first = slopes, y, start
         slopes, y_next, end = jax.lax.fori_loop(1, number, stage, first)
-        end = end.with_z(self.risk.preactivations(y_next[:-1]))
+        end = end.with_z(self.risk.preactivations(y_next[:-1], pattern))
         error = jnp.asarray(tableau.b_error, y.dtype) @ slopes
         turn = (slopes[-1] - slopes[0]) / dt
         return Stepped(y_next, error, {"y0": y, "y1": y_next, "k": slopes}, None, end, turn)

@@ -14,8 +14,9 @@ from gflow.nonsmooth.pairs import Pair, Pairs
 class AbstractPattern(eqx.Module):
     """The side of every kink, and which kinks the flow slides on.
 
-    `active` and `sliding` say it for each pair of a hidden unit, of any layer, and a row of data;
-    the rows that a unit slides on are in its `slots`, where `used`.
+    `active` and `sliding` say it for each pair of a hidden unit, of any layer, and a row of data.
+
+    A pattern is `crowded` if a slide should have begun for which there was no room.
 
     A pair that was released from its kink, and leaves it at zero speed, may be past it by some
     slack, so that errors of the state do not push it back.
@@ -23,8 +24,7 @@ class AbstractPattern(eqx.Module):
 
     active: eqx.AbstractVar[Bool[Array, "units rows"]]
     sliding: eqx.AbstractVar[Bool[Array, "units rows"]]
-    slots: eqx.AbstractVar[Int[Array, "units slots"]]
-    used: eqx.AbstractVar[Bool[Array, "units slots"]]
+    crowded: eqx.AbstractVar[Bool[Array, ""]]
 
     @abstractmethod
     def slides(self) -> Bool[Array, ""]:

@@ -117,7 +117,7 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
 
     def repels(self, theta: Float[Array, " size"], pattern: ShallowPattern) -> Bool[Array, ""]:
         now = self.evaluate(theta, pattern)
-        size = self.scales(theta)[:, None] * self.sizes[None, :]
+        size = self.scales(theta, pattern)[:, None] * self.sizes[None, :]
         on_kink = jnp.abs(now.z) <= _ROUNDINGS * jnp.finfo(now.z.dtype).eps * size
         here = self.velocity(now) @ self.normals.T
         square = jnp.sum(self.normals**2, axis=1)
@@ -168,13 +168,19 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         slopes = jnp.where(pattern.active, 1.0, self.negative_slope)
         return jnp.where(pattern.sliding, 0.0, slopes).astype(self.normals.dtype)
 
-    def scales(self, theta: Float[Array, " size"]) -> Float[Array, " units"]:
+    def scales(
+        self, theta: Float[Array, " size"], pattern: ShallowPattern
+    ) -> Float[Array, " units"]:
         """‖(w_i, b_i)‖, for units at 0 some small number."""
+        del pattern
         norms = self.net(theta).incoming_norms()
         smallest = 1e-9 * jnp.max(norms)
         return jnp.maximum(norms, jnp.where(smallest > 0, smallest, 1.0))
 
-    def preactivations(self, theta: Float[Array, " size"]) -> Float[Array, "units rows"]:
+    def preactivations(
+        self, theta: Float[Array, " size"], pattern: ShallowPattern
+    ) -> Float[Array, "units rows"]:
+        del pattern
         return self.z(self.net(theta))
 
     def heights(

@@ -1,0 +1,199 @@
+r"""What follows a kink of any network: a crossing, a slide, or the end of one.
+
+The field is evaluated on both sides of the kink. If the other side leads on, the kink is crossed;
+if it leads back, the flow slides.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from gflow.nonsmooth.deep.pattern import DeepEvaluation, DeepPattern
+from gflow.nonsmooth.kink_kinds import KinkKind
+from gflow.nonsmooth.pairs import Pair, Pairs
+from gflow.nonsmooth.pattern import Event, pair_of_min
+from gflow.nonsmooth.pattern_risk import KinkResolution, Transition
+
+if TYPE_CHECKING:
+    from gflow.nonsmooth.deep.risk import DeepPatternRisk
+
+# A speed below this part of its jump counts as rest; directions as bound below that part.
+_STILL, _BOUND = 1e-9, 1e-10
+# Normals are parallel if products with them agree to this part.
+_PARALLEL = 1e-9
+# The most ties of a start that are looked at.
+_MOST_TIES = 64
+
+
+class Change(NamedTuple):
+    """The pattern after an event, and the event."""
+
+    pattern: DeepPattern
+    event: Event
+
+
+class Kink(NamedTuple):
+    """The kink of a pair: its normal, the `members` that share it, and their normals as a
+    `multiple` of this one."""
+
+    pair: Pair
+    normal: Float[Array, " size"]
+    members: Bool[Array, "units rows"]
+    multiple: Float[Array, "units rows"]
+
+
+def transition(
+    risk: "DeepPatternRisk",
+    theta: Array,
+    pattern: DeepPattern,
+    evaluation: DeepEvaluation,
+    resolution: KinkResolution,
+) -> Transition:
+    """θ, pattern and event after the kink, or the end of a slide, that is farthest past."""
+    weights = risk.slide_weights(evaluation, pattern)
+    margins = jnp.where(pattern.used, jnp.minimum(weights, 1 - weights), jnp.inf)
+    # A slide that rests on the boundary of [0, 1] is not held there, and ends, too.
+    over = jnp.min(margins) <= resolution.distance
+    after, event = jax.lax.cond(
+        over,
+        lambda: _leave(pattern, weights, margins, resolution.slack),
+        lambda: _arrive(risk, theta, pattern, evaluation, resolution),
+    )
+    return Transition(risk.on_kinks(theta, after), after, event)
+
+
+def _arrive(
+    risk: "DeepPatternRisk",
+    theta: Array,
+    pattern: DeepPattern,
+    evaluation: DeepEvaluation,
+    resolution: KinkResolution,
+) -> Change:
+    """What happens at the kink that is farthest past: a crossing, or a slide begins."""
+    margins = risk.margins(evaluation.z, pattern, resolution.scales)
+    pair = pair_of_min(margins)
+    close = jnp.abs(evaluation.z) <= 4 * resolution.distance * resolution.scales[:, None]
+    kink = _kink(risk, theta, pattern, pair, close & ~pattern.sliding)
+    was_active = pattern.active[pair]
+    turned = pattern.turned(kink.members)
+    on = jnp.where(was_active, -1.0, 1.0)
+    here = on * (kink.normal @ evaluation.field[:-1])
+    beyond = on * (kink.normal @ risk.evaluate(theta, turned).field[:-1])
+    # A side that does not move counts as leading to the kink.
+    attracts = (here > beyond) & (beyond <= _STILL * (here - beyond))
+    attracts &= ~_is_bound(risk, theta, pattern, kink.normal)
+    slid = pattern.with_slide(pair, kink.members, kink.multiple)
+    after = jax.tree.map(lambda a, b: jnp.where(attracts, a, b), slid, turned)
+    kind = jnp.where(was_active, KinkKind.CROSS_TO_INACTIVE, KinkKind.CROSS_TO_ACTIVE)
+    opposite = jnp.where(was_active, KinkKind.CROSS_TO_ACTIVE, KinkKind.CROSS_TO_INACTIVE)
+    begins = KinkKind.SLIDE_BEGINS
+    kind, opposite = (jnp.where(attracts, begins, k) for k in (kind, opposite))
+    return Change(after, _event(pair, kink.members, kink.multiple, kind, opposite))
+
+
+def _leave(
+    pattern: DeepPattern,
+    weights: Float[Array, " slots"],
+    margins: Float[Array, " slots"],
+    slack: Float[Array, ""],
+) -> Change:
+    """The end of the slide whose λ has left [0, 1] farthest.
+
+    If the pull towards the kink was lost, the flow branches: it could leave to either side.
+    """
+    slot = jnp.argmin(margins)
+    pair = Pair(*(a[slot] for a in pattern.slots))
+    active = weights[slot] > 0.5
+    after = pattern.without_slide(slot, active, slack)
+    ends = KinkKind.SLIDE_ENDS_TO_ACTIVE, KinkKind.SLIDE_ENDS_TO_INACTIVE
+    kinds = [jnp.where(a, *ends) for a in (active, ~active)]
+    branches = weights[slot] == -1.0
+    kinds = [jnp.where(branches, KinkKind.SLIDE_BRANCHES, kind) for kind in kinds]
+    members = pattern.members(slot)
+    return Change(after, _event(pair, members, pattern.multiple, *kinds))
+
+
+def _event(
+    pair: Pair,
+    members: Bool[Array, "units rows"],
+    multiple: Float[Array, "units rows"],
+    kind: Int[Array, ""],
+    opposite: Int[Array, ""],
+) -> Event:
+    """The event of a pair, and of those rows whose preactivation of this unit is another multiple
+    of the same quantity. Rows with the same preactivation have one kink."""
+    rows = jnp.arange(members.shape[1])
+    other = members[pair.unit] & (jnp.abs(multiple[pair.unit] - 1) > _PARALLEL)
+    kinds = jnp.where(multiple[pair.unit] > 0, kind, opposite)
+    return Event(*pair, other | (rows == pair.row), jnp.where(rows == pair.row, kind, kinds))
+
+
+def _kink(
+    risk: "DeepPatternRisk",
+    theta: Array,
+    pattern: DeepPattern,
+    pair: Pair,
+    close: Bool[Array, "units rows"],
+) -> Kink:
+    """The kink of a pair, which of those that are close to theirs may share."""
+    normal, _ = risk.normal(theta, pattern, *pair)
+    own = jnp.zeros_like(close).at[pair].set(True)
+    square = normal @ normal
+
+    def compared():
+        along = _change(risk, theta, pattern, normal)
+        multiple = along / jnp.where(square > 0, square, 1.0)
+        # If all normals are multiples, so are their products with any other direction.
+        other = jax.random.normal(jax.random.key(0), theta.shape, theta.dtype)
+        products = _change(risk, theta, pattern, other)
+        apart = jnp.abs(products - multiple * (normal @ other))
+        size = jnp.sqrt(square * (other @ other))
+        same = (apart <= _PARALLEL * jnp.abs(multiple) * size) & (jnp.abs(along) > 0)
+        return close & same, multiple
+
+    alone = lambda: (own, own.astype(theta.dtype))
+    members, multiple = jax.lax.cond(jnp.any(close & ~own), compared, alone)
+    return Kink(pair, normal, members | own, jnp.where(own, 1.0, multiple))
+
+
+def _change(
+    risk: "DeepPatternRisk", theta: Array, pattern: DeepPattern, direction: Array
+) -> Float[Array, "units rows"]:
+    """The derivatives of all preactivations along a direction."""
+    return jax.jvp(lambda p: risk.preactivations(p, pattern), (theta,), (direction,))[1]
+
+
+def _is_bound(
+    risk: "DeepPatternRisk", theta: Array, pattern: DeepPattern, normal: Float[Array, " size"]
+) -> Bool[Array, ""]:
+    """Whether the slides leave no direction across the kink of this normal."""
+    free = lambda: risk.normals(theta, pattern).free(normal)
+    free = jax.lax.cond(pattern.slides(), free, lambda: normal)
+    return free @ free <= _BOUND * (normal @ normal)
+
+
+def leads_both_ways(
+    risk: "DeepPatternRisk",
+    theta: Array,
+    pattern: DeepPattern,
+    evaluation: DeepEvaluation,
+    near: Bool[Array, "units rows"],
+) -> Bool[Array, ""]:
+    """Whether the flow could leave one of these kinks to either side: both lead away from it, or
+    one does and the other rests."""
+    pairs = Pairs.where(near, min(near.size, _MOST_TIES))
+
+    def one(c):
+        k, found = c
+        kink = _kink(risk, theta, pattern, Pair(pairs.unit[k], pairs.row[k]), near)
+        here = kink.normal @ evaluation.field[:-1]
+        there = kink.normal @ risk.evaluate(theta, pattern.turned(kink.members)).field[:-1]
+        active = pattern.active[kink.pair]
+        on_active, on_inactive = jnp.where(active, here, there), jnp.where(active, there, here)
+        apart = (on_inactive <= 0) & (on_active >= 0) & (on_active > on_inactive)
+        return k + 1, found | apart
+
+    start = jnp.asarray(0), jnp.asarray(False)
+    return jax.lax.while_loop(lambda c: c[0] < jnp.sum(pairs.filled), one, start)[1]
