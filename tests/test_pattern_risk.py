@@ -108,7 +108,7 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         weight = (y - x) / PULL
         return jnp.where(pattern.sliding, jnp.minimum(weight, 1 - weight), jnp.inf)
 
-    def on_kinks(self, theta, pattern):
+    def on_kinks(self, theta, pattern, evaluation):
         return theta.at[0].set(jnp.where(pattern.sliding[0, 0], 0.0, theta[0]))
 
     def suspects(self, thetas, ends, pattern, scales, eps, patience):
@@ -131,14 +131,14 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
             pushes=Pushes(push, push),
         )
 
-    def slide_jumps(self, theta, evaluation, pattern, tolerance):
+    def slide_jumps(self, evaluation, pattern, tolerance):
         return jnp.full((1, 1), PULL) / (tolerance[0] * np.sqrt(3))
 
     def tangles(self, pattern, seen):
         no = jnp.zeros_like(seen.past)
         return Tangles(no, jnp.zeros_like(seen.ended), no)
 
-    def with_passed(self, theta, pattern, passed, back):
+    def with_passed(self, theta, pattern, passed, back, end):
         turned = jnp.any(passed.crossed & (passed.age > back))
         age = jnp.max(jnp.where(passed.crossed, passed.age, 0.0))
         push = jnp.where(pattern.active[0, 0], PULL, -PULL) * (age - back)
@@ -148,12 +148,12 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
     def jump_of_field(self, theta, before, after, passed, end):
         return self.evaluate(end.theta, after).field[:-1] - end.field[:-1]
 
-    def within_step(self, theta, before, after, passed, back):
-        theta, pattern = self.with_passed(theta, before, passed, back)
+    def within_step(self, theta, before, after, passed, back, end):
+        theta, pattern = self.with_passed(theta, before, passed, back, end)
         begun = after.sliding & ~before.sliding & (self.heights(theta[:1], before, 1.0) <= 0)
         sliding = pattern.sliding | begun
         pattern = eqx.tree_at(lambda p: p.sliding, pattern, sliding)
-        return self.on_kinks(theta, pattern), pattern
+        return self.on_kinks(theta, pattern, end), pattern
 
     def transition(self, theta, pattern, evaluation, resolution):
         slides = pattern.sliding[0, 0]
@@ -171,7 +171,7 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         after = OnePair(active.reshape(1, 1), begins, slack)
         happened = jnp.where(slides, ends, arrival).reshape(1)
         event = Event(zero, zero, jnp.ones(1, bool), happened)
-        return Transition(self.on_kinks(theta, after), after, event)
+        return Transition(self.on_kinks(theta, after, evaluation), after, event)
 
     @property
     def num_units(self):

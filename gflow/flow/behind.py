@@ -120,7 +120,7 @@ def what_is_behind(
     beyond = ends.dt * sight.beyond
     crosses = straight & (beyond < -_STILL * jnp.abs(beyond - slope))
     rate = patience.rate * ends.dt
-    slides = _ended_slides(risk, thetas[2], pattern, ends, eps, patience.tolerance)
+    slides = _ended_slides(risk, pattern, ends, eps, patience.tolerance)
     tangles = risk.tangles(pattern, Seen(pairs, past, past & ~crosses, age, slides.ended))
     cost = jumps * jnp.where(tangles.rough, age, 0.5 * rate * age**2)
     messy = past & ((sight.slack > 0) | ~straight | tangles.pairs)
@@ -163,7 +163,6 @@ def _refined(age, m0, m1, slope0, slope1) -> Float[Array, " pairs"]:
 
 def _ended_slides(
     risk: AbstractPatternRisk,
-    theta: Float[Array, " size"],
     pattern: AbstractPattern,
     ends: Ends,
     eps: float,
@@ -174,7 +173,7 @@ def _ended_slides(
     m0, m1 = (risk.slide_margins(e, pattern) for e in (ends.start, ends.end))
     ended = m1 <= -eps / SLIDE_SCALE
     age = jnp.clip(jnp.where(ended, m1 / jnp.where(ended, m1 - m0, 1.0), 0.0), 0.0, 1.0)
-    jumps = ends.dt * risk.slide_jumps(theta, ends.end, pattern, tolerance)
+    jumps = ends.dt * risk.slide_jumps(ends.end, pattern, tolerance)
     return EndedSlides(ended, jnp.where(ended, -0.5 * age * m1 * jumps, 0.0))
 
 

@@ -176,7 +176,7 @@ def _settle(
     which = behind.pairs.unit * s.pattern.active.shape[1] + behind.pairs.row
     aimed_at = (s.stepping.aim.time < jnp.inf) & (which == s.stepping.aim.which)
     # Not where some have turned: a conditional would copy what it passes on.
-    theta, pattern = loop.risk.with_passed(y[:-1], s.pattern, passed, back)
+    theta, pattern = loop.risk.with_passed(y[:-1], s.pattern, passed, back, trial.end)
     after = Resolved(
         y=y.at[:-1].set(theta),
         pattern=pattern,
@@ -224,7 +224,9 @@ def _resolve(loop: "Loop", before: Resolved, events: Events, happens) -> Resolve
         # At a crossing slides end that rest on the boundary of [0, 1].
         due |= first & jnp.any(events.turned) & (slide <= SLIDE_SCALE * eps)
         due &= (done.num_events <= most) & ~pattern.crowded
+        theta = loop.risk.on_kinks(done.y[:-1], pattern, evaluation)
         done = done._replace(
+            y=done.y.at[:-1].set(theta),
             pattern=pattern,
             now=evaluation.with_z(None),
             num_evaluations=done.num_evaluations + 1,

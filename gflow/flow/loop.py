@@ -134,7 +134,7 @@ class Loop(eqx.Module):
         stepped = self.stepper.step(
             s.t, t_next, s.y, s.pattern, s.now, stepping.solver_state, stepping.made_jump
         )
-        y = self.risk.on_kinks(stepped.y[:-1], s.pattern)
+        y = self.risk.on_kinks(stepped.y[:-1], s.pattern, stepped.end)
         y = stepped.y.at[:-1].set(y)
         good, size, controller_state = self._judge(s, stepped.y, stepped.error, dt, aimed | last)
         larger = jnp.maximum(jnp.abs(s.y), jnp.abs(stepped.y))
@@ -270,7 +270,9 @@ class Loop(eqx.Module):
 
         def within(c):
             y, back = c
-            theta, pattern = self.risk.within_step(y[:-1], before, s.pattern, passed, back)
+            theta, pattern = self.risk.within_step(
+                y[:-1], before, s.pattern, passed, back, trial.end
+            )
             return y.at[:-1].set(theta), pattern
 
         def fill(saved: SavedStates) -> SavedStates:

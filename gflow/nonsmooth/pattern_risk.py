@@ -131,7 +131,9 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         slides."""
 
     @abstractmethod
-    def on_kinks(self, theta: Float[Array, " size"], pattern: Pattern) -> Float[Array, " size"]:
+    def on_kinks(
+        self, theta: Float[Array, " size"], pattern: Pattern, evaluation: Any
+    ) -> Float[Array, " size"]:
         """θ put back on the kinks that the pattern slides on, which a step leaves where they are
         curved."""
 
@@ -164,11 +166,7 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
 
     @abstractmethod
     def slide_jumps(
-        self,
-        theta: Float[Array, " size"],
-        evaluation: Any,
-        pattern: Pattern,
-        tolerance: Float[Array, " size_and_one"],
+        self, evaluation: Any, pattern: Pattern, tolerance: Float[Array, " size_and_one"]
     ) -> Float[Array, "..."]:
         """The jumps of the gradient across the kink of each slide, as in `Sight`."""
 
@@ -183,6 +181,7 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         pattern: Pattern,
         passed: Passed,
         back: Float[Array, ""],
+        end: Any,
     ) -> tuple[Float[Array, " size"], Pattern]:
         """θ and the pattern at a time `back` before the end of a step, corrected to first order for
         the kinks that were passed until then."""
@@ -207,6 +206,7 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         after: Pattern,
         passed: Passed,
         back: Float[Array, ""],
+        end: Any,
     ) -> tuple[Float[Array, " size"], Pattern]:
         """`with_passed` within a step from one pattern to another, with the units on their kinks
         that have begun to slide by then."""

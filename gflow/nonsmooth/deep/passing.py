@@ -135,18 +135,13 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
 
     def slide_jumps(
         self,
-        theta: Float[Array, " size"],
         evaluation: DeepEvaluation,
         pattern: DeepPattern,
         tolerance: Float[Array, " size_and_one"],
     ) -> Float[Array, " slots"]:
-        def jumps():
-            normals = self.normals(theta, pattern)
-            q = evaluation.q[pattern.slots.unit, pattern.slots.row]
-            return jnp.abs(q) * normals.lengths * _in_tolerances(normals.rows, tolerance)
-
-        none = lambda: jnp.zeros(pattern.used.shape, theta.dtype)
-        return jax.lax.cond(pattern.slides(), jumps, none)
+        q = evaluation.q[pattern.slots.unit, pattern.slots.row]
+        normals = evaluation.normals
+        return jnp.abs(q) * normals.lengths * _in_tolerances(normals.rows, tolerance)
 
     def tangles(self, pattern: DeepPattern, seen: Seen) -> Tangles:
         """Pairs that meet their kinks together, and those of rows whose slides change while
@@ -184,12 +179,13 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
         pattern: DeepPattern,
         passed: Passed,
         back: Float[Array, ""],
+        end: DeepEvaluation,
     ) -> tuple[Float[Array, " size"], DeepPattern]:
         """θ and the pattern at a time `back` before the end of a step, corrected for what was
         passed until then."""
-        pairs, (start, end) = passed.pairs, passed.pushes
+        pairs, (first, last) = passed.pairs, passed.pushes
         turned = passed.crossed & (passed.age > back)
-        push = end - (end - start) * ((passed.age + back) / (2 * passed.dt))
+        push = last - (last - first) * ((passed.age + back) / (2 * passed.dt))
         impulse = jnp.where(turned, push * (passed.age - back), 0.0)
         unit = jnp.where(turned, pairs.unit, pattern.active.shape[0])
         active = pattern.active.at[unit, pairs.row].set(~passed.was_active, mode="drop")
@@ -199,16 +195,11 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
             amounts = jnp.zeros(active.shape, theta.dtype)
             amounts = amounts.at[unit, pairs.row].add(impulse, mode="drop")
             _, pull = jax.vjp(lambda theta: self.preactivations(theta, after), theta)
-            return theta + self.free(theta, pattern, pull(amounts)[0])
+            push = pull(amounts)[0]
+            along = lambda: end.normals.free(push)
+            return theta + jax.lax.cond(pattern.slides(), along, lambda: push)
 
         return jax.lax.cond(jnp.any(turned), moved, lambda: theta), after
-
-    def free(
-        self, theta: Float[Array, " size"], pattern: DeepPattern, u: Float[Array, " size"]
-    ) -> Float[Array, " size"]:
-        """The part of u along the kinks that the pattern slides on."""
-        along = lambda: self.normals(theta, pattern).free(u)
-        return jax.lax.cond(pattern.slides(), along, lambda: u)
 
     def jump_of_field(
         self,
@@ -228,10 +219,11 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
         after: DeepPattern,
         passed: Passed,
         back: Float[Array, ""],
+        end: DeepEvaluation,
     ) -> tuple[Float[Array, " size"], DeepPattern]:
         """θ and the pattern at a time `back` before the end of a step from one pattern to another,
         on those kinks that have begun to be slid on."""
-        theta, pattern = self.with_passed(theta, before, passed, back)
+        theta, pattern = self.with_passed(theta, before, passed, back, end)
         z = self.preactivations(theta, pattern)
         beyond = jnp.where(before.active, -z, z) >= 0
         begun = after.sliding & ~before.sliding & beyond
@@ -243,8 +235,12 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
         some = jnp.any(begun)
         pick = lambda new, old: jax.tree.map(lambda n, o: jnp.where(some, n, o), new, old)
         pattern = eqx.tree_at(names, pattern, pick(known, names(before)))
-        put = lambda: self.on_kinks(theta, pattern)
-        return jax.lax.cond(some, put, lambda: theta), pattern
+
+        def put_back():
+            past = jnp.where(pattern.used, z[pattern.slots.unit, pattern.slots.row], 0.0)
+            return theta + self.normals(theta, pattern).back(past)
+
+        return jax.lax.cond(some, put_back, lambda: theta), pattern
 
 
 def _in_tolerances(rows: Float[Array, "kinks size"], tolerance: Any) -> Float[Array, " kinks"]:

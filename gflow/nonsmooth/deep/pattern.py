@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gflow.nonsmooth.deep.slides import Normals
 from gflow.nonsmooth.pairs import Pair, Pairs
 from gflow.nonsmooth.pattern import AbstractPattern
 from gflow.nonsmooth.pattern_risk import AbstractEvaluation
@@ -133,10 +134,11 @@ class DeepPattern(AbstractPattern):
 
 class DeepEvaluation(AbstractEvaluation):
     """Forward and backward pass at one θ: preactivations z, q = ∂L/∂a times the jump of the slope
-    for all pairs, the `multipliers` of the slides, the field and the value of the risk."""
+    for all pairs, normals and `multipliers` of the slides, the field and the value of the risk."""
 
     z: Any
     q: Float[Array, "units rows"]
+    normals: Normals
     multipliers: Float[Array, " slots"]
     field: Float[Array, " size_and_one"]
     value: Float[Array, ""]

@@ -125,14 +125,16 @@ class DeepPatternRisk(AbstractPassing):
             multipliers = normals.multipliers(gradient)
             along = gradient + (multipliers * normals.lengths) @ normals.rows
             by_rows = (multipliers[:, None] * normals.by_units).T
-            return along, q.at[:, pattern.slots.row].add(by_rows), multipliers
+            return along, q.at[:, pattern.slots.row].add(by_rows), normals, multipliers
 
-        nothing = jnp.zeros(pattern.used.shape, theta.dtype)
-        gradient, q, multipliers = jax.lax.cond(
-            pattern.slides(), along_kinks, lambda: (gradient, q, nothing)
-        )
-        field = jnp.append(-gradient, gradient @ gradient)
-        return DeepEvaluation(z, q, multipliers, field, value_)
+        def off_kinks():
+            slots = len(pattern.used)
+            normals = Normals.none(slots, len(theta), len(sides), theta.dtype)
+            return gradient, q, normals, jnp.zeros(slots, theta.dtype)
+
+        along, q_, normals, multipliers = jax.lax.cond(pattern.slides(), along_kinks, off_kinks)
+        field = jnp.append(-along, along @ along)
+        return DeepEvaluation(z, q_, normals, multipliers, field, value_)
 
     def preactivations(
         self, theta: Float[Array, " size"], pattern: DeepPattern
@@ -185,11 +187,11 @@ class DeepPatternRisk(AbstractPassing):
         return transition(self, theta, pattern, evaluation, resolution)
 
     def on_kinks(
-        self, theta: Float[Array, " size"], pattern: DeepPattern
+        self, theta: Float[Array, " size"], pattern: DeepPattern, evaluation: DeepEvaluation
     ) -> Float[Array, " size"]:
         def put_back():
-            z = jax.vmap(lambda unit, row: self._z(theta, pattern, unit, row))(*pattern.slots)
-            return theta + self.normals(theta, pattern).back(jnp.where(pattern.used, z, 0.0))
+            z = evaluation.z[pattern.slots.unit, pattern.slots.row]
+            return theta + evaluation.normals.back(jnp.where(pattern.used, z, 0.0))
 
         return jax.lax.cond(pattern.slides(), put_back, lambda: theta)
 
@@ -236,9 +238,6 @@ class DeepPatternRisk(AbstractPassing):
     ) -> RowOutput:
         """That of one row."""
         return self.network(self.params(theta), self.frozen, self.rows[row], sides, extra)
-
-    def _z(self, theta: Array, pattern: DeepPattern, unit: Array, row: Array) -> Array:
-        return self.row(theta, pattern.open_sides()[:, row], row).z[unit]
 
     def normal(
         self, theta: Float[Array, " size"], pattern: DeepPattern, unit: Array, row: Array

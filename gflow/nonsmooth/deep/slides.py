@@ -20,6 +20,12 @@ class Normals(NamedTuple):
     lengths: Float[Array, " slots"]
     by_units: Float[Array, "slots units"]
 
+    @classmethod
+    def none(cls, slots: int, size: int, units: int, dtype: Any) -> "Normals":
+        """Those of so many slots that are not used."""
+        zeros = lambda *shape: jnp.zeros(shape, dtype)
+        return cls(zeros(slots, size), zeros(slots), zeros(slots, units))
+
     def solved(self, products: Float[Array, " slots"]) -> Float[Array, " slots"]:
         """The x with M Mᵀ x = products, for normals of length 1."""
         unused = jnp.where(self.lengths > 0, 0.0, 1.0)

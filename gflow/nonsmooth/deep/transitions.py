@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.nonsmooth.deep.pattern import DeepEvaluation, DeepPattern
@@ -61,7 +62,7 @@ def transition(
         lambda: _leave(pattern, weights, margins, resolution.slack),
         lambda: _arrive(risk, theta, pattern, evaluation, resolution),
     )
-    return Transition(risk.on_kinks(theta, after), after, event)
+    return Transition(theta, after, event)
 
 
 def _arrive(
@@ -83,7 +84,7 @@ def _arrive(
     beyond = on * (kink.normal @ risk.evaluate(theta, turned).field[:-1])
     # A side that does not move counts as leading to the kink.
     attracts = (here > beyond) & (beyond <= _STILL * (here - beyond))
-    attracts &= ~_is_bound(risk, theta, pattern, kink.normal)
+    attracts &= ~_is_bound(evaluation, pattern, kink.normal)
     slid = pattern.with_slide(pair, kink.members, kink.multiple)
     after = jax.tree.map(lambda a, b: jnp.where(attracts, a, b), slid, turned)
     kind = jnp.where(was_active, KinkKind.CROSS_TO_INACTIVE, KinkKind.CROSS_TO_ACTIVE)
@@ -143,11 +144,12 @@ def _kink(
     square = normal @ normal
 
     def compared():
-        along = _change(risk, theta, pattern, normal)
-        multiple = along / jnp.where(square > 0, square, 1.0)
         # If all normals are multiples, so are their products with any other direction.
-        other = jax.random.normal(jax.random.key(0), theta.shape, theta.dtype)
-        products = _change(risk, theta, pattern, other)
+        other = jnp.asarray(np.random.default_rng(0).standard_normal(theta.shape), theta.dtype)
+        z_of = lambda theta: risk.preactivations(theta, pattern)
+        product = lambda direction: jax.jvp(z_of, (theta,), (direction,))[1]
+        along, products = jax.vmap(product)(jnp.stack([normal, other]))
+        multiple = along / jnp.where(square > 0, square, 1.0)
         apart = jnp.abs(products - multiple * (normal @ other))
         size = jnp.sqrt(square * (other @ other))
         same = (apart <= _PARALLEL * jnp.abs(multiple) * size) & (jnp.abs(along) > 0)
@@ -158,19 +160,12 @@ def _kink(
     return Kink(pair, normal, members | own, jnp.where(own, 1.0, multiple))
 
 
-def _change(
-    risk: "DeepPatternRisk", theta: Array, pattern: DeepPattern, direction: Array
-) -> Float[Array, "units rows"]:
-    """The derivatives of all preactivations along a direction."""
-    return jax.jvp(lambda p: risk.preactivations(p, pattern), (theta,), (direction,))[1]
-
-
 def _is_bound(
-    risk: "DeepPatternRisk", theta: Array, pattern: DeepPattern, normal: Float[Array, " size"]
+    evaluation: DeepEvaluation, pattern: DeepPattern, normal: Float[Array, " size"]
 ) -> Bool[Array, ""]:
     """Whether the slides leave no direction across the kink of this normal."""
-    free = lambda: risk.normals(theta, pattern).free(normal)
-    free = jax.lax.cond(pattern.slides(), free, lambda: normal)
+    along = lambda: evaluation.normals.free(normal)
+    free = jax.lax.cond(pattern.slides(), along, lambda: normal)
     return free @ free <= _BOUND * (normal @ normal)
 
 

@@ -60,10 +60,10 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         return jnp.concatenate(columns, axis=1)
 
     def on_kinks(
-        self, theta: Float[Array, " size"], pattern: ShallowPattern
+        self, theta: Float[Array, " size"], pattern: ShallowPattern, evaluation: Evaluation
     ) -> Float[Array, " size"]:
         """θ itself: the kinks are planes, which no step leaves."""
-        del pattern
+        del pattern, evaluation
         return theta
 
     def suspects(
@@ -125,12 +125,10 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
 
     def slide_jumps(
         self,
-        theta: Float[Array, " size"],
         evaluation: Evaluation,
         pattern: ShallowPattern,
         tolerance: Float[Array, " size_and_one"],
     ) -> Float[Array, "units slots"]:
-        del theta
         units = jnp.broadcast_to(jnp.arange(len(pattern.slots))[:, None], pattern.slots.shape)
         jumps = self.jumps_of(evaluation, Pairs.all_of(units, pattern.slots))
         return jumps / self.tolerances(tolerance)[:, None]
@@ -180,12 +178,14 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         pattern: ShallowPattern,
         passed: Passed,
         back: Float[Array, ""],
+        end: Evaluation,
     ) -> tuple[Float[Array, " size"], ShallowPattern]:
         """θ and the pattern at a time `back` before the end of a step, corrected for what was
         passed until then."""
-        pairs, (start, end) = passed.pairs, passed.pushes
+        del end
+        pairs, (first, last) = passed.pairs, passed.pushes
         turned = passed.crossed & (passed.age > back)
-        push = end - (end - start) * ((passed.age + back) / (2 * passed.dt))
+        push = last - (last - first) * ((passed.age + back) / (2 * passed.dt))
         impulse = jnp.where(turned, push * (passed.age - back), 0.0)
         u = free(pattern, self._summed(pairs, impulse, len(pattern.used)))
         unit = jnp.where(turned, pairs.unit, len(pattern.used))
@@ -216,10 +216,11 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         after: ShallowPattern,
         passed: Passed,
         back: Float[Array, ""],
+        end: Evaluation,
     ) -> tuple[Float[Array, " size"], ShallowPattern]:
         """θ and the pattern at a time `back` before the end of a step from one pattern to another,
         with the units on their kinks that have begun to slide."""
-        theta, pattern = self.with_passed(theta, before, passed, back)
+        theta, pattern = self.with_passed(theta, before, passed, back, end)
         z = self.preactivations(theta, before)
         begun = after.sliding & ~before.sliding
         beyond = jnp.where(before.active, -z, z) >= 0
