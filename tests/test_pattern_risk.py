@@ -33,6 +33,13 @@ class OnePair(AbstractPattern):
     def crowded(self):
         return jnp.asarray(False)
 
+    @property
+    def room(self):
+        return 0
+
+    def with_room(self, room):
+        return self
+
     def slides(self):
         return jnp.any(self.sliding)
 

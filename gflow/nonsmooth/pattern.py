@@ -30,6 +30,15 @@ class AbstractPattern(eqx.Module):
     def slides(self) -> Bool[Array, ""]:
         """Whether the flow slides on any kink."""
 
+    @property
+    @abstractmethod
+    def room(self) -> int:
+        """For how many slides at a time there is room; 0 if there always is."""
+
+    @abstractmethod
+    def with_room(self, room: int) -> "AbstractPattern":
+        """With room for so many."""
+
     @abstractmethod
     def with_slack(self, heights: Float[Array, "units rows"]) -> Float[Array, "units rows"]:
         """How much farther pairs may go that are at these heights on the sides of the pattern:

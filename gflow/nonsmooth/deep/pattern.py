@@ -121,10 +121,12 @@ class DeepPattern(AbstractPattern):
         """The pairs of the slide in a slot."""
         return self.sliding & (self.slot == slot)
 
-    def with_more_slots(self, factor: int) -> "DeepPattern":
-        """With so many times the slots."""
-        more = (factor - 1) * len(self.used)
-        pad = lambda a: jnp.pad(a, (0, more))
+    @property
+    def room(self) -> int:
+        return len(self.used)
+
+    def with_room(self, room: int) -> "DeepPattern":
+        pad = lambda a: jnp.pad(a, (0, room - self.room))
         return eqx.tree_at(
             lambda p: (p.slots, p.used, p.crowded),
             self,

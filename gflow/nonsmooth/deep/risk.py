@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gflow.arguments import PyTree
+from gflow.arguments import PyTree, is_concrete
 from gflow.nonsmooth.deep.passing import AbstractPassing
 from gflow.nonsmooth.deep.pattern import DeepEvaluation, DeepPattern
 from gflow.nonsmooth.deep.row_network import RowNetwork, RowOutput, row_network
@@ -34,7 +34,8 @@ from gflow.nonsmooth.shallow.kink_geometry import distinct_rows
 from gflow.parameters import UNSCALED, TimeScales, unflat
 from gflow.risks import EmpiricalRisk
 
-_SLOTS = 16
+# For how many slides at a time there is room at first; where it cannot grow.
+_ROOM, _ROOM_IF_TRACED = 16, 64
 # Preactivations of the start within so many roundings count as 0.
 _ROUNDINGS = 16
 # Units count as this fraction of the largest of their layer at least, when preactivations are
@@ -58,6 +59,7 @@ class DeepPatternRisk(AbstractPassing):
     weights: Float[Array, " data"]
     time_scales: TimeScales
     loss: Any = eqx.field(static=True)
+    room: int = eqx.field(static=True)
 
     @classmethod
     def of(
@@ -87,6 +89,7 @@ class DeepPatternRisk(AbstractPassing):
             weights=weights.astype(dtype),
             time_scales=time_scales,
             loss=risk.loss,
+            room=_ROOM if is_concrete(risk, trained, frozen) else _ROOM_IF_TRACED,
         )
 
     # ---- the interface to the loop ------------------------------------------------------------
@@ -95,7 +98,7 @@ class DeepPatternRisk(AbstractPassing):
         params = self.params(theta)
         z_of = lambda x: self.network(params, self.frozen, x, None).z
         z = jax.vmap(z_of, out_axes=1)(self.rows)
-        return DeepPattern.without_slides(z > 0, min(_SLOTS, z.size), theta.dtype)
+        return DeepPattern.without_slides(z > 0, min(self.room, z.size), theta.dtype)
 
     def repels(self, theta: Float[Array, " size"], pattern: DeepPattern) -> Bool[Array, ""]:
         now, scales = self.evaluate(theta, pattern), self.scales(theta, pattern)
