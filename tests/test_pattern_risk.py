@@ -152,7 +152,7 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         pattern = eqx.tree_at(lambda p: p.active, pattern, pattern.active ^ turned)
         return theta.at[0].add(jnp.where(turned, push, 0.0)), pattern
 
-    def jump_of_field(self, theta, before, after, passed, end):
+    def jump_of_field(self, theta, before, after, passed, end, now):
         return self.evaluate(end.theta, after).field[:-1] - end.field[:-1]
 
     def within_step(self, theta, before, after, passed, back, end):

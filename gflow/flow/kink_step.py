@@ -138,8 +138,9 @@ def _error_at_kinks(
 
     def measure():
         first, last, pairs = trial.end.field, after.now.field, behind.pairs
-        theta = trial.y[:-1]
-        jump = loop.risk.jump_of_field(theta, s.pattern, after.pattern, passed, trial.end)
+        jump = loop.risk.jump_of_field(
+            trial.y[:-1], s.pattern, after.pattern, passed, trial.end, after.now
+        )
         turned = first[:-1] + jump
         jump = jnp.append(jump, turned @ turned - first[-1])
         error = 0.5 * trial.dt * behind.mean_age() * (last - first - jump)

@@ -30,7 +30,7 @@ _KINK_DISTANCE = {"float64": 1e-12, "float32": 1e-5}
 # The most numbers that are kept of steps between pauses.
 _KEPT_ENTRIES = 10_000_000
 # By how much the room for slides grows where it runs out.
-_GROWTH = 4
+_GROWTH = 2
 # The first piece of a problem with as many pairs of a parameter and a row, or more.
 _MANY_PRODUCTS, _FIRST_PIECE = 200_000, 8
 

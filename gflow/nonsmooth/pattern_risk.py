@@ -194,9 +194,11 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         after: Pattern,
         passed: Passed,
         end: Any,
+        now: Any,
     ) -> Float[Array, " size"]:
         """How much the field jumps at θ, where a step ended, from one pattern to another: at kinks
-        that were crossed, and where slides begin."""
+        that were crossed, and where slides begin. `end` and `now` are the evaluations before and
+        after what was passed is made good."""
 
     @abstractmethod
     def within_step(

@@ -192,12 +192,7 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
         after = eqx.tree_at(lambda p: p.active, pattern, active)
 
         def moved():
-            amounts = jnp.zeros(active.shape, theta.dtype)
-            amounts = amounts.at[unit, pairs.row].add(impulse, mode="drop")
-            _, pull = jax.vjp(lambda theta: self.preactivations(theta, after), theta)
-            push = pull(amounts)[0]
-            along = lambda: end.normals.free(push)
-            return theta + jax.lax.cond(pattern.slides(), along, lambda: push)
+            return theta + end.normals.free(self._summed(theta, after, pairs, impulse))
 
         return jax.lax.cond(jnp.any(turned), moved, lambda: theta), after
 
@@ -208,9 +203,25 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
         after: DeepPattern,
         passed: Passed,
         end: DeepEvaluation,
+        now: DeepEvaluation,
     ) -> Float[Array, " size"]:
-        del before, passed
-        return (self.evaluate(theta, after).field - end.field)[:-1]
+        amounts = jnp.where(passed.crossed, passed.pushes.end, 0.0)
+        jump = end.normals.free(self._summed(theta, before, passed.pairs, amounts))
+        velocity = end.field[:-1]
+        return now.normals.free(velocity + jump) - velocity
+
+    def _summed(
+        self,
+        theta: Float[Array, " size"],
+        pattern: DeepPattern,
+        pairs: Pairs,
+        amounts: Float[Array, " pairs"],
+    ) -> Float[Array, " size"]:
+        """The sum of multiples of the normals of pairs."""
+        by_pairs = jnp.zeros(pattern.active.shape, theta.dtype)
+        by_pairs = by_pairs.at[pairs.unit, pairs.row].add(amounts)
+        _, pull = jax.vjp(lambda theta: self.preactivations(theta, pattern), theta)
+        return pull(by_pairs)[0]
 
     def within_step(
         self,

@@ -200,10 +200,11 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         after: ShallowPattern,
         passed: Passed,
         end: Evaluation,
+        now: Evaluation,
     ) -> Float[Array, " size"]:
         """The jumps of the field at the end of a step: at kinks that were crossed, and where units
         begin to slide. Where slides end there is none."""
-        del theta
+        del theta, now
         jump = jnp.where(passed.crossed, passed.pushes.end, 0.0)
         jump = self._summed(passed.pairs, jump, len(before.used))
         u = self.velocity(end)
