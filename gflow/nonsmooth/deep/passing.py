@@ -156,6 +156,8 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
         number = of_rows(past, pairs.row) + of_rows(seen.ended, pattern.slots.row)
         changes = of_rows(seen.begins, pairs.row) + of_rows(seen.ended, pattern.slots.row)
         tangled = (changes > 0) & (number > 1)
+        # A crossing can part pairs that slide on one kink.
+        tangled |= jnp.any(pattern.sliding, axis=0) & pattern.shares()
         near = jnp.abs(seen.age[:, None] - seen.age[None]) <= _TOGETHER
         one = jnp.eye(len(past), dtype=bool)
         together = past & jnp.any(near & past[None] & ~one, axis=1)

@@ -117,6 +117,30 @@ class DeepPattern(AbstractPattern):
             ),
         )
 
+    def with_members(
+        self,
+        slot: Int[Array, ""],
+        pair: Pair,
+        members: Bool[Array, "units rows"],
+        multiple: Float[Array, "units rows"],
+    ) -> "DeepPattern":
+        """With the slide in a slot for some of its pairs only, for which one stands."""
+        old = self.members(slot)
+        kept = old & members & self.used[slot]
+        return eqx.tree_at(
+            lambda p: (p.sliding, p.multiple, p.slots),
+            self,
+            (
+                self.sliding & (kept | ~old),
+                jnp.where(kept, multiple, self.multiple),
+                Pair(*(with_row(a, slot, n) for a, n in zip(self.slots, pair))),
+            ),
+        )
+
+    def shares(self) -> Bool[Array, ""]:
+        """Whether several pairs slide on one kink."""
+        return jnp.sum(self.sliding) > jnp.sum(self.used)
+
     def members(self, slot: Int[Array, ""]) -> Bool[Array, "units rows"]:
         """The pairs of the slide in a slot."""
         return self.sliding & (self.slot == slot)

@@ -289,8 +289,7 @@ class DeepPatternRisk(AbstractPassing):
             smallest = total(jnp.where(ahead, 0.0, amounts))
             return smallest, total(jnp.where(ahead, amounts, 0.0)) - smallest
 
-        shared = jnp.sum(pattern.sliding) > jnp.sum(pattern.used)
-        return jax.lax.cond(shared, of_all, lambda: (jnp.zeros_like(own), own))
+        return jax.lax.cond(pattern.shares(), of_all, lambda: (jnp.zeros_like(own), own))
 
 
 def _words_on(reasons: tuple[str, ...]) -> str:

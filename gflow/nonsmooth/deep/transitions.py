@@ -62,7 +62,11 @@ def transition(
         lambda: _leave(pattern, weights, margins, resolution.slack),
         lambda: _arrive(risk, theta, pattern, evaluation, resolution),
     )
-    return Transition(theta, after, event)
+    turned = jnp.any((after.active != pattern.active) & ~after.sliding, axis=0)
+    split = jax.lax.cond(
+        jnp.any(turned) & after.shares(), lambda: _split(risk, theta, after, turned), lambda: after
+    )
+    return Transition(theta, split, event)
 
 
 def _arrive(
@@ -114,6 +118,27 @@ def _leave(
     kinds = [jnp.where(branches, KinkKind.SLIDE_BRANCHES, kind) for kind in kinds]
     members = pattern.members(slot)
     return Change(after, _event(pair, members, pattern.multiple, *kinds))
+
+
+def _split(
+    risk: "DeepPatternRisk", theta: Array, pattern: DeepPattern, turned: Bool[Array, " rows"]
+) -> DeepPattern:
+    """Lets pairs go whose kink is no longer that of their slide, since a unit below has turned in
+    their row. They start on their inactive sides, from where they find their way."""
+
+    def one(c):
+        slot, pattern = c
+        members = pattern.members(slot)
+        steady = members & ~turned[None, :]
+        unit, row = jnp.unravel_index(jnp.argmax(steady), steady.shape)
+        old = Pair(*(a[slot] for a in pattern.slots))
+        moved = turned[old.row] & jnp.any(steady)
+        pair = Pair(*(jnp.where(moved, a, b) for a, b in zip((unit, row), old)))
+        kink = _kink(risk, theta, pattern, pair, members)
+        return slot + 1, pattern.with_members(slot, kink.pair, kink.members, kink.multiple)
+
+    more = lambda c: c[0] < pattern.room
+    return jax.lax.while_loop(more, one, (jnp.asarray(0), pattern))[1]
 
 
 def _event(
