@@ -76,9 +76,11 @@ class DeepPattern(AbstractPattern):
         """The sides, inactive where pairs slide."""
         return self.active & ~self.sliding
 
-    def turned(self, members: Bool[Array, "units rows"]) -> "DeepPattern":
-        """With some pairs on the other side."""
-        return eqx.tree_at(lambda p: p.active, self, self.active ^ members)
+    def with_sides(
+        self, members: Bool[Array, "units rows"], sides: Bool[Array, "units rows"]
+    ) -> "DeepPattern":
+        """With some pairs on these sides."""
+        return eqx.tree_at(lambda p: p.active, self, jnp.where(members, sides, self.active))
 
     def with_slide(
         self, pair: Pair, members: Bool[Array, "units rows"], multiple: Float[Array, "units rows"]
