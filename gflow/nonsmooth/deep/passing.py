@@ -167,10 +167,13 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
             jnp.where(pattern.used, layers[pattern.slots.unit], -1)
         )
         row = jnp.where(past, pairs.row, rows)
+        # Where preactivations are 0 for want of active units below, these kinks meet.
+        zero = (seen.z == 0) & ~pattern.sliding & ~jnp.asarray(self.network.ties)[:, None]
+        tops = jnp.max(jnp.where(zero, layers[:, None], -1), axis=0)
         highest = top.at[row].max(own, mode="drop")
         lowest = jnp.full(rows, len(layers)).at[row].min(own, mode="drop")
         return Tangles(
-            pairs=tangled[pairs.row] | together,
+            pairs=tangled[pairs.row] | together | (past & (tops[pairs.row] > own)),
             slides=tangled[pattern.slots.row],
             rough=past & ((highest[pairs.row] > own) | (lowest[pairs.row] < own)),
         )

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+_ROUNDINGS = 100
+
+
 class Normals(NamedTuple):
     """Normals of kinks, in `rows`, of length 1, with their `lengths`; and the derivatives of their
     preactivations by the activations of the same row, `by_units`. Those of unused slots are 0."""
@@ -28,8 +31,9 @@ class Normals(NamedTuple):
 
     def solved(self, products: Float[Array, " slots"]) -> Float[Array, " slots"]:
         """The x with M Mᵀ x = products, for normals of length 1."""
-        unused = jnp.where(self.lengths > 0, 0.0, 1.0)
-        gram = self.rows @ self.rows.T + jnp.diag(unused)
+        # Some roundings more on the diagonal: normals can be all but dependent.
+        more = jnp.where(self.lengths > 0, _ROUNDINGS * jnp.finfo(products.dtype).eps, 1.0)
+        gram = self.rows @ self.rows.T + jnp.diag(more)
         factor = jnp.linalg.cholesky(gram, symmetrize_input=False)
         half = jax.scipy.linalg.solve_triangular(factor, products, lower=True)
         return jax.scipy.linalg.solve_triangular(factor, half, lower=True, trans=1)
