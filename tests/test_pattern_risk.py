@@ -17,7 +17,12 @@ from gflow.flow.stopping import Stop
 from gflow.nonsmooth.pairs import Pair, Pairs
 from gflow.nonsmooth.passages import Pushes, Sight, Tangles
 from gflow.nonsmooth.pattern import AbstractPattern, Event
-from gflow.nonsmooth.pattern_risk import AbstractEvaluation, AbstractPatternRisk, Transition
+from gflow.nonsmooth.pattern_risk import (
+    AbstractEvaluation,
+    AbstractPatternRisk,
+    Transition,
+    UnitPlaces,
+)
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import flat, split_trainable
 
@@ -183,6 +188,10 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
     @property
     def num_units(self):
         return 1
+
+    @property
+    def places(self):
+        return UnitPlaces(np.zeros(1, int), np.zeros(1, int))
 
     @property
     def padding(self):

@@ -105,7 +105,9 @@ def _look_back(
     ends = Ends(trial.dt, s.now, trial.end)
     patience = Patience(trial.tolerance, trial.rate, loop.kink_budget)
     eps = loop.accuracy.eps
-    behind = what_is_behind(loop.risk, s.pattern, scales, trial.thetas(s.y), ends, eps, patience, pairs)
+    behind = what_is_behind(
+        loop.risk, s.pattern, scales, trial.thetas(s.y), ends, eps, patience, pairs
+    )
     step = Step(
         risk=loop.risk,
         pattern=s.pattern,

@@ -20,7 +20,7 @@ from gflow.flow.problem import FlowProblem, Method, Span
 from gflow.flow.run import MAX_PIECE_SECONDS, MAX_PIECE_STEPS, AbstractRun, Snapshot
 from gflow.flow.solver_setup import accurate_fraction, with_jacobian
 from gflow.kink_log import KinkLog
-from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
+from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, UnitPlaces
 from gflow.programs import always, program
 from gflow.results import RESULTS, result_name
 from gflow.solvers.stabilised import radius_at
@@ -108,7 +108,7 @@ class LocatedRun(AbstractRun[LocatedState]):
         )
 
     def kinks(self, state: LocatedState) -> KinkLog:
-        return _in_order(state.log, self.risk.first_datum)
+        return _in_order(state.log, self.risk.first_datum, self.risk.places)
 
     def snapshot(self, state: LocatedState) -> Snapshot:
         work = state.counts.work
@@ -155,7 +155,7 @@ class LocatedRun(AbstractRun[LocatedState]):
         return run, _handed_over(run, state)
 
 
-def _in_order(log: EventLog, first_datum: Any) -> KinkLog:
+def _in_order(log: EventLog, first_datum: Any, places: UnitPlaces) -> KinkLog:
     """Kinks that one step passed were not found in the order of time."""
     known = is_concrete(log, first_datum)
     like: Any = np if known else jnp
@@ -167,7 +167,8 @@ def _in_order(log: EventLog, first_datum: Any) -> KinkLog:
     time = like.where(like.arange(len(time[used])) < count, time[used], like.inf)
     order = like.argsort(time, stable=True)
     unit, row, kind, passed = entry[order].T.astype(int)
-    columns = [time[order], unit, first_datum[row], kind, passed.astype(bool)]
+    layer, unit = (like.asarray(a)[unit] for a in places)
+    columns = [time[order], layer, unit, first_datum[row], kind, passed.astype(bool)]
     return KinkLog(*(jax.device_put(columns) if known else columns))
 
 

@@ -56,9 +56,7 @@ class EventLog(NamedTuple):
         number = jnp.sum(pairs.filled)
         return jax.lax.while_loop(lambda c: c[0] < number, one, (jnp.asarray(0), self))[1]
 
-    def with_event(
-        self, t: Float[Array, ""], event: Event, passed: Bool[Array, ""]
-    ) -> "EventLog":
+    def with_event(self, t: Float[Array, ""], event: Event, passed: Bool[Array, ""]) -> "EventLog":
         """With an event, for all its members."""
         entries = _entries(event.unit, jnp.arange(len(event.members)), event.kinds, passed)
 

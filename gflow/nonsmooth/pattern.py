@@ -16,19 +16,21 @@ class AbstractPattern(eqx.Module):
 
     `active` and `sliding` say it for each pair of a hidden unit, of any layer, and a row of data.
 
-    A pattern is `crowded` if a slide should have begun for which there was no room.
-
     A pair that was released from its kink, and leaves it at zero speed, may be past it by some
     slack, so that errors of the state do not push it back.
     """
 
     active: eqx.AbstractVar[Bool[Array, "units rows"]]
     sliding: eqx.AbstractVar[Bool[Array, "units rows"]]
-    crowded: eqx.AbstractVar[Bool[Array, ""]]
 
     @abstractmethod
     def slides(self) -> Bool[Array, ""]:
         """Whether the flow slides on any kink."""
+
+    @property
+    @abstractmethod
+    def crowded(self) -> Bool[Array, ""]:
+        """Whether a slide should have begun for which there was no room."""
 
     @property
     @abstractmethod

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.nonsmooth.pairs import Pair, Pairs
@@ -56,6 +57,13 @@ class Transition(NamedTuple):
     theta: Float[Array, " size"]
     pattern: AbstractPattern
     event: Event
+
+
+class UnitPlaces(NamedTuple):
+    """The layer of each unit, and its number within the layer."""
+
+    layer: Int[np.ndarray, " units"]
+    unit: Int[np.ndarray, " units"]
 
 
 class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
@@ -228,6 +236,11 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
     @abstractmethod
     def num_units(self) -> int:
         """The number of hidden units, of all layers."""
+
+    @property
+    @abstractmethod
+    def places(self) -> UnitPlaces:
+        """Where the units are."""
 
     @property
     @abstractmethod

@@ -93,7 +93,7 @@ def _identity(value: Any) -> Any:
 def _results(eqn: JaxprEqn, args: list[Any], done: _Done) -> list[Any]:
     name, params = eqn.primitive.name, eqn.params
     if name in _CALLS or (name == "custom_jvp_call" and called_name(eqn) in _RELUS):
-        inner = params.get("jaxpr", params.get("call_jaxpr"))
+        inner: Any = params.get("jaxpr", params.get("call_jaxpr"))
         if isinstance(inner, ClosedJaxpr):
             return _run(inner.jaxpr, inner.consts, args, done)
         return _run(inner, (), args, done)

@@ -161,10 +161,12 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
         near = jnp.abs(seen.age[:, None] - seen.age[None]) <= _TOGETHER
         one = jnp.eye(len(past), dtype=bool)
         together = past & jnp.any(near & past[None] & ~one, axis=1)
-        layers = jnp.asarray(self.network.layers)
+        layers = jnp.asarray(self.network.places.layer)
         own = layers[pairs.unit]
-        top = jnp.full(rows, -1).at[pattern.slots.row].max(
-            jnp.where(pattern.used, layers[pattern.slots.unit], -1)
+        top = (
+            jnp.full(rows, -1)
+            .at[pattern.slots.row]
+            .max(jnp.where(pattern.used, layers[pattern.slots.unit], -1))
         )
         row = jnp.where(past, pairs.row, rows)
         # Where preactivations are 0 for want of active units below, these kinks meet.

@@ -18,7 +18,8 @@ class DeepPattern(AbstractPattern):
 
     Each of the `slots` that are `used` is for a slide, which one pair stands for. Other pairs can
     have the same kink: `slot` says to which slide a pair belongs, and its normal is `multiple`
-    times that of the pair in the slot. Pairs may be past their kinks by their `slack`.
+    times that of the pair in the slot. Pairs may be past their kinks by their `slack`. It is `full`
+    if another slide should have begun.
     """
 
     active: Bool[Array, "units rows"]
@@ -28,7 +29,7 @@ class DeepPattern(AbstractPattern):
     slack: Float[Array, "units rows"]
     slots: Pair
     used: Bool[Array, " slots"]
-    crowded: Bool[Array, ""]
+    full: Bool[Array, ""]
 
     @classmethod
     def without_slides(
@@ -44,8 +45,12 @@ class DeepPattern(AbstractPattern):
             slack=nothing,
             slots=Pair(zero, zero),
             used=zero.astype(bool),
-            crowded=jnp.asarray(False),
+            full=jnp.asarray(False),
         )
+
+    @property
+    def crowded(self) -> Bool[Array, ""]:
+        return self.full
 
     def slides(self) -> Bool[Array, ""]:
         return jnp.any(self.used)
@@ -98,7 +103,7 @@ class DeepPattern(AbstractPattern):
             slack=jnp.where(new, 0.0, self.slack),
             slots=Pair(*map(take, self.slots, pair)),
             used=take(self.used, True),
-            crowded=full,
+            full=full,
         )
 
     def without_slide(
@@ -154,7 +159,7 @@ class DeepPattern(AbstractPattern):
     def with_room(self, room: int) -> "DeepPattern":
         pad = lambda a: jnp.pad(a, (0, room - self.room))
         return eqx.tree_at(
-            lambda p: (p.slots, p.used, p.crowded),
+            lambda p: (p.slots, p.used, p.full),
             self,
             (Pair(*map(pad, self.slots)), pad(self.used), jnp.asarray(False)),
         )

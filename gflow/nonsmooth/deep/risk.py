@@ -15,7 +15,7 @@ $$q = q^0 + \sum_k \mu_k \, \frac{\partial z_k}{\partial a} .$$
 """
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -29,7 +29,7 @@ from gflow.nonsmooth.deep.row_network import RowNetwork, RowOutput, row_network
 from gflow.nonsmooth.deep.slides import Normals, normals_of
 from gflow.nonsmooth.deep.transitions import leads_both_ways, transition
 from gflow.nonsmooth.pairs import Pair, Pairs
-from gflow.nonsmooth.pattern_risk import KinkResolution, Transition
+from gflow.nonsmooth.pattern_risk import KinkResolution, Transition, UnitPlaces
 from gflow.nonsmooth.shallow.kink_geometry import distinct_rows
 from gflow.parameters import UNSCALED, TimeScales, unflat
 from gflow.risks import EmpiricalRisk
@@ -41,6 +41,15 @@ _ROUNDINGS = 16
 # Units count as this fraction of the largest of their layer at least, when preactivations are
 # measured.
 _SMALLEST_UNIT = 1e-3
+
+
+class _Along(NamedTuple):
+    """The gradient along the kinks that the flow slides on, and what an evaluation says of them."""
+
+    gradient: Float[Array, " size"]
+    q: Float[Array, "units rows"]
+    normals: Normals
+    multipliers: Float[Array, " slots"]
 
 
 class DeepPatternRisk(AbstractPassing):
@@ -123,21 +132,27 @@ class DeepPatternRisk(AbstractPassing):
         found = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(theta, none)
         (value_, z), (gradient, q) = found
 
-        def along_kinks():
+        def along_kinks() -> _Along:
             normals = self.normals(theta, pattern)
             multipliers = normals.multipliers(gradient)
             along = gradient + (multipliers * normals.lengths) @ normals.rows
             by_rows = (multipliers[:, None] * normals.by_units).T
-            return along, q.at[:, pattern.slots.row].add(by_rows), normals, multipliers
+            return _Along(along, q.at[:, pattern.slots.row].add(by_rows), normals, multipliers)
 
-        def off_kinks():
-            slots = len(pattern.used)
-            normals = Normals.none(slots, len(theta), len(sides), theta.dtype)
-            return gradient, q, normals, jnp.zeros(slots, theta.dtype)
+        def off_kinks() -> _Along:
+            normals = Normals.none(pattern.room, len(theta), len(sides), theta.dtype)
+            return _Along(gradient, q, normals, jnp.zeros(pattern.room, theta.dtype))
 
-        along, q_, normals, multipliers = jax.lax.cond(pattern.slides(), along_kinks, off_kinks)
-        field = jnp.append(-along, along @ along)
-        return DeepEvaluation(z, q_, normals, multipliers, field, value_)
+        along: _Along = jax.lax.cond(pattern.slides(), along_kinks, off_kinks)
+        field = jnp.append(-along.gradient, along.gradient @ along.gradient)
+        return DeepEvaluation(
+            z=z,
+            q=along.q,
+            normals=along.normals,
+            multipliers=along.multipliers,
+            field=field,
+            value=value_,
+        )
 
     def preactivations(
         self, theta: Float[Array, " size"], pattern: DeepPattern
@@ -147,8 +162,8 @@ class DeepPatternRisk(AbstractPassing):
     def scales(self, theta: Float[Array, " size"], pattern: DeepPattern) -> Float[Array, " units"]:
         """The largest preactivation of each unit."""
         largest = jnp.max(jnp.abs(self.preactivations(theta, pattern)), axis=1)
-        layers = jnp.asarray(self.network.layers)
-        of_layers = jax.ops.segment_max(largest, layers, int(self.network.layers[-1]) + 1)
+        layers = jnp.asarray(self.network.places.layer)
+        of_layers = jax.ops.segment_max(largest, layers, int(self.network.places.layer[-1]) + 1)
         of_layers = jnp.where(of_layers > 0, of_layers, 1.0)
         return jnp.maximum(largest, _SMALLEST_UNIT * of_layers[layers])
 
@@ -203,6 +218,10 @@ class DeepPatternRisk(AbstractPassing):
         return self.network.num_units
 
     @property
+    def places(self) -> UnitPlaces:
+        return self.network.places
+
+    @property
     def padding(self) -> None:
         return None
 
@@ -210,7 +229,7 @@ class DeepPatternRisk(AbstractPassing):
     def shares_kinks(self) -> bool:
         return False
 
-    # ---- the network ------------------------------------------------------------------------------
+    # ---- the network -----------------------------------------------------------------------------
 
     @property
     def network(self) -> RowNetwork:
@@ -228,9 +247,8 @@ class DeepPatternRisk(AbstractPassing):
         """Those of all rows on these sides of their kinks."""
         params = self.params(theta)
         of_row = lambda x, sides, extra: self.network(params, self.frozen, x, sides, extra)
-        return jax.vmap(of_row, in_axes=(0, 1, 1), out_axes=RowOutput(0, 1))(
-            self.rows, sides, extra
-        )
+        axes: Any = RowOutput._make((0, 1))
+        return jax.vmap(of_row, in_axes=(0, 1, 1), out_axes=axes)(self.rows, sides, extra)
 
     def row(
         self,
@@ -263,7 +281,7 @@ class DeepPatternRisk(AbstractPassing):
             outputs = jax.tree.map(lambda a: a[group], outputs)
         return self.weights @ jax.vmap(self.loss)(outputs, self.y)
 
-    # ---- slides -----------------------------------------------------------------------------------
+    # ---- slides ----------------------------------------------------------------------------------
 
     def slide_weights(
         self, evaluation: DeepEvaluation, pattern: DeepPattern

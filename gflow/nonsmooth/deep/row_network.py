@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from gflow.arguments import PyTree, is_concrete
 from gflow.nonsmooth.deep.flattening import evaluated, flattened
 from gflow.nonsmooth.deep.sites import Findings, Site, difference, find_sites
+from gflow.nonsmooth.pattern_risk import UnitPlaces
 
 _MOST_NETWORKS = 64
 
@@ -28,8 +29,8 @@ class RowOutput(NamedTuple):
 class RowNetwork:
     """The computation of a network for one row, taken apart at its kinks.
 
-    A unit is one entry of one site, in the order of the computation: `layers` are the sites of the
-    units, `places` the numbers of the units within them. At units with `ties` two quantities are
+    A unit is one entry of one site, in the order of the computation: a site is a layer of units. At
+    units with `ties` two quantities are
     compared, which may be equal for good. `reasons` say what kinks are not followed.
     """
 
@@ -37,8 +38,9 @@ class RowNetwork:
         self._jaxpr, self._structure, self._found = jaxpr, structure, found
         sizes = [prod(site.shape) for site in found.sites.values()]
         self.num_units = sum(sizes)
-        self.layers = np.repeat(np.arange(len(sizes)), sizes)
-        self.places = np.concatenate([np.arange(n) for n in sizes]) if sizes else np.zeros(0, int)
+        numbers = [np.arange(0), *(np.arange(n) for n in sizes)]
+        layers = np.repeat(np.arange(len(sizes)), sizes)
+        self.places = UnitPlaces(layers, np.concatenate(numbers))
         self.ties = np.repeat([site.ties for site in found.sites.values()], sizes)
         self.reasons = found.reasons
 
@@ -95,9 +97,7 @@ class _Split(NamedTuple):
     bend: Any
 
 
-def _split(
-    site: Site, eqn: JaxprEqn, args: Sequence[Any], value: Callable[[Any], Any]
-) -> _Split:
+def _split(site: Site, eqn: JaxprEqn, args: Sequence[Any], value: Callable[[Any], Any]) -> _Split:
     wide = lambda a: jnp.broadcast_to(a, site.shape)
     if site.kind == "abs":
         return _Split(args[0], args[0], -args[0], 2.0)

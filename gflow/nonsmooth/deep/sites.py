@@ -37,7 +37,14 @@ _NEVER_NEGATIVE = {"exp", "exp2", "square", "abs", "logistic", "sqrt", "rsqrt", 
 _KEEPS_SIGN = {"reduce_sum", "reduce_max", "reduce_min", "reshape", "broadcast_in_dim", "squeeze"}
 _KEEPS_SIGN |= {"transpose", "slice", "convert_element_type", "concatenate", "add", "mul", "div"}
 _KEEPS_SIGN |= {"max", "min", "copy", "rev", "gather", "dynamic_slice", "select_and_gather_add"}
-_KEEPS_SIGN |= {"select_n", "stop_gradient", "expand_dims", "reduce_window_max", "reduce_window_sum", "pad"}
+_KEEPS_SIGN |= {
+    "select_n",
+    "stop_gradient",
+    "expand_dims",
+    "reduce_window_max",
+    "reduce_window_sum",
+    "pad",
+}
 _OF_NUMBERS: dict[str, Callable[..., float]] = {
     "add": operator.add,
     "sub": operator.sub,
@@ -92,7 +99,7 @@ class _Search:
         self.never_negative: set[Any] = set()
         for eqn in jaxpr.eqns:
             self._note(eqn)
-        self.matters: set[Any] = set(v for v in jaxpr.outvars if not isinstance(v, Literal))
+        self.matters: set[Any] = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
         for eqn in reversed(jaxpr.eqns):
             if eqn.primitive.name != "stop_gradient" and self.matters & set(eqn.outvars):
                 self.matters |= {v for v in eqn.invars if not isinstance(v, Literal)}
@@ -176,11 +183,12 @@ class _Search:
         return Site(eqn.primitive.name, _shape(eqn), self.depends(a) and self.depends(b))
 
     def _choice(self, eqn: JaxprEqn) -> Site | str | None:
-        chosen, *cases = eqn.invars
+        atoms: Any = eqn.invars
+        chosen, *cases = atoms
         if not self.depends(chosen):
             return None
         reason = "a choice by a condition that is no comparison with a number"
-        made = self.maker.get(chosen)
+        made: Any = self.maker.get(chosen)
         if len(cases) != 2 or made is None:
             return reason
         comparison = self.jaxpr.eqns[made]
@@ -235,7 +243,7 @@ class _Search:
             if not reached & set(eqn.outvars):
                 continue
             name, shape = eqn.primitive.name, base.aval.shape
-            if name not in _ENTRYWISE or eqn.outvars[0].aval.shape != shape:
+            if name not in _ENTRYWISE or _shape(eqn) != shape:
                 return None
             used.append(eqn)
             needed |= {a for a in eqn.invars if not isinstance(a, Literal)}
@@ -250,7 +258,8 @@ class _Search:
 
 
 def _shape(eqn: JaxprEqn) -> tuple[int, ...]:
-    return tuple(eqn.outvars[0].aval.shape)
+    made: Any = eqn.outvars[0].aval
+    return tuple(made.shape)
 
 
 def _is_bool(atom: Any) -> bool:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-
 _ROUNDINGS = 100
 
 
@@ -56,9 +55,7 @@ class Normals(NamedTuple):
         return jnp.where(self.lengths > 0, self.lengths, 1.0)
 
 
-def normals_of(
-    rows: Float[Array, "slots size"], by_units: Float[Array, "slots units"]
-) -> Normals:
+def normals_of(rows: Float[Array, "slots size"], by_units: Float[Array, "slots units"]) -> Normals:
     """From normals as they are."""
     lengths = jnp.sqrt(jnp.sum(rows**2, axis=1))
     divisors = jnp.where(lengths > 0, lengths, 1.0)

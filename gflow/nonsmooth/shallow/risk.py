@@ -24,13 +24,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.activations import PiecewiseLinear
 from gflow.arguments import PyTree
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.pairs import Pair, Pairs
-from gflow.nonsmooth.pattern_risk import KinkResolution, Transition
+from gflow.nonsmooth.pattern_risk import KinkResolution, Transition, UnitPlaces
 from gflow.nonsmooth.shallow.hessian import field_jacobian
 from gflow.nonsmooth.shallow.kink_geometry import NormalLines, by_normals
 from gflow.nonsmooth.shallow.pattern import Evaluation, ShallowPattern, Slides
@@ -233,6 +234,11 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
     @property
     def num_units(self) -> int:
         return eqx.combine(self.trained, self.frozen).width
+
+    @property
+    def places(self) -> UnitPlaces:
+        units = np.arange(self.num_units)
+        return UnitPlaces(np.zeros_like(units), units)
 
     @property
     def padding(self) -> None:
