@@ -15,6 +15,8 @@ from jaxtyping import Array
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
 # Functions with a derivative of their own that is that of their operations, off the kinks.
 _RELUS = {"relu", "relu6"}
+# Functions of JAX in which kinks cancel.
+SMOOTH = {"logaddexp", "celu"}
 # The longest loop over layers that is written out.
 _MAX_LAYERS = 64
 
@@ -92,7 +94,8 @@ def _identity(value: Any) -> Any:
 
 def _results(eqn: JaxprEqn, args: list[Any], done: _Done) -> list[Any]:
     name, params = eqn.primitive.name, eqn.params
-    if name in _CALLS or (name == "custom_jvp_call" and called_name(eqn) in _RELUS):
+    relu = name == "custom_jvp_call" and called_name(eqn) in _RELUS
+    if relu or (name in _CALLS and called_name(eqn) not in SMOOTH):
         inner: Any = params.get("jaxpr", params.get("call_jaxpr"))
         if isinstance(inner, ClosedJaxpr):
             return _run(inner.jaxpr, inner.consts, args, done)

@@ -263,4 +263,4 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
 
 def _in_tolerances(rows: Float[Array, "kinks size"], tolerance: Any) -> Float[Array, " kinks"]:
     """The norms of directions in units of the tolerance."""
-    return jnp.sqrt(jnp.sum((rows / tolerance[:-1]) ** 2, axis=1) / len(tolerance))
+    return jnp.sqrt(jnp.sum((rows / tolerance[None, :-1]) ** 2, axis=1) / len(tolerance))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from gflow.arguments import PyTree, is_concrete
 from gflow.nonsmooth.deep.flattening import evaluated, flattened
-from gflow.nonsmooth.deep.sites import Findings, Site, difference, find_sites
+from gflow.nonsmooth.deep.sites import Findings, Site, cases_of, find_sites
 from gflow.nonsmooth.pattern_risk import UnitPlaces
 
 _MOST_NETWORKS = 64
@@ -106,12 +106,14 @@ def _split(site: Site, eqn: JaxprEqn, args: Sequence[Any], value: Callable[[Any]
         one, other = args[::-1] if isinstance(eqn.invars[0], Literal) else args
         z, bend = (one - other, 1.0) if site.kind == "max" else (other - one, -1.0)
         return _Split(wide(z), wide(one), wide(other), bend)
-    base = value(site.base)
-    of_base = lambda b: difference(site, eqn.invars[1:], value, b)
-    at = jnp.full_like(base, site.threshold)
-    _, bend = jax.jvp(of_base, (at,), (jnp.ones_like(at),))
-    cases = args[1:]
-    return _Split(base - site.threshold, cases[site.above], cases[1 - site.above], bend)
+    comparison = site.comparison
+    assert comparison is not None
+    base = value(comparison.base)
+    of_base = lambda b: cases_of(site, eqn, value, b)
+    at = jnp.full_like(base, comparison.threshold)
+    _, bend = jax.jvp(lambda b: of_base(b).apart, (at,), (jnp.ones_like(at),))
+    cases = of_base(base)
+    return _Split(base - comparison.threshold, cases.above, cases.below, bend)
 
 
 # Those found lately, by what tells networks apart apart from their arrays.

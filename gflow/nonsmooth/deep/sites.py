@@ -18,7 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from gflow.nonsmooth.deep.flattening import called_name, evaluated, holds, inner_jaxprs
+from gflow.nonsmooth.deep.flattening import (
+    SMOOTH,
+    called_name,
+    evaluated,
+    holds,
+    inner_jaxprs,
+)
 
 _COMPARISONS = {"gt", "ge", "lt", "le"}
 _KINKS = {"max", "min", "abs", "select_n", "reduce_max", "reduce_min", "clamp"}
@@ -26,8 +32,7 @@ _KINKS |= {"reduce_window_max", "reduce_window_min", "cummax", "cummin", "sort",
 # Their values jump, or their slopes do in ways that are not looked into.
 _UNKNOWN = {"floor", "ceil", "round", "sign", "rem", "argmax", "argmin", "sort", "top_k", "cummax"}
 _UNKNOWN |= {"cummin", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min"}
-# Functions whose own derivative says that the kinks within are none.
-_SMOOTH = {"logaddexp"}
+_LOOPS = {"scan", "while", "cond"}
 # What acts on each entry by itself.
 _ENTRYWISE = {"add", "sub", "mul", "div", "neg", "exp", "exp2", "expm1", "log", "log1p", "tanh"}
 _ENTRYWISE |= {"logistic", "sqrt", "rsqrt", "cbrt", "square", "integer_pow", "pow", "erf", "erfc"}
@@ -57,20 +62,35 @@ _OF_NUMBERS: dict[str, Callable[..., float]] = {
 _SAME = 1e-9
 
 
+class Comparison(NamedTuple):
+    """Values `base` that are compared with a number, and which of two cases is chosen above it."""
+
+    base: Any
+    threshold: float
+    above: int
+
+
+class InnerChoice(NamedTuple):
+    """An operation that chooses, and which of its cases above the threshold."""
+
+    eqn: JaxprEqn
+    above: int
+
+
 class Site(NamedTuple):
     """An operation where slopes jump: which kind it is, and of which `shape` its z.
 
-    Of a choice, the values `base` that are compared with `threshold`, the places of the results
-    where they are above it and elsewhere, and the operations `between` base and results.
+    Of a choice, the `comparison`, the operations `between` its base and the two results, and the
+    choices `within` these by the same comparison, which are no sites of their own. At units with
+    `ties` two quantities are compared.
     """
 
     kind: str
     shape: tuple[int, ...]
     ties: bool = False
-    base: Any = None
-    threshold: float = 0.0
-    above: int = 1
+    comparison: "Comparison | None" = None
     between: tuple[JaxprEqn, ...] = ()
+    within: tuple["InnerChoice", ...] = ()
 
 
 class Findings(NamedTuple):
@@ -139,17 +159,23 @@ class _Search:
         sites: dict[int, Site] = {}
         same_as: dict[int, int] = {}
         reasons: list[str] = []
-        for n, eqn in enumerate(self.jaxpr.eqns):
+        within: list[JaxprEqn] = []
+        # From the end, as a choice comes after those within it.
+        for n, eqn in reversed(list(enumerate(self.jaxpr.eqns))):
             if not self.matters & set(eqn.outvars) or not any(map(self.depends, eqn.invars)):
+                continue
+            if any(eqn is one for one in within):
                 continue
             found = self._looked_into(eqn)
             if isinstance(found, Site):
-                sites[n] = found
+                within += [inner.eqn for inner in found.within]
+                if found.kind != "smooth":
+                    sites[n] = found
             elif isinstance(found, int):
                 same_as[n] = found
             elif found is not None and found not in reasons:
                 reasons.append(found)
-        return Findings(sites, same_as, tuple(reasons))
+        return Findings(dict(sorted(sites.items())), same_as, tuple(reversed(reasons)))
 
     def _looked_into(self, eqn: JaxprEqn) -> Site | int | str | None:
         """A site, which argument the result is, a reason why kinks are not followed, or None."""
@@ -163,8 +189,8 @@ class _Search:
         if name in _UNKNOWN:
             return f"`{name}`"
         if any(holds(inner, _KINKS | _UNKNOWN) for inner in inner_jaxprs(eqn)):
-            called = called_name(eqn) if name.startswith("custom_") else name
-            return None if called in _SMOOTH else f"a maximum or a choice within `{called}`"
+            called = name if name in _LOOPS else called_name(eqn)
+            return None if called in SMOOTH else f"a maximum or a choice within `{called}`"
         choices = [a for a in eqn.invars if self.depends(a) and _is_bool(a)]
         if choices and name not in _COMPARISONS:
             return f"a comparison that `{name}` makes use of"
@@ -187,49 +213,75 @@ class _Search:
         chosen, *cases = atoms
         if not self.depends(chosen):
             return None
-        reason = "a choice by a condition that is no comparison with a number"
-        made: Any = self.maker.get(chosen)
-        if len(cases) != 2 or made is None:
-            return reason
-        comparison = self.jaxpr.eqns[made]
-        name = comparison.primitive.name
+        comparison = self._comparison(eqn)
+        if comparison is None:
+            return "a choice by a condition that is no comparison with a number"
+        between = self._between(comparison.base, cases)
+        if between is None:
+            return "a choice between functions of more than what is compared"
+        site = Site("choice", _shape(eqn), False, comparison, between)
+        site = site._replace(within=self._within(site, eqn))
+        jump, bend = self._at_threshold(site, eqn)
+        if not jump <= _SAME:
+            return "a choice whose value jumps"
+        return site if bend > _SAME else site._replace(kind="smooth")
+
+    def _comparison(self, eqn: JaxprEqn) -> Comparison | None:
+        """The comparison by which one of two cases is chosen; None if it is not by one with a
+        number."""
+        chosen: Any = eqn.invars[0]
+        made = self.maker.get(chosen)
+        if len(eqn.invars) != 3 or made is None:
+            return None
+        compared = self.jaxpr.eqns[made]
+        name, (left, right) = compared.primitive.name, (*compared.invars, None)[:2]
         if name not in _COMPARISONS:
-            return reason
-        left, right = comparison.invars
+            return None
         base, threshold, turned = left, self.number(right), False
         if threshold is None:
             base, threshold, turned = right, self.number(left), True
         if threshold is None or isinstance(base, Literal):
-            return reason
-        above = int((name in ("gt", "ge")) != turned)
-        between = self._between(base, cases)
-        if between is None:
-            return "a choice between functions of more than what is compared"
-        site = Site("choice", _shape(eqn), False, base, threshold, above, between)
-        jump, bend = self._at_threshold(site, eqn)
-        if not jump <= _SAME:
-            return "a choice whose value jumps"
-        return site if bend > _SAME else None
+            return None
+        return Comparison(base, threshold, int((name in ("gt", "ge")) != turned))
+
+    def _within(self, site: Site, eqn: JaxprEqn) -> tuple[InnerChoice, ...]:
+        """The choices by the same comparison that a choice alone makes use of."""
+        users = (*site.between, eqn)
+        found = []
+        for one in site.between:
+            if one.primitive.name != "select_n" or site.comparison is None:
+                continue
+            own = self._comparison(one)
+            if own is None or own[:2] != site.comparison[:2]:
+                continue
+            others = [e for e in self.jaxpr.eqns if one.outvars[0] in e.invars]
+            if all(any(e is user for user in users) for e in others):
+                found.append(InnerChoice(one, own.above))
+        return tuple(found)
 
     def _at_threshold(self, site: Site, eqn: JaxprEqn) -> tuple[float, float]:
         """By how much the values of a choice differ at its threshold, and their slopes, at most in
         some trials with other values for what else they need."""
-        base, rng = site.base.aval, np.random.default_rng(0)
-        jump, bend = 0.0, 0.0
+        comparison = site.comparison
+        assert comparison is not None
+        base, rng = comparison.base.aval, np.random.default_rng(0)
 
         def trial(var):
             number = self.number(var)
             draw = rng.uniform(0.5, 1.5, var.aval.shape) if number is None else number
             return jnp.full(var.aval.shape, draw, var.aval.dtype)
 
-        for _ in range(3):
-            of_base = lambda b: difference(site, eqn.invars[1:], cache(trial), b)
-            with jax.ensure_compile_time_eval():
-                at = jnp.full(base.shape, site.threshold, base.dtype)
-                apart, slope = jax.jvp(of_base, (at,), (jnp.ones_like(at),))
-                jump = max(jump, float(jnp.max(jnp.abs(apart))))
-                bend = max(bend, float(jnp.max(jnp.abs(slope))))
-        return jump, bend
+        def tried(at):
+            value = cache(trial)
+            of_base = lambda b: cases_of(site, eqn, value, b).apart
+            apart, slope = jax.jvp(of_base, (at,), (jnp.ones_like(at),))
+            return jnp.stack([jnp.max(jnp.abs(apart)), jnp.max(jnp.abs(slope))])
+
+        look = jax.jit(lambda at: jnp.maximum(tried(at), tried(at)))
+
+        with jax.ensure_compile_time_eval():
+            jump, bend = look(jnp.full(base.shape, comparison.threshold, base.dtype))
+        return float(jump), float(bend)
 
     def _between(self, base: Any, cases: Sequence[Any]) -> tuple[JaxprEqn, ...] | None:
         """The operations that lead from the base to the cases, if they act on each entry by
@@ -266,11 +318,33 @@ def _is_bool(atom: Any) -> bool:
     return not isinstance(atom, Literal) and atom.aval.dtype == bool
 
 
-def difference(site: Site, cases: Sequence[Any], value: Callable[[Any], Any], base: Any) -> Any:
-    """t − f of a choice as a function of its base; `value` gives what else it needs."""
-    known = {site.base: base}
-    get = lambda a: a.val if isinstance(a, Literal) else known[a] if a in known else value(a)
-    for eqn in site.between:
-        known.update(zip(eqn.outvars, evaluated(eqn, [get(a) for a in eqn.invars])))
-    above, below = get(cases[site.above]), get(cases[1 - site.above])
-    return jnp.broadcast_to(jnp.subtract(above, below), base.shape)
+class Cases(NamedTuple):
+    """The results of a choice above its threshold and below, as functions of the base that go on
+    beyond it."""
+
+    above: Any
+    below: Any
+
+    @property
+    def apart(self) -> Any:
+        return self.above - self.below
+
+
+def cases_of(site: Site, eqn: JaxprEqn, value: Callable[[Any], Any], base: Any) -> Cases:
+    """The results of a choice from its base; `value` gives what else they need."""
+    comparison = site.comparison
+    assert comparison is not None
+
+    def on(above: bool) -> Any:
+        known: dict[Any, Any] = {comparison.base: base}
+        get = lambda a: a.val if isinstance(a, Literal) else known[a] if a in known else value(a)
+        chosen = lambda of, place: get(of.invars[1 + (place if above else 1 - place)])
+        for one in site.between:
+            inner = [choice for choice in site.within if choice.eqn is one]
+            if inner:
+                known[one.outvars[0]] = chosen(one, inner[0].above)
+            else:
+                known.update(zip(one.outvars, evaluated(one, [get(a) for a in one.invars])))
+        return jnp.broadcast_to(chosen(eqn, comparison.above), base.shape)
+
+    return Cases(on(True), on(False))
