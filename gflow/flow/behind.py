@@ -81,6 +81,10 @@ class Behind(NamedTuple):
         total = jnp.sum(weight)
         return jnp.sum(weight * self.age) / jnp.where(total > 0, total, 1.0)
 
+    def max_age(self) -> Float[Array, ""]:
+        """The largest age of the pairs that are passed."""
+        return jnp.max(jnp.where(self.passable, self.age, 0.0))
+
     def second_order(self, rate: Float[Array, ""]) -> Float[Array, ""]:
         """What the pairs that are passed cost, for a `rate` per step, in units of the tolerance."""
         each = jnp.where(self.passable, 0.5 * rate * self.impulse * self.age, 0.0)

@@ -145,7 +145,11 @@ def _error_at_kinks(
         )
         turned = first[:-1] + jump
         jump = jnp.append(jump, turned @ turned - first[-1])
-        error = 0.5 * trial.dt * behind.mean_age() * (last - first - jump)
+        # What is passed can send pairs of higher layers past their kinks, no one knows when.
+        unseen = (after.pattern.active ^ s.pattern.active) & ~after.pattern.sliding
+        unseen = unseen.at[pairs.unit, pairs.row].min(~pairs.filled)
+        age = jnp.where(jnp.any(unseen), 2 * behind.max_age(), behind.mean_age())
+        error = 0.5 * trial.dt * age * (last - first - jump)
         expected = behind.second_order(trial.dt)
         telling = expected * trial.rate > 1e-3
         of_theta = loop.norm((error / trial.tolerance).at[-1].set(0.0))
