@@ -52,6 +52,13 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
     def normals(self, theta: Float[Array, " size"], pattern: DeepPattern) -> Normals:
         """The normals of the kinks that the pattern slides on."""
 
+    @abstractmethod
+    def with_ties(
+        self, theta: Float[Array, " size"], before: DeepPattern, after: DeepPattern
+    ) -> DeepPattern:
+        """The pattern after a change, with those sides that quantities which were equal before have
+        taken by it."""
+
     def suspects(
         self,
         thetas: Float[Array, "3 size"],
@@ -197,6 +204,7 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
         unit = jnp.where(turned, pairs.unit, pattern.active.shape[0])
         active = pattern.active.at[unit, pairs.row].set(~passed.was_active, mode="drop")
         after = eqx.tree_at(lambda p: p.active, pattern, active)
+        after = self.with_ties(theta, pattern, after)
 
         def moved():
             return theta + end.normals.free(self._summed(theta, after, pairs, impulse))

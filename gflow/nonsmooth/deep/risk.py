@@ -229,6 +229,18 @@ class DeepPatternRisk(AbstractPassing):
     def shares_kinks(self) -> bool:
         return False
 
+    def with_ties(
+        self, theta: Float[Array, " size"], before: DeepPattern, after: DeepPattern
+    ) -> DeepPattern:
+        ties = self.network.ties
+        if not ties.any():
+            return after
+        free = (self.preactivations(theta, before) == 0) & jnp.asarray(ties)[:, None]
+        params, sides = self.params(theta), after.open_sides()
+        z_of = lambda x, sides, free: self.network(params, self.frozen, x, sides, None, free).z
+        z = jax.vmap(z_of, in_axes=(0, 1, 1), out_axes=1)(self.rows, sides, free)
+        return after.with_sides(free & ~after.sliding, z > 0)
+
     # ---- the network -----------------------------------------------------------------------------
 
     @property

@@ -51,9 +51,10 @@ class RowNetwork:
         x: Float[Array, " in"],
         sides: Bool[Array, " units"] | None,
         extra: Float[Array, " units"] | None = None,
+        free: Bool[Array, " units"] | None = None,
     ) -> RowOutput:
-        """The output where units are on these `sides` of their kinks, or, without them, on those of
-        their preactivations.
+        """The output where units are on these `sides` of their kinks, or, without them and where
+        they are `free`, on those of their preactivations.
 
         `extra`, which is 0, is added to the activations, to find the derivatives by them: where the
         slope of an activation jumps by c, derivatives are c times those by it.
@@ -72,7 +73,11 @@ class RowNetwork:
                 part = lambda a, s=slice(first, last), of=site: a[s].reshape(of.shape)
                 split = _split(site, eqn, args, value)
                 above = split.z > 0 if sides is None else part(sides)
+                if free is not None:
+                    above = jnp.where(part(free), split.z > 0, above)
                 result = jnp.where(above, split.above, split.below)
+                if site.ties:
+                    result = _of_zeros(split, result)
                 if extra is not None:
                     result = result + split.bend * part(extra)
                 results, first = [result], last
@@ -95,6 +100,13 @@ class _Split(NamedTuple):
     above: Array
     below: Array
     bend: Any
+
+
+def _of_zeros(split: _Split, result: Array) -> Array:
+    """The result of a comparison, with the derivatives of both where two zeros are compared, such
+    as two inactive units: either decides if it alone becomes active."""
+    of_both = split.above + split.below - jax.lax.stop_gradient(split.below)
+    return jnp.where((split.z == 0) & (split.above == 0), of_both, result)
 
 
 def _split(site: Site, eqn: JaxprEqn, args: Sequence[Any], value: Callable[[Any], Any]) -> _Split:

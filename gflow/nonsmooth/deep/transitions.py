@@ -87,7 +87,7 @@ def _arrive(
     close = jnp.abs(evaluation.z) <= 4 * resolution.distance * resolution.scales[:, None]
     kink = _kink(risk, theta, pattern, pair, close & ~pattern.sliding)
     was_active = pattern.active[pair]
-    turned = kink.beyond(pattern)
+    turned = risk.with_ties(theta, pattern, kink.beyond(pattern))
     on = jnp.where(was_active, -1.0, 1.0)
     here = on * (kink.normal @ evaluation.field[:-1])
     beyond = on * (kink.normal @ risk.evaluate(theta, turned).field[:-1])
@@ -214,7 +214,10 @@ def leads_both_ways(
         k, found = c
         kink = _kink(risk, theta, pattern, Pair(pairs.unit[k], pairs.row[k]), near)
         here = kink.normal @ evaluation.field[:-1]
-        there = kink.normal @ risk.evaluate(theta, kink.beyond(pattern)).field[:-1]
+        there = (
+            kink.normal
+            @ risk.evaluate(theta, risk.with_ties(theta, pattern, kink.beyond(pattern))).field[:-1]
+        )
         active = pattern.active[kink.pair]
         on_active, on_inactive = jnp.where(active, here, there), jnp.where(active, there, here)
         apart = (on_inactive <= 0) & (on_active >= 0) & (on_active > on_inactive)
