@@ -28,6 +28,11 @@ class Branching(NamedTuple):
     layer: int
     unit: int
 
+    def in_words(self) -> str:
+        """Which unit it was, and when."""
+        layer = f" of layer {self.layer}" if self.layer else ""
+        return f"unit {self.unit}{layer} at t = {self.time:.6g}"
+
 
 class KinkLog(Shown, eqx.Module):
     """The kinks that a flow met, in the order of time.

@@ -268,10 +268,7 @@ class Trajectory(Portable, eqx.Module, Generic[Net]):
             met = int(self.stats.get("num_kinks", 0))
             if met > len(self.kinks):
                 facts["kinks"] += f"; these are the first {len(self.kinks):,} of {met:,} kinks"
-            branchings = [
-                f"unit {b.unit} at t = {b.time:.6g}" + (f" in layer {b.layer}" if b.layer else "")
-                for b in self.kinks.branchings()
-            ]
+            branchings = [b.in_words() for b in self.kinks.branchings()]
             if branchings:
                 facts["branchings"] = ", ".join(branchings)
         elif self.kinks_ignored:

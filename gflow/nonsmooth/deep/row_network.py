@@ -122,10 +122,10 @@ def _split(site: Site, eqn: JaxprEqn, args: Sequence[Any], value: Callable[[Any]
     assert comparison is not None
     base = value(comparison.base)
     of_base = lambda b: cases_of(site, eqn, value, b)
-    at = jnp.full_like(base, comparison.threshold)
+    at = jnp.full_like(base, comparison.number)
     _, bend = jax.jvp(lambda b: of_base(b).apart, (at,), (jnp.ones_like(at),))
     cases = of_base(base)
-    return _Split(base - comparison.threshold, cases.above, cases.below, bend)
+    return _Split(base - comparison.number, cases.above, cases.below, bend)
 
 
 # Those found lately, by what tells networks apart apart from their arrays.

@@ -62,11 +62,11 @@ _OF_NUMBERS: dict[str, Callable[..., float]] = {
 _SAME = 1e-9
 
 
-class Comparison(NamedTuple):
-    """Values `base` that are compared with a number, and which of two cases is chosen above it."""
+class Threshold(NamedTuple):
+    """The `number` that values `base` are compared with, and which case is chosen above it."""
 
     base: Any
-    threshold: float
+    number: float
     above: int
 
 
@@ -88,7 +88,7 @@ class Site(NamedTuple):
     kind: str
     shape: tuple[int, ...]
     ties: bool = False
-    comparison: "Comparison | None" = None
+    comparison: "Threshold | None" = None
     between: tuple[JaxprEqn, ...] = ()
     within: tuple["InnerChoice", ...] = ()
 
@@ -104,10 +104,10 @@ class Findings(NamedTuple):
 
 def find_sites(jaxpr: Jaxpr, trained: Sequence[bool]) -> Findings:
     """Looks through a flat jaxpr, whose arguments are `trained` or not."""
-    return _Search(jaxpr, trained).findings()
+    return _Finder(jaxpr, trained).findings()
 
 
-class _Search:
+class _Finder:
     """What is known of the variables of a flat jaxpr: which depend on trained arguments, which have
     a say in the result, which are never negative, and which are numbers."""
 
@@ -226,7 +226,7 @@ class _Search:
             return "a choice whose value jumps"
         return site if bend > _SAME else site._replace(kind="smooth")
 
-    def _comparison(self, eqn: JaxprEqn) -> Comparison | None:
+    def _comparison(self, eqn: JaxprEqn) -> Threshold | None:
         """The comparison by which one of two cases is chosen; None if it is not by one with a
         number."""
         chosen: Any = eqn.invars[0]
@@ -242,7 +242,7 @@ class _Search:
             base, threshold, turned = right, self.number(left), True
         if threshold is None or isinstance(base, Literal):
             return None
-        return Comparison(base, threshold, int((name in ("gt", "ge")) != turned))
+        return Threshold(base, threshold, int((name in ("gt", "ge")) != turned))
 
     def _within(self, site: Site, eqn: JaxprEqn) -> tuple[InnerChoice, ...]:
         """The choices by the same comparison that a choice alone makes use of."""
@@ -280,7 +280,7 @@ class _Search:
         look = jax.jit(lambda at: jnp.maximum(tried(at), tried(at)))
 
         with jax.ensure_compile_time_eval():
-            jump, bend = look(jnp.full(base.shape, comparison.threshold, base.dtype))
+            jump, bend = look(jnp.full(base.shape, comparison.number, base.dtype))
         return float(jump), float(bend)
 
     def _between(self, base: Any, cases: Sequence[Any]) -> tuple[JaxprEqn, ...] | None:

@@ -28,14 +28,14 @@ _PARALLEL = 1e-9
 _MOST_TIES = 64
 
 
-class Change(NamedTuple):
+class PatternAfter(NamedTuple):
     """The pattern after an event, and the event."""
 
     pattern: DeepPattern
     event: Event
 
 
-class Kink(NamedTuple):
+class SharedKink(NamedTuple):
     """The kink of a pair: its normal, the `members` that share it, and their normals as a
     `multiple` of this one."""
 
@@ -80,7 +80,7 @@ def _arrive(
     pattern: DeepPattern,
     evaluation: DeepEvaluation,
     resolution: KinkResolution,
-) -> Change:
+) -> PatternAfter:
     """What happens at the kink that is farthest past: a crossing, or a slide begins."""
     margins = risk.margins(evaluation.z, pattern, resolution.scales)
     pair = pair_of_min(margins)
@@ -100,7 +100,7 @@ def _arrive(
     opposite = jnp.where(was_active, KinkKind.CROSS_TO_ACTIVE, KinkKind.CROSS_TO_INACTIVE)
     begins = KinkKind.SLIDE_BEGINS
     kind, opposite = (jnp.where(attracts, begins, k) for k in (kind, opposite))
-    return Change(after, _event(pair, kink.members, kink.multiple, kind, opposite))
+    return PatternAfter(after, _event(pair, kink.members, kink.multiple, kind, opposite))
 
 
 def _leave(
@@ -108,7 +108,7 @@ def _leave(
     weights: Float[Array, " slots"],
     margins: Float[Array, " slots"],
     slack: Float[Array, ""],
-) -> Change:
+) -> PatternAfter:
     """The end of the slide whose λ has left [0, 1] farthest.
 
     If the pull towards the kink was lost, the flow branches: it could leave to either side.
@@ -122,7 +122,7 @@ def _leave(
     branches = weights[slot] == -1.0
     kinds = [jnp.where(branches, KinkKind.SLIDE_BRANCHES, kind) for kind in kinds]
     members = pattern.members(slot)
-    return Change(after, _event(pair, members, pattern.multiple, *kinds))
+    return PatternAfter(after, _event(pair, members, pattern.multiple, *kinds))
 
 
 def _split(
@@ -167,7 +167,7 @@ def _kink(
     pattern: DeepPattern,
     pair: Pair,
     close: Bool[Array, "units rows"],
-) -> Kink:
+) -> SharedKink:
     """The kink of a pair, which of those that are close to theirs may share."""
     normal, _ = risk.normal(theta, pattern, *pair)
     own = jnp.zeros_like(close).at[pair].set(True)
@@ -187,7 +187,7 @@ def _kink(
 
     alone = lambda: (own, own.astype(theta.dtype))
     members, multiple = jax.lax.cond(jnp.any(close & ~own), compared, alone)
-    return Kink(pair, normal, members | own, jnp.where(own, 1.0, multiple))
+    return SharedKink(pair, normal, members | own, jnp.where(own, 1.0, multiple))
 
 
 def _is_bound(
