@@ -165,9 +165,9 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
         tangled = (changes > 0) & (number > 1)
         # A crossing can part pairs that slide on one kink.
         tangled |= jnp.any(pattern.sliding, axis=0) & pattern.shares()
-        near = jnp.abs(seen.age[:, None] - seen.age[None]) <= _TOGETHER
-        one = jnp.eye(len(past), dtype=bool)
-        together = past & jnp.any(near & past[None] & ~one, axis=1)
+        together = jax.lax.cond(
+            jnp.sum(past) > 1, lambda: _neighbours(seen), lambda: jnp.zeros_like(past)
+        )
         layers = jnp.asarray(self.network.places.layer)
         own = layers[pairs.unit]
         top = (
@@ -267,6 +267,15 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
             return theta + self.normals(theta, pattern).back(past)
 
         return jax.lax.cond(some, put_back, lambda: theta), pattern
+
+
+def _neighbours(seen: Seen) -> Bool[Array, " pairs"]:
+    """The pairs that meet their kinks at the time of another."""
+    ages = jnp.where(seen.past, seen.age, jnp.inf)
+    order = jnp.argsort(ages)
+    close = jnp.diff(ages[order]) <= _TOGETHER
+    close = jnp.append(close, False) | jnp.append(False, close)
+    return jnp.zeros_like(seen.past).at[order].set(close)
 
 
 def _in_tolerances(rows: Float[Array, "kinks size"], tolerance: Any) -> Float[Array, " kinks"]:
