@@ -61,6 +61,20 @@ def test_trusted_trajectories(name, kind):
     assert drift(flow) < 1e-9
 
 
+@pytest.mark.slow
+def test_the_solver_keeps_its_order_through_kinks_and_slides_of_all_layers():
+    """Tsit5, of order 5, through some fifty crossings and three slides."""
+    known = deep_reference("deep_2-6-5-1_n20")
+    net, ends = known.own_network(), {"t1": 3.0, "ts": [0.0, 3.0]}
+    exact = gflow.solve_flow(known.risk, net, rtol=1e-12, kinks="all", **ends)
+    counts = exact.kinks.counts()
+    assert counts["cross to active"] + counts["cross to inactive"] > 40
+    assert counts["slide begins"] == 3
+    solve = lambda steps: gflow.solve_flow(known.risk, net, step_size=3.0 / steps, **ends)
+    errors = [np.linalg.norm(as_vector(solve(n).final) - as_vector(exact.final)) for n in (40, 160)]
+    assert np.log(errors[0] / errors[1]) / np.log(4) > 4.9
+
+
 @pytest.fixture(scope="module")
 def shallow_and_deep():
     """One hidden layer followed in closed form, and as any other network."""
