@@ -51,7 +51,7 @@ def as_dataset(trajectory: "Trajectory") -> "xarray.Dataset":
     if trajectory.kinks is not None:
         columns += [
             Column(f"kink_{name}", ("kink",), getattr(trajectory.kinks, name), f"{name} of kink")
-            for name in ("time", "unit", "datum", "kind", "passed")
+            for name in ("time", "layer", "unit", "datum", "kind", "passed")
         ]
     if trajectory.switches:
         columns += [

@@ -1,6 +1,6 @@
 """The log of the kinks that a flow met."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,13 +13,36 @@ from gflow.display import Shown
 from gflow.nonsmooth.kink_kinds import KinkKind
 
 
+class SlidingPair(NamedTuple):
+    """A unit of a layer and a row of data."""
+
+    layer: int
+    unit: int
+    datum: int
+
+
+class Branching(NamedTuple):
+    """When the flow could have gone on to either side of a kink of a unit of a layer."""
+
+    time: float
+    layer: int
+    unit: int
+
+    def in_words(self) -> str:
+        """Which unit it was, and when."""
+        layer = f" of layer {self.layer}" if self.layer else ""
+        return f"unit {self.unit}{layer} at t = {self.time:.6g}"
+
+
 class KinkLog(Shown, eqx.Module):
     """The kinks that a flow met, in the order of time.
 
     - `time`, shape (kinks,): when the preactivation of the pair became zero, or its slide ended.
-    - `unit`, `datum`: the pair. Rows of data that are equal have one kink, logged for the first.
-      Rows with parallel normals, as x and −x without biases, can meet theirs at one time, and have
-      an entry each.
+    - `layer`, `unit`, `datum`: the pair. Layers are counted from the first hidden one, 0, in the
+      order in which the network computes them; a layer is what one activation acts on, or one step
+      of a max-pooling, and units are its entries. Rows of data that are equal have one kink, logged
+      for the first. Rows with parallel normals, as x and −x without biases, can meet theirs at one
+      time, and have an entry each.
     - `kind`: a `KinkKind` as an integer; `names` gives the words.
     - `passed`: whether the tolerance cannot feel the kink, so that no step ended there; its time is
       then interpolated.
@@ -28,6 +51,7 @@ class KinkLog(Shown, eqx.Module):
     """
 
     time: Float[Array, " kinks"]
+    layer: Int[Array, " kinks"]
     unit: Int[Array, " kinks"]
     datum: Int[Array, " kinks"]
     kind: Int[Array, " kinks"]
@@ -46,22 +70,22 @@ class KinkLog(Shown, eqx.Module):
         each = np.bincount(np.asarray(self.kind), minlength=len(KinkKind))
         return {kind.label: int(each[kind]) for kind in KinkKind}
 
-    def branchings(self) -> list[tuple[float, int]]:
-        """Time and unit wherever the flow could have gone on to either side of a kink."""
+    def branchings(self) -> list[Branching]:
+        """When and at which units the flow could have gone on to either side of a kink."""
         there = np.asarray(self.kind) == KinkKind.SLIDE_BRANCHES
         there &= np.isfinite(np.asarray(self.time))
-        times, units = np.asarray(self.time)[there], np.asarray(self.unit)[there]
-        return [(float(t), int(unit)) for t, unit in zip(times, units)]
+        columns = (np.asarray(a)[there].tolist() for a in (self.time, self.layer, self.unit))
+        return [Branching(*entry) for entry in zip(*columns)]
 
-    def sliding_at(self, t: float) -> set[tuple[int, int]]:
-        """The pairs (unit, datum) that slide at time t."""
-        sliding: set[tuple[int, int]] = set()
+    def sliding_at(self, t: float) -> set[SlidingPair]:
+        """The pairs that slide at time t."""
+        sliding: set[SlidingPair] = set()
         columns = (np.asarray(a) for a in _columns(self))
-        for time, unit, datum, kind, _ in zip(*columns):
+        for time, layer, unit, datum, kind, _ in zip(*columns):
             if time > t:
                 break
             change = sliding.add if KinkKind(kind).begins_slide else sliding.discard
-            change((int(unit), int(datum)))
+            change(SlidingPair(int(layer), int(unit), int(datum)))
         return sliding
 
     def title(self) -> str:
@@ -78,7 +102,8 @@ class KinkLog(Shown, eqx.Module):
         facts = {kind: f"{count:,}" for kind, count in log.counts().items() if count}
         if len(log):
             facts["times"] = f"t = {log.time[0]:.6g} to {log.time[-1]:.6g}"
-            facts["pairs"] = f"{len(set(zip(log.unit.tolist(), log.datum.tolist()))):,}"
+            pairs = zip(log.layer.tolist(), log.unit.tolist(), log.datum.tolist())
+            facts["pairs"] = f"{len(set(pairs)):,}"
         return facts
 
     def within(self, first: Any, last: Any) -> "KinkLog":
@@ -86,12 +111,12 @@ class KinkLog(Shown, eqx.Module):
         if they began there."""
         like = np if is_concrete(self, first, last) else jnp
         first, last = like.asarray(first), like.asarray(last)
-        time, unit, datum, kind, passed = (like.asarray(a) for a in _columns(self))
+        time, layer, unit, datum, kind, passed = (like.asarray(a) for a in _columns(self))
         size, before = len(self), time < first
         begins = like.isin(kind, like.asarray([k for k in KinkKind if k.begins_slide]))
         # A slide is under way if its begin is the last entry of its pair before the first time.
-        order = like.lexsort((like.arange(size), datum, unit))
-        pairs = like.stack([unit, datum])[:, order]
+        order = like.lexsort((like.arange(size), datum, unit, layer))
+        pairs = like.stack([layer, unit, datum])[:, order]
         same = like.all(pairs[:, 1:] == pairs[:, :-1], axis=0) & before[order][1:]
         ended = like.argsort(order)
         followed = like.append(same, like.zeros(min(size, 1), bool))[ended]
@@ -99,11 +124,11 @@ class KinkLog(Shown, eqx.Module):
         time = like.where(under_way, first, time)
         kept = under_way | (~before & (time <= last))
         if like is np:
-            chosen = (a[kept] for a in (time, unit, datum, kind, passed))
+            chosen = (a[kept] for a in (time, layer, unit, datum, kind, passed))
         else:
             order = jnp.argsort(~kept, stable=True)
             time = jnp.where(kept, time, jnp.inf)
-            chosen = (a[order] for a in (time, unit, datum, kind, passed))
+            chosen = (a[order] for a in (time, layer, unit, datum, kind, passed))
         return KinkLog(*jax.device_put(list(chosen)))
 
     def num_used(self) -> int:
@@ -117,4 +142,4 @@ class KinkLog(Shown, eqx.Module):
 
 
 def _columns(log: KinkLog) -> tuple[Array, ...]:
-    return log.time, log.unit, log.datum, log.kind, log.passed
+    return log.time, log.layer, log.unit, log.datum, log.kind, log.passed

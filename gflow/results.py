@@ -38,6 +38,10 @@ class RESULTS(eqx.Enumeration):
         "the step budget `max_steps` ran out before t1. Raise it, loosen `rtol` and `atol`, or "
         "shorten t1. Both kinks of ReLU and stiffness make the steps small"
     )
+    too_many_slides = (
+        "more pairs of a unit and a row began to slide at one time than there is room for under "
+        "`jax.jit` or `jax.vmap`. Outside of them the room grows"
+    )
     step_size_underflow = (
         "the step size fell below rounding: the field jumps, or is infinite or NaN just ahead. "
         "Look at the last saved network, loosen `rtol` and `atol`, or use float64"
@@ -69,6 +73,7 @@ SUCCESSES = (
 )
 FAILURES = (
     "max_steps_reached",
+    "too_many_slides",
     "step_size_underflow",
     "nonfinite_start",
     "nonfinite",

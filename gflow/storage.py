@@ -137,7 +137,7 @@ def _array(data: "xarray.Dataset", name: str) -> Array:
 def _kink_log(data: "xarray.Dataset") -> KinkLog | None:
     if "kink_kind" not in data:
         return None
-    names = ("time", "unit", "datum", "kind", "passed")
+    names = ("time", "layer", "unit", "datum", "kind", "passed")
     return KinkLog(*(_array(data, f"kink_{name}") for name in names))
 
 

@@ -268,7 +268,7 @@ class Trajectory(Portable, eqx.Module, Generic[Net]):
             met = int(self.stats.get("num_kinks", 0))
             if met > len(self.kinks):
                 facts["kinks"] += f"; these are the first {len(self.kinks):,} of {met:,} kinks"
-            branchings = [f"unit {unit} at t = {t:.6g}" for t, unit in self.kinks.branchings()]
+            branchings = [b.in_words() for b in self.kinks.branchings()]
             if branchings:
                 facts["branchings"] = ", ".join(branchings)
         elif self.kinks_ignored:

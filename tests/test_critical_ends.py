@@ -36,7 +36,7 @@ def test_a_nonsmooth_critical_point(sine_plane_end):
     assert all(0 < kink.weight < 1 for kink in point.active_kinks)
     # It is the set on which the flow slides, and 0 is in the Clarke subdifferential, though far
     # from being the generalized gradient.
-    pairs = {(kink.unit, kink.datum) for kink in point.active_kinks}
+    pairs = {(0, kink.unit, kink.datum) for kink in point.active_kinks}
     assert pairs <= flow.kinks.sliding_at(float(flow.ts[-1]))
     assert norm(gflow.clarke_gradient(risk, point.net)) < 1e-13
     assert norm(gflow.generalized_gradient(risk, point.net)) > 1e-5

@@ -35,8 +35,8 @@ def results(descent, smooth_flow, wave) -> list:
         gflow.hessian_spectrum(quadratic, jnp.ones(2)),
         gflow.hessian_spectrum(wave, smooth_flow.final, dense_up_to=5, largest=3, smallest=2),
         gflow.lojasiewicz(descent, 0.0),
-        gflow.KinkLog(times, ones, ones, jnp.array([0, 2]), ones == 0),
-        gflow.KinkLog(times[:0], ones[:0], ones[:0], ones[:0], ones[:0] == 0),
+        gflow.KinkLog(times, ones, ones, ones, jnp.array([0, 2]), ones == 0),
+        gflow.KinkLog(times[:0], ones[:0], ones[:0], ones[:0], ones[:0], ones[:0] == 0),
         gflow.chatterjee(squares, np.array([1.6, 1.2])),
         gflow.pl_constants(wave, smooth_flow[:3]),
         smooth_flow.diagnostics,
@@ -57,7 +57,7 @@ def test_every_result_has_a_table_a_short_text_and_a_pickle(results):
 def test_the_log_of_kinks_reads_well():
     log = gflow.KinkLog(
         jnp.array([0.5, 2.0, jnp.inf]),
-        *(jnp.array(a) for a in ([1, 1, 0], [3, 3, 0], [0, 2, 0])),
+        *(jnp.array(a) for a in ([0, 0, 0], [1, 1, 0], [3, 3, 0], [0, 2, 0])),
         jnp.array([True, False, False]),
     )
     text = repr(log)

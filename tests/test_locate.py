@@ -72,7 +72,9 @@ def test_sliding_and_its_end_from_a_start_on_two_kinks():
     assert np.asarray(flow.kinks.time)[2:] == pytest.approx([end, end], abs=1e-8)
     np.testing.assert_allclose(w[-1], [-2 / 3, 16 / 3], atol=1e-8)
     assert w[t > 1, 0].max() < 0
-    assert flow.kinks.sliding_at(0.5) == {(0, 0), (0, 1)} and flow.kinks.sliding_at(1.0) == set()
+    assert (
+        flow.kinks.sliding_at(0.5) == {(0, 0, 0), (0, 0, 1)} and flow.kinks.sliding_at(1.0) == set()
+    )
 
 
 # ---- trusted trajectories -------------------------------------------------------------------

@@ -114,7 +114,10 @@ def test_opposite_rows_without_biases_are_judged_together():
     descent = gflow.descend(risk, net, step_size=1e-4, num_steps=20_000, trainable=("w", "c"))
     assert distance(flow.final, descent.final) < 1e-3
     begun = [row for name, _, row in kinks(flow) if name == "slide begins"]
-    assert begun == [0, 1] and flow.kinks.sliding_at(float(flow.kinks.time[0])) == {(0, 0), (0, 1)}
+    assert begun == [0, 1] and flow.kinks.sliding_at(float(flow.kinks.time[0])) == {
+        (0, 0, 0),
+        (0, 0, 1),
+    }
 
 
 # ---- budgets and stops ----------------------------------------------------------------------
@@ -260,7 +263,7 @@ def test_a_kink_that_turns_repelling_is_said_to():
     net = gflow.ShallowNet.from_arrays([[1.0]], [0.001], [0.1], None)
     flow = gflow.solve_flow(risk, net, t1=3.0)
     assert flow.kinks.names[:2] == ["slide begins", "slide branches"]
-    ((time, unit),) = flow.kinks.branchings()
+    ((time, _, unit),) = flow.kinks.branchings()
     assert time == float(flow.kinks.time[1]) and unit == 0
     assert f"unit 0 at t = {time:.6g}" in repr(flow)
     assert flow.kinks.sliding_at(3.0) == set()

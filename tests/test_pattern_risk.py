@@ -16,9 +16,14 @@ from gflow.flow.problem import FlowProblem, Method
 from gflow.flow.span import Span
 from gflow.flow.stopping import Stop
 from gflow.nonsmooth.pairs import Pair, Pairs
-from gflow.nonsmooth.passages import Pushes, Sight
+from gflow.nonsmooth.passages import Pushes, Sight, Tangles
 from gflow.nonsmooth.pattern import AbstractPattern, Event
-from gflow.nonsmooth.pattern_risk import AbstractEvaluation, AbstractPatternRisk, Transition
+from gflow.nonsmooth.pattern_risk import (
+    AbstractEvaluation,
+    AbstractPatternRisk,
+    Transition,
+    UnitPlaces,
+)
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import flat, split_trainable
 
@@ -28,9 +33,18 @@ PULL, PUSH = 1.0, 1.5
 class OnePair(AbstractPattern):
     active: jax.Array
     sliding: jax.Array
-    slots: jax.Array
-    used: jax.Array
     slack: jax.Array
+
+    @property
+    def crowded(self):
+        return jnp.asarray(False)
+
+    @property
+    def room(self):
+        return 0
+
+    def with_room(self, room):
+        return self
 
     def slides(self):
         return jnp.any(self.sliding)
@@ -70,7 +84,7 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         active = (theta[0] > 0).reshape(1, 1)
         zero = jnp.zeros((1, 1))
         no = zero.astype(bool)
-        return OnePair(active, no, zero.astype(int), no, zero)
+        return OnePair(active, no, zero)
 
     def repels(self, theta, pattern):
         return jnp.asarray(False)
@@ -88,26 +102,33 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         u = jnp.where(pattern.sliding[0, 0], 0.0, u)
         velocity = jnp.zeros_like(theta).at[:2].set(jnp.stack([u, x - y + PUSH]))
         field = jnp.append(velocity, velocity @ velocity)
-        return Looked(self.preactivations(theta), field, self.value(theta), theta)
+        return Looked(self.preactivations(theta, pattern), field, self.value(theta), theta)
 
-    def preactivations(self, theta):
+    def preactivations(self, theta, pattern):
         return theta[:1].reshape(1, 1)
 
-    def scales(self, theta):
+    def scales(self, theta, pattern):
         return jnp.asarray(1.0)
 
     def heights(self, z, pattern, scales):
         return jnp.where(pattern.active, z, -z)
 
     def kink_margin(self, theta, pattern, scales, pair: Pair):
-        return self.margins(self.preactivations(theta), pattern, scales)[pair]
+        return self.margins(self.preactivations(theta, pattern), pattern, scales)[pair]
 
     def slide_margins(self, evaluation, pattern):
         x, y = evaluation.theta[:2]
         weight = (y - x) / PULL
         return jnp.where(pattern.sliding, jnp.minimum(weight, 1 - weight), jnp.inf)
 
-    def sight(self, thetas, ends, pattern, scales, pairs):
+    def on_kinks(self, theta, pattern, evaluation):
+        return theta.at[0].set(jnp.where(pattern.sliding[0, 0], 0.0, theta[0]))
+
+    def suspects(self, thetas, ends, pattern, scales, eps, patience):
+        turns = ends.dt * jnp.abs((ends.end.field - ends.start.field)[0])
+        return self.margins(ends.end.z, pattern, scales) <= 0.2 * turns - eps
+
+    def sight(self, thetas, ends, pattern, scales, pairs, tolerance):
         active = pattern.active[pairs.unit, pairs.row]
         side, push = jnp.where(active, 1.0, -1.0), jnp.where(active, PULL, -PULL)
         slack = pattern.with_slack(jnp.zeros((1, 1)))[pairs.unit, pairs.row]
@@ -119,41 +140,33 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
             beyond=side * (speeds[1] + push),
             slack=slack,
             active=active,
-            jumps=jnp.full(pairs.unit.shape, PULL),
+            jumps=jnp.full(pairs.unit.shape, PULL) / (tolerance[0] * np.sqrt(3)),
             pushes=Pushes(push, push),
         )
 
-    def jumps_of(self, evaluation, pairs):
-        return jnp.full(pairs.unit.shape, PULL)
+    def slide_jumps(self, evaluation, pattern, tolerance):
+        return jnp.full((1, 1), PULL) / (tolerance[0] * np.sqrt(3))
 
-    def largest_jump(self, evaluation, tolerances):
-        return jnp.max(PULL / tolerances)
+    def tangles(self, pattern, seen):
+        no = jnp.zeros_like(seen.past)
+        return Tangles(no, jnp.zeros_like(seen.ended), no)
 
-    def reach(self, start, end, pattern, scales):
-        return jnp.abs((end.field - start.field)[:1])
-
-    def tolerances(self, of_y):
-        return of_y[:1] * np.sqrt(3)
-
-    def nearly_held(self, pattern):
-        return jnp.zeros(1, bool)
-
-    def with_passed(self, theta, pattern, passed, back):
+    def with_passed(self, theta, pattern, passed, back, end):
         turned = jnp.any(passed.crossed & (passed.age > back))
         age = jnp.max(jnp.where(passed.crossed, passed.age, 0.0))
         push = jnp.where(pattern.active[0, 0], PULL, -PULL) * (age - back)
         pattern = eqx.tree_at(lambda p: p.active, pattern, pattern.active ^ turned)
         return theta.at[0].add(jnp.where(turned, push, 0.0)), pattern
 
-    def jump_of_field(self, before, after, passed, end):
+    def jump_of_field(self, theta, before, after, passed, end, now):
         return self.evaluate(end.theta, after).field[:-1] - end.field[:-1]
 
-    def within_step(self, theta, before, after, passed, back):
-        theta, pattern = self.with_passed(theta, before, passed, back)
+    def within_step(self, theta, before, after, passed, back, end):
+        theta, pattern = self.with_passed(theta, before, passed, back, end)
         begun = after.sliding & ~before.sliding & (self.heights(theta[:1], before, 1.0) <= 0)
         sliding = pattern.sliding | begun
-        pattern = eqx.tree_at(lambda p: (p.sliding, p.used), pattern, (sliding, sliding))
-        return self.put_on_kinks(theta, pattern, None, 0), pattern
+        pattern = eqx.tree_at(lambda p: p.sliding, pattern, sliding)
+        return self.on_kinks(theta, pattern, end), pattern
 
     def transition(self, theta, pattern, evaluation, resolution):
         slides = pattern.sliding[0, 0]
@@ -168,17 +181,18 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
         zero, slack = jnp.asarray(0), jnp.where(begins, jnp.inf, resolution.slack)
         slack = jnp.where(begins, 0.0, slack).reshape(1, 1)
         begins = begins.reshape(1, 1)
-        after = OnePair(active.reshape(1, 1), begins, pattern.slots, begins, slack)
+        after = OnePair(active.reshape(1, 1), begins, slack)
         happened = jnp.where(slides, ends, arrival).reshape(1)
         event = Event(zero, zero, jnp.ones(1, bool), happened)
-        return Transition(self.put_on_kinks(theta, after, evaluation, zero), after, event)
-
-    def put_on_kinks(self, theta, pattern, evaluation, unit):
-        return theta.at[0].set(jnp.where(pattern.sliding[0, 0], 0.0, theta[0]))
+        return Transition(self.on_kinks(theta, after, evaluation), after, event)
 
     @property
     def num_units(self):
         return 1
+
+    @property
+    def places(self):
+        return UnitPlaces(np.zeros(1, int), np.zeros(1, int))
 
     @property
     def padding(self):

@@ -109,6 +109,7 @@ def test_slides_under_way_are_logged_where_a_part_begins():
     kinds = gflow.KinkKind
     log = gflow.KinkLog(
         jnp.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        jnp.zeros(6, int),
         jnp.array([0, 1, 0, 1, 0, 2]),
         jnp.array([0, 0, 0, 0, 0, 1]),
         jnp.array(

@@ -152,13 +152,17 @@ def _resumed(run: AbstractRun, facts: dict[str, Any]) -> Solved:
         for solver, time, num_steps in facts["switches"]
     )
     start = run.init()
+    start = run.with_room(start, facts["room"])
     if not switches:
         return Solved(run, start)
     return Solved(*run.with_solver(SUCCESSORS[switches[-1].solver](), start), switches)
 
 
 def _facts(solved: Solved) -> dict[str, Any]:
-    return {"switches": [switch.as_list() for switch in solved.switches]}
+    return {
+        "switches": [switch.as_list() for switch in solved.switches],
+        "room": solved.run.room(solved.state),
+    }
 
 
 def _with_better_solver(solved: Solved, before: Snapshot, now: Snapshot) -> Solved:

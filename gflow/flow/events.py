@@ -135,7 +135,7 @@ class Step(eqx.Module):
         """The state at an event, whether others that have to be located came before, and which of
         them is farthest past."""
         y = self.at(fraction)
-        z = self.risk.preactivations(y[:-1])
+        z = self.risk.preactivations(y[:-1], self.pattern)
         margins = self.risk.margins(z, self.pattern, self.scales)
         unit = jnp.where(behind.passable, behind.pairs.unit, len(margins))
         margins = margins.at[unit, behind.pairs.row].set(jnp.inf, mode="drop")

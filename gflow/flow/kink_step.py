@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gflow.flow.behind import SLIDE_SCALE, Behind, Patience, what_is_behind
+from gflow.flow.behind import SLIDE_SCALE, Behind, what_is_behind
 from gflow.flow.events import Aim, FirstEvent, Step
 from gflow.flow.located_state import Due, Events, LocatedState, Resolved, Stepping, Trial
 from gflow.flow.output import StepCounts
 from gflow.nonsmooth.pairs import Pairs
-from gflow.nonsmooth.passages import Ends, Passed
+from gflow.nonsmooth.passages import Ends, Passed, Patience
 from gflow.nonsmooth.pattern import no_event
 from gflow.nonsmooth.pattern_risk import KinkResolution, Transition
 from gflow.solvers.work import total
@@ -40,7 +40,7 @@ def kink_step(
 
     With the kinks that it passed, and whether it passed any.
     """
-    scales = loop.risk.scales(s.y[:-1])
+    scales = loop.risk.scales(s.y[:-1], s.pattern)
     behind, found = _look_back(loop, s, trial, pairs, scales)
     too_long = behind.shorter > 1
     arrives = found.arrives & ~too_long
@@ -59,7 +59,7 @@ def kink_step(
     error, rate = _error_at_kinks(loop, s, trial, behind, passed, after, tried & ~arrives)
     total_error = loop.norm((jnp.abs(trial.error) + error) / trial.tolerance)
     bad = tried & (total_error > 1) & ~arrives & (loop.method.step_size is None)
-    keep = tried & ~bad
+    keep = tried & ~bad & ~after.pattern.crowded
     # The error at kinks falls with the third power of the step.
     shorter = jnp.where(bad, jnp.maximum(1.0 / 0.9, jnp.cbrt(total_error)), behind.shorter)
     size = jnp.where(too_long | bad, 0.9 * trial.dt / jnp.minimum(shorter, 5.0), trial.next_size)
@@ -91,6 +91,7 @@ def kink_step(
         log=after.log._replace(num_logged=jnp.where(keep, after.log.num_logged, s.log.num_logged)),
         repelled=s.repelled,
         branched=s.branched | (keep & after.branched),
+        crowded=after.pattern.crowded,
         result=s.result,
         steps=None if s.steps is None else s.steps.with_step(s.t, t, trial.dense, keep),
     )
@@ -101,11 +102,12 @@ def _look_back(
     loop: "Loop", s: LocatedState, trial: Trial, pairs: Pairs, scales
 ) -> tuple[Behind, FirstEvent]:
     """What the step left behind it, and the first event that it has to end at."""
-    half = trial.dense.evaluate(0.5 * trial.dt)[:-1]
-    thetas, ends = jnp.stack([s.y[:-1], half, trial.y[:-1]]), Ends(trial.dt, s.now, trial.end)
+    ends = Ends(trial.dt, s.now, trial.end)
     patience = Patience(trial.tolerance, trial.rate, loop.kink_budget)
     eps = loop.accuracy.eps
-    behind = what_is_behind(loop.risk, s.pattern, scales, thetas, ends, eps, patience, pairs)
+    behind = what_is_behind(
+        loop.risk, s.pattern, scales, trial.thetas(s.y), ends, eps, patience, pairs
+    )
     step = Step(
         risk=loop.risk,
         pattern=s.pattern,
@@ -138,10 +140,16 @@ def _error_at_kinks(
 
     def measure():
         first, last, pairs = trial.end.field, after.now.field, behind.pairs
-        jump = loop.risk.jump_of_field(s.pattern, after.pattern, passed, trial.end)
+        jump = loop.risk.jump_of_field(
+            trial.y[:-1], s.pattern, after.pattern, passed, trial.end, after.now
+        )
         turned = first[:-1] + jump
         jump = jnp.append(jump, turned @ turned - first[-1])
-        error = 0.5 * trial.dt * behind.mean_age() * (last - first - jump)
+        # What is passed can send pairs of higher layers past their kinks, no one knows when.
+        unseen = (after.pattern.active ^ s.pattern.active) & ~after.pattern.sliding
+        unseen = unseen.at[pairs.unit, pairs.row].min(~pairs.filled)
+        age = jnp.where(jnp.any(unseen), 2 * behind.max_age(), behind.mean_age())
+        error = 0.5 * trial.dt * age * (last - first - jump)
         expected = behind.second_order(trial.dt)
         telling = expected * trial.rate > 1e-3
         of_theta = loop.norm((error / trial.tolerance).at[-1].set(0.0))
@@ -175,7 +183,7 @@ def _settle(
     which = behind.pairs.unit * s.pattern.active.shape[1] + behind.pairs.row
     aimed_at = (s.stepping.aim.time < jnp.inf) & (which == s.stepping.aim.which)
     # Not where some have turned: a conditional would copy what it passes on.
-    theta, pattern = loop.risk.with_passed(y[:-1], s.pattern, passed, back)
+    theta, pattern = loop.risk.with_passed(y[:-1], s.pattern, passed, back, trial.end)
     after = Resolved(
         y=y.at[:-1].set(theta),
         pattern=pattern,
@@ -224,8 +232,10 @@ def _resolve(loop: "Loop", before: Resolved, events: Events, happens) -> Resolve
         due = jnp.minimum(jnp.min(margins), slide) <= -eps
         # At a crossing slides end that rest on the boundary of [0, 1].
         due |= first & jnp.any(events.turned) & (slide <= SLIDE_SCALE * eps)
-        due &= done.num_events <= most
+        due &= (done.num_events <= most) & ~pattern.crowded
+        theta = loop.risk.on_kinks(done.y[:-1], pattern, evaluation)
         done = done._replace(
+            y=done.y.at[:-1].set(theta),
             pattern=pattern,
             now=evaluation.with_z(None),
             num_evaluations=done.num_evaluations + 1,
@@ -247,7 +257,7 @@ def _resolve(loop: "Loop", before: Resolved, events: Events, happens) -> Resolve
         done = done._replace(
             y=done.y.at[:-1].set(theta),
             pattern=pattern,
-            log=done.log.with_event(time, event, loop.risk.shares_kinks, (age > 0) & ~located),
+            log=done.log.with_event(time, event, (age > 0) & ~located),
             num_events=done.num_events + due,
             branched=done.branched | (due & event.branches),
             changed=done.changed | due,

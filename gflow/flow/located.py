@@ -21,7 +21,7 @@ from gflow.flow.run import MAX_PIECE_SECONDS, MAX_PIECE_STEPS, AbstractRun, Snap
 from gflow.flow.solver_setup import accurate_fraction, with_jacobian
 from gflow.flow.span import Span
 from gflow.kink_log import KinkLog
-from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
+from gflow.nonsmooth.pattern_risk import AbstractPatternRisk, UnitPlaces
 from gflow.programs import always, program
 from gflow.results import RESULTS, result_name
 from gflow.solvers.stabilised import radius_at
@@ -30,6 +30,8 @@ from gflow.solvers.stabilised import radius_at
 _KINK_DISTANCE = {"float64": 1e-12, "float32": 1e-5}
 # The most numbers that are kept of steps between pauses.
 _KEPT_ENTRIES = 10_000_000
+# By how much the room for slides grows where it runs out.
+_GROWTH = 2
 # The first piece of a problem with as many pairs of a parameter and a row, or more.
 _MANY_PRODUCTS, _FIRST_PIECE = 200_000, 8
 
@@ -79,13 +81,22 @@ class LocatedRun(AbstractRun[LocatedState]):
         return _begin(self)
 
     def advance(self, state: LocatedState, max_steps: int) -> LocatedState:
-        return _advance(self, state, np.asarray(max_steps))
+        state = _advance(self, state, np.asarray(max_steps))
+        while is_concrete(state.crowded) and bool(state.crowded):
+            state = self.with_room(state, _GROWTH * self.room(state))
+            # Those who keep the steps take them first.
+            if self.keeps_steps:
+                return state
+            state = _advance(self, state, np.asarray(max_steps))
+        return state
 
     def output(self, state: LocatedState) -> FlowOutput:
         well = state.result == RESULTS.successful
         result = RESULTS.where(well & state.branched, RESULTS.branched, state.result)
         result = RESULTS.where(well & state.repelled, RESULTS.repelled, result)
-        result = RESULTS.where(well & (state.t < self.span.t1), RESULTS.max_steps_reached, result)
+        short = well & (state.t < self.span.t1)
+        result = RESULTS.where(short, RESULTS.max_steps_reached, result)
+        result = RESULTS.where(short & state.crowded, RESULTS.too_many_slides, result)
         return FlowOutput(
             t=state.t,
             y=state.y,
@@ -98,7 +109,7 @@ class LocatedRun(AbstractRun[LocatedState]):
         )
 
     def kinks(self, state: LocatedState) -> KinkLog:
-        return _in_order(state.log, self.risk.first_datum)
+        return _in_order(state.log, self.risk.first_datum, self.risk.places)
 
     def snapshot(self, state: LocatedState) -> Snapshot:
         work = state.counts.work
@@ -129,6 +140,12 @@ class LocatedRun(AbstractRun[LocatedState]):
         entries = 12 * len(self.phi0)
         return max(8, min(MAX_PIECE_STEPS, _KEPT_ENTRIES // entries))
 
+    def room(self, state: LocatedState) -> int:
+        return state.pattern.room
+
+    def with_room(self, state: LocatedState, room: int) -> LocatedState:
+        return state if room == self.room(state) else _with_room(self, state, room)
+
     def spectral_radius(self, state: LocatedState) -> float:
         return float(_spectral_radius(self.risk, state))
 
@@ -139,7 +156,7 @@ class LocatedRun(AbstractRun[LocatedState]):
         return run, _handed_over(run, state)
 
 
-def _in_order(log: EventLog, first_datum: Any) -> KinkLog:
+def _in_order(log: EventLog, first_datum: Any, places: UnitPlaces) -> KinkLog:
     """Kinks that one step passed were not found in the order of time."""
     known = is_concrete(log, first_datum)
     like: Any = np if known else jnp
@@ -151,7 +168,8 @@ def _in_order(log: EventLog, first_datum: Any) -> KinkLog:
     time = like.where(like.arange(len(time[used])) < count, time[used], like.inf)
     order = like.argsort(time, stable=True)
     unit, row, kind, passed = entry[order].T.astype(int)
-    columns = [time[order], unit, first_datum[row], kind, passed.astype(bool)]
+    layer, unit = (like.asarray(a)[unit] for a in places)
+    columns = [time[order], layer, unit, first_datum[row], kind, passed.astype(bool)]
     return KinkLog(*(jax.device_put(columns) if known else columns))
 
 
@@ -168,6 +186,13 @@ def _advance(run: LocatedRun, state: LocatedState, max_steps: Any) -> LocatedSta
 @partial(program, is_brief=always)
 def _handed_over(run: LocatedRun, state: LocatedState) -> LocatedState:
     return handed_over(run.loop, state)
+
+
+@partial(program, is_brief=lambda run, *_: run.is_brief)
+def _with_room(run: LocatedRun, state: LocatedState, room: int) -> LocatedState:
+    pattern = state.pattern.with_room(room)
+    now = run.risk.evaluate(state.y[:-1], pattern).with_z(None)
+    return state._replace(pattern=pattern, now=now, crowded=jnp.asarray(False))
 
 
 @partial(program, is_brief=always)

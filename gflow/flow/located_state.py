@@ -56,20 +56,17 @@ class EventLog(NamedTuple):
         number = jnp.sum(pairs.filled)
         return jax.lax.while_loop(lambda c: c[0] < number, one, (jnp.asarray(0), self))[1]
 
-    def with_event(
-        self, t: Float[Array, ""], event: Event, shared: bool, passed: Bool[Array, ""]
-    ) -> "EventLog":
-        """With the event of one row, or, if kinks can be `shared`, of all its members."""
+    def with_event(self, t: Float[Array, ""], event: Event, passed: Bool[Array, ""]) -> "EventLog":
+        """With an event, for all its members."""
         entries = _entries(event.unit, jnp.arange(len(event.members)), event.kinds, passed)
-        if not shared:
-            return self.with_entry(t, entries[event.row], event.members[event.row])
 
         def one(c):
-            row, log = c
-            return row + 1, log.with_entry(t, entries[row], event.members[row])
+            left, log = c
+            row = jnp.argmax(left)
+            log = log.with_entry(t, entries[row], jnp.asarray(True))
+            return left & (jnp.arange(len(left)) != row), log
 
-        number = len(event.members) * jnp.any(event.members)
-        return jax.lax.while_loop(lambda c: c[0] < number, one, (jnp.asarray(0), self))[1]
+        return jax.lax.while_loop(lambda c: jnp.any(c[0]), one, (event.members, self))[1]
 
     def with_entry(self, t, entry, wanted: Bool[Array, ""]) -> "EventLog":
         """With one more entry, if it is `wanted`. Rows past their number are no part of a log."""
@@ -105,8 +102,9 @@ class LocatedState(NamedTuple):
     """Where a flow with located kinks is, with the evaluation of its risk there, and what it left
     on the way.
 
-    It may have been `repelled` at the start, and have `branched` since. `steps` are those since the
-    last pause, None if they are not kept.
+    It may have been `repelled` at the start, and have `branched` since. A `crowded` one cannot go
+    on, as its pattern has no room for another slide. `steps` are those since the last pause, None
+    if they are not kept.
     """
 
     t: Float[Array, ""]
@@ -119,6 +117,7 @@ class LocatedState(NamedTuple):
     log: EventLog
     repelled: Bool[Array, ""]
     branched: Bool[Array, ""]
+    crowded: Bool[Array, ""]
     result: RESULTS
     steps: Steps | None
 
@@ -141,6 +140,10 @@ class Trial(NamedTuple):
     controller_state: Any
     solver_state: Any
     end: Any
+
+    def thetas(self, y: Float[Array, " size_and_one"]) -> Float[Array, "3 size"]:
+        """θ at its start, in state y, in its middle and at its end."""
+        return jnp.stack([y, self.dense.evaluate(0.5 * self.dt), self.y])[:, :-1]
 
 
 class Due(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from gflow.dense import Steps
-from gflow.flow.behind import SLIDE_SCALE, Patience, pairs_behind
+from gflow.flow.behind import SLIDE_SCALE
 from gflow.flow.controller import error_norm, step_size_controller, tolerance
 from gflow.flow.events import SLIDES, Aim, EventAccuracy
 from gflow.flow.kink_step import kink_step
@@ -21,7 +21,7 @@ from gflow.flow.span import Span
 from gflow.flow.stepper import Stepper
 from gflow.flow.stopping import FlowPoint
 from gflow.nonsmooth.pairs import Pairs
-from gflow.nonsmooth.passages import Ends, Passed
+from gflow.nonsmooth.passages import Ends, Passed, Patience
 from gflow.nonsmooth.pattern import AbstractPattern
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.parameters import TimeScales
@@ -97,7 +97,7 @@ class Loop(eqx.Module):
 
     def unfinished(self, s: LocatedState, max_steps) -> Bool[Array, ""]:
         t1, well = self.span.t1, s.result == RESULTS.successful
-        return (s.t < t1) & (s.counts.steps < max_steps) & well
+        return (s.t < t1) & (s.counts.steps < max_steps) & well & ~s.crowded
 
     def _look(
         self, s: LocatedState
@@ -105,10 +105,12 @@ class Loop(eqx.Module):
         """A step that is tried, the pairs it leaves behind, and whether it has to do with kinks;
         and the pattern without the slack of pairs that are well off their kinks at its end."""
         trial, end = self._try(s)
-        eps, scales = self.accuracy.eps, self.risk.scales(s.y[:-1])
+        eps, scales = self.accuracy.eps, self.risk.scales(s.y[:-1], s.pattern)
         ends = Ends(trial.dt, s.now, end)
         patience = Patience(trial.tolerance, trial.rate, self.kink_budget)
-        pairs = pairs_behind(self.risk, s.pattern, scales, ends, eps, patience, self.most_pairs)
+        thetas = trial.thetas(s.y)
+        suspects = self.risk.suspects(thetas, ends, s.pattern, scales, eps, patience)
+        pairs = Pairs.where(suspects, self.most_pairs)
         ended = jax.lax.cond(
             s.pattern.slides(),
             lambda: jnp.min(self.risk.slide_margins(end, s.pattern)) <= -eps / SLIDE_SCALE,
@@ -133,11 +135,13 @@ class Loop(eqx.Module):
         stepped = self.stepper.step(
             s.t, t_next, s.y, s.pattern, s.now, stepping.solver_state, stepping.made_jump
         )
+        y = self.risk.on_kinks(stepped.y[:-1], s.pattern, stepped.end)
+        y = stepped.y.at[:-1].set(y)
         good, size, controller_state = self._judge(s, stepped.y, stepped.error, dt, aimed | last)
         larger = jnp.maximum(jnp.abs(s.y), jnp.abs(stepped.y))
         trial = Trial(
             t=t_next,
-            y=stepped.y,
+            y=y,
             dense=solver.interpolation_cls(t0=jnp.zeros_like(dt), t1=dt, **stepped.dense),
             dt=dt,
             error=stepped.error,
@@ -267,7 +271,9 @@ class Loop(eqx.Module):
 
         def within(c):
             y, back = c
-            theta, pattern = self.risk.within_step(y[:-1], before, s.pattern, passed, back)
+            theta, pattern = self.risk.within_step(
+                y[:-1], before, s.pattern, passed, back, trial.end
+            )
             return y.at[:-1].set(theta), pattern
 
         def fill(saved: SavedStates) -> SavedStates:
@@ -330,6 +336,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
         log=EventLog.empty(loop.log_size, t0.dtype),
         repelled=risk.repels(theta, pattern),
         branched=jnp.asarray(False),
+        crowded=jnp.asarray(False),
         result=RESULTS.successful,
         steps=None,
     )

@@ -87,6 +87,14 @@ class AbstractRun(ABC, Generic[State]):
         """The number of steps up to the next pause, after `num_steps` steps that took so long."""
 
     @abstractmethod
+    def room(self, state: State) -> int:
+        """For how many slides at a time a state has room; 0 if that is not counted."""
+
+    @abstractmethod
+    def with_room(self, state: State, room: int) -> State:
+        """A state with room for so many slides."""
+
+    @abstractmethod
     def spectral_radius(self, state: State) -> float:
         """That of the Jacobian of the field."""
 

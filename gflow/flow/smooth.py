@@ -115,6 +115,12 @@ class SmoothRun(AbstractRun[SmoothState]):
             return MAX_PIECE_STEPS // 32
         return MAX_PIECE_STEPS // (2 if size < _LARGE else 8)
 
+    def room(self, state: SmoothState) -> int:
+        return 0
+
+    def with_room(self, state: SmoothState, room: int) -> SmoothState:
+        return state
+
     def spectral_radius(self, state: SmoothState) -> float:
         return float(_spectral_radius(self.problem, state.y[:-1]))
 

@@ -93,13 +93,14 @@ def solve_flow(
     - `solver`: any adaptive diffrax solver, such as `gflow.BDF5()`; or None, to start with
       `diffrax.Tsit5()` and change to `gflow.BDF5()` or `gflow.ROCK4()` where the flow is stiff
       (`Trajectory.switches` says when).
-    - `kinks`: "locate" finds each kink of a `ShallowNet` with ReLU or leaky ReLU on the rows of an
-      `EmpiricalRisk`, and crosses it, or slides along it if the field points at it from both sides.
+    - `kinks`: "locate" finds each kink of a network with ReLU, leaky ReLU, maxima and the like on
+      the rows of an `EmpiricalRisk`, in the network's own computation, and crosses it, or slides
+      along it if the field points at it from both sides.
       G is then the minimal-norm element of the Clarke subdifferential; units with w = b = 0 stay
       so. Kinks that the tolerance cannot feel are passed within a step, and what they do to the
       flow is made good to first order (docs/theory.md, section 5). "all" ends a step at each, and
       so do `dense` and `step_size`. "ignore" integrates as if the field were smooth, with
-      ReLU'(0) = 0, as is done for all other networks and risks.
+      ReLU'(0) = 0, as is done for all other risks.
     - `stop`: a `Stop` that ends the flow early.
     - `max_steps`: the budget of steps: accepted, rejected, and shortened to end at a kink.
     - `max_kinks`: how many kinks the log holds, the first ones; those beyond are counted in

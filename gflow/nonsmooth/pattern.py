@@ -14,8 +14,7 @@ from gflow.nonsmooth.pairs import Pair, Pairs
 class AbstractPattern(eqx.Module):
     """The side of every kink, and which kinks the flow slides on.
 
-    `active` and `sliding` say it for each pair of a hidden unit, of any layer, and a row of data;
-    the rows that a unit slides on are in its `slots`, where `used`.
+    `active` and `sliding` say it for each pair of a hidden unit, of any layer, and a row of data.
 
     A pair that was released from its kink, and leaves it at zero speed, may be past it by some
     slack, so that errors of the state do not push it back.
@@ -23,12 +22,24 @@ class AbstractPattern(eqx.Module):
 
     active: eqx.AbstractVar[Bool[Array, "units rows"]]
     sliding: eqx.AbstractVar[Bool[Array, "units rows"]]
-    slots: eqx.AbstractVar[Int[Array, "units slots"]]
-    used: eqx.AbstractVar[Bool[Array, "units slots"]]
 
     @abstractmethod
     def slides(self) -> Bool[Array, ""]:
         """Whether the flow slides on any kink."""
+
+    @property
+    @abstractmethod
+    def crowded(self) -> Bool[Array, ""]:
+        """Whether a slide should have begun for which there was no room."""
+
+    @property
+    @abstractmethod
+    def room(self) -> int:
+        """For how many slides at a time there is room; 0 if there always is."""
+
+    @abstractmethod
+    def with_room(self, room: int) -> "AbstractPattern":
+        """With room for so many."""
 
     @abstractmethod
     def with_slack(self, heights: Float[Array, "units rows"]) -> Float[Array, "units rows"]:

@@ -10,10 +10,11 @@ from abc import abstractmethod
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gflow.nonsmooth.pairs import Pair, Pairs
-from gflow.nonsmooth.passages import Ends, Passed, Sight
+from gflow.nonsmooth.passages import Ends, Passed, Patience, Seen, Sight, Tangles
 from gflow.nonsmooth.pattern import AbstractPattern, Event
 
 Pattern = TypeVar("Pattern", bound=AbstractPattern)
@@ -58,6 +59,13 @@ class Transition(NamedTuple):
     event: Event
 
 
+class UnitPlaces(NamedTuple):
+    """The layer of each unit, and its number within the layer."""
+
+    layer: Int[np.ndarray, " units"]
+    unit: Int[np.ndarray, " units"]
+
+
 class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
     """The risk of a network with kinks, with the pattern of their sides as an argument.
 
@@ -96,11 +104,13 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         """Forward and backward pass at θ, from which slides, jumps and transitions are computed."""
 
     @abstractmethod
-    def preactivations(self, theta: Float[Array, " size"]) -> Float[Array, "units rows"]:
-        """z of all pairs at θ."""
+    def preactivations(
+        self, theta: Float[Array, " size"], pattern: Pattern
+    ) -> Float[Array, "units rows"]:
+        """z of all pairs at θ, if all lower layers are on the sides of the pattern."""
 
     @abstractmethod
-    def scales(self, theta: Float[Array, " size"]) -> Any:
+    def scales(self, theta: Float[Array, " size"], pattern: Pattern) -> Any:
         """The scales by which preactivations are measured during a step that starts at θ."""
 
     @abstractmethod
@@ -128,7 +138,27 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         """A margin for each slide that is positive until the slide ends; infinite where nothing
         slides."""
 
-    # ---- kinks within a step: lists of pairs ---------------------------------------------------
+    @abstractmethod
+    def on_kinks(
+        self, theta: Float[Array, " size"], pattern: Pattern, evaluation: Any
+    ) -> Float[Array, " size"]:
+        """θ put back on the kinks that the pattern slides on, which a step leaves where they are
+        curved."""
+
+    # ---- kinks within a step ---------------------------------------------------------------------
+
+    @abstractmethod
+    def suspects(
+        self,
+        thetas: Float[Array, "3 size"],
+        ends: Ends,
+        pattern: Pattern,
+        scales: Any,
+        eps: float,
+        patience: Patience,
+    ) -> Bool[Array, "units rows"]:
+        """The pairs that are past their kink at the end of a step, and those that were for so long
+        in between that the tolerance may feel it; with θ at its start, middle and end."""
 
     @abstractmethod
     def sight(
@@ -138,31 +168,19 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         pattern: Pattern,
         scales: Any,
         pairs: Pairs,
+        tolerance: Float[Array, " size_and_one"],
     ) -> Sight:
         """What a step sees of some pairs, with θ at its start, middle and end."""
 
     @abstractmethod
-    def jumps_of(self, evaluation: Any, pairs: Pairs) -> Float[Array, "*pairs"]:
-        """The norms of the jumps of the gradient in θ across the kinks of some pairs."""
+    def slide_jumps(
+        self, evaluation: Any, pattern: Pattern, tolerance: Float[Array, " size_and_one"]
+    ) -> Float[Array, "..."]:
+        """The jumps of the gradient across the kink of each slide, as in `Sight`."""
 
     @abstractmethod
-    def largest_jump(self, evaluation: Any, tolerances: Float[Array, " units"]) -> Float[Array, ""]:
-        """A bound on all jumps over the tolerances of their units."""
-
-    @abstractmethod
-    def reach(self, start: Any, end: Any, pattern: Pattern, scales: Any) -> Float[Array, " units"]:
-        """A bound on how much dz/dt of the pairs of a unit differs from one evaluation to the
-        other, on their scales."""
-
-    @abstractmethod
-    def tolerances(self, of_y: Float[Array, " size_and_one"]) -> Float[Array, " units"]:
-        """The change of θ along a kink of each unit whose error counts as 1 in the norm, from the
-        tolerances of the entries of y."""
-
-    @abstractmethod
-    def nearly_held(self, pattern: Pattern) -> Bool[Array, " units"]:
-        """The units that one more slide would hold in all directions, or for which it has no
-        room."""
+    def tangles(self, pattern: Pattern, seen: Seen) -> Tangles:
+        """The pairs and slides of a step that cannot be dealt with one by one."""
 
     @abstractmethod
     def with_passed(
@@ -171,16 +189,24 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         pattern: Pattern,
         passed: Passed,
         back: Float[Array, ""],
+        end: Any,
     ) -> tuple[Float[Array, " size"], Pattern]:
         """θ and the pattern at a time `back` before the end of a step, corrected to first order for
         the kinks that were passed until then."""
 
     @abstractmethod
     def jump_of_field(
-        self, before: Pattern, after: Pattern, passed: Passed, end: Any
+        self,
+        theta: Float[Array, " size"],
+        before: Pattern,
+        after: Pattern,
+        passed: Passed,
+        end: Any,
+        now: Any,
     ) -> Float[Array, " size"]:
-        """How much the field of θ jumps at the end of a step from one pattern to another: at kinks
-        that were crossed, and where slides begin."""
+        """How much the field jumps at θ, where a step ended, from one pattern to another: at kinks
+        that were crossed, and where slides begin. `end` and `now` are the evaluations before and
+        after what was passed is made good."""
 
     @abstractmethod
     def within_step(
@@ -190,6 +216,7 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         after: Pattern,
         passed: Passed,
         back: Float[Array, ""],
+        end: Any,
     ) -> tuple[Float[Array, " size"], Pattern]:
         """`with_passed` within a step from one pattern to another, with the units on their kinks
         that have begun to slide by then."""
@@ -209,6 +236,11 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
     @abstractmethod
     def num_units(self) -> int:
         """The number of hidden units, of all layers."""
+
+    @property
+    @abstractmethod
+    def places(self) -> UnitPlaces:
+        """Where the units are."""
 
     @property
     @abstractmethod

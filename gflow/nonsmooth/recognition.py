@@ -3,6 +3,7 @@
 from typing import Any
 
 from gflow.arguments import PyTree
+from gflow.nonsmooth.deep.risk import DeepPatternRisk
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.nonsmooth.shallow.padding import padded, without_padding
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
@@ -14,5 +15,9 @@ __all__ = ["padded", "pattern_risk_of", "without_padding"]
 def pattern_risk_of(
     risk: Any, trained: PyTree, frozen: PyTree, time_scales: TimeScales
 ) -> AbstractPatternRisk | None:
-    """The risk pattern by pattern, or None where no kinks are known: there it counts as smooth."""
-    return ShallowPatternRisk.of(risk, trained, frozen, time_scales)
+    """The risk pattern by pattern, or None where no kinks are known: there it counts as smooth.
+
+    That of one hidden layer is written out; all others are found in their own computation.
+    """
+    shallow = ShallowPatternRisk.of(risk, trained, frozen, time_scales)
+    return shallow or DeepPatternRisk.of(risk, trained, frozen, time_scales)

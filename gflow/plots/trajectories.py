@@ -209,7 +209,8 @@ _KINK_STYLES = {
 
 
 def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
-    """The kinks along a flow: units against log t, by kind. A red line marks a slide."""
+    """The kinks along a flow: units against log t, by kind, layer by layer from below. A red line
+    marks a slide."""
     trajectory = single_trajectory("trajectory", trajectory)
     ax = new_axes(ax)
     log = trajectory.kinks
@@ -220,7 +221,11 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
     time, saved = np.asarray(log.time), np.asarray(trajectory.ts)
     later = np.append(saved[saved > 0], time[time > 0])
     time = np.maximum(time, later.min(initial=np.inf)) if len(later) else time
-    unit, kinds = np.asarray(log.unit), np.asarray(log.kind)
+    layer, kinds = np.asarray(log.layer), np.asarray(log.kind)
+    unit, num_layers = np.asarray(log.unit), layer.max(initial=0) + 1
+    widths = [int(unit[layer == k].max(initial=0)) + 1 for k in range(num_layers)]
+    floors = np.cumsum([0, *widths])
+    unit = unit + floors[layer]
     end, open_slides = float(trajectory.ts[-1]), {}
     for t, i, datum, kind in zip(time, unit, np.asarray(log.datum), kinds):
         if KinkKind(kind).begins_slide:
@@ -235,7 +240,9 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
             size, edge = (13, 1.6) if marker == "|" else (7, 0)
             style = {"color": colour, "label": kind.label, "ms": size, "mew": edge, "ls": ""}
             ax.plot(time[those], unit[those], marker, **style)
-    ax.set(xlabel="flow time t", ylabel="unit")
+    for floor in floors[1:-1]:
+        ax.axhline(floor - 0.5, color="0.8", lw=0.8)
+    ax.set(xlabel="flow time t", ylabel="unit" if len(widths) == 1 else "unit, layer by layer")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     if len(time):
         ax.set(xscale="log", ylim=(unit.min() - 0.6, unit.max() + 0.6))

@@ -80,6 +80,18 @@ class ShallowPattern(AbstractPattern):
     def slides(self) -> Bool[Array, ""]:
         return jnp.any(self.used)
 
+    @property
+    def crowded(self) -> Bool[Array, ""]:
+        return jnp.asarray(False)
+
+    @property
+    def room(self) -> int:
+        return 0
+
+    def with_room(self, room: int) -> "ShallowPattern":
+        del room
+        return self
+
     def with_slack(self, heights: Float[Array, "units rows"]) -> Float[Array, "units rows"]:
         slack = jnp.where(self.released, self.slack[:, None], 0.0)
         return heights + jnp.where(self.sliding, jnp.inf, slack)

@@ -31,7 +31,7 @@ from gflow.activations import PiecewiseLinear
 from gflow.arguments import PyTree
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.pairs import Pair, Pairs
-from gflow.nonsmooth.pattern_risk import KinkResolution, Transition
+from gflow.nonsmooth.pattern_risk import KinkResolution, Transition, UnitPlaces
 from gflow.nonsmooth.shallow.hessian import field_jacobian
 from gflow.nonsmooth.shallow.kink_geometry import NormalLines, by_normals
 from gflow.nonsmooth.shallow.pattern import Evaluation, ShallowPattern, Slides
@@ -135,7 +135,7 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
 
     def repels(self, theta: Float[Array, " size"], pattern: ShallowPattern) -> Bool[Array, ""]:
         now = self.evaluate(theta, pattern)
-        size = self.scales(theta)[:, None] * self.sizes[None, :]
+        size = self.scales(theta, pattern)[:, None] * self.sizes[None, :]
         on_kink = jnp.abs(now.z) <= _ROUNDINGS * jnp.finfo(now.z.dtype).eps * size
         here = self.velocity(now) @ self.normals.T
         square = jnp.sum(self.normals**2, axis=1)
@@ -186,13 +186,19 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         slopes = jnp.where(pattern.active, 1.0, self.negative_slope)
         return jnp.where(pattern.sliding, 0.0, slopes).astype(self.normals.dtype)
 
-    def scales(self, theta: Float[Array, " size"]) -> Float[Array, " units"]:
+    def scales(
+        self, theta: Float[Array, " size"], pattern: ShallowPattern
+    ) -> Float[Array, " units"]:
         """‖(w_i, b_i)‖, for units at 0 some small number."""
+        del pattern
         norms = self.net(theta).incoming_norms()
         smallest = 1e-9 * jnp.max(norms)
         return jnp.maximum(norms, jnp.where(smallest > 0, smallest, 1.0))
 
-    def preactivations(self, theta: Float[Array, " size"]) -> Float[Array, "units rows"]:
+    def preactivations(
+        self, theta: Float[Array, " size"], pattern: ShallowPattern
+    ) -> Float[Array, "units rows"]:
+        del pattern
         return self.z(self.net(theta))
 
     def heights(
@@ -245,6 +251,11 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
     @property
     def num_units(self) -> int:
         return eqx.combine(self.trained, self.frozen).width
+
+    @property
+    def places(self) -> UnitPlaces:
+        units = np.arange(self.num_units)
+        return UnitPlaces(np.zeros_like(units), units)
 
     @property
     def padding(self) -> Bool[Array, " size"] | None:

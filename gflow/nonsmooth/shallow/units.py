@@ -15,11 +15,15 @@ from jaxtyping import Array, Bool, Float
 from gflow.arguments import PyTree
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.pairs import Pairs
-from gflow.nonsmooth.passages import Ends, Passed, Pushes, Sight
+from gflow.nonsmooth.passages import Ends, Passed, Patience, Pushes, Seen, Sight, Tangles
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.nonsmooth.shallow.pattern import Evaluation, ShallowPattern
 from gflow.parameters import unflat
 from gflow.rows import with_row
+
+# Pairs that may have been past their kinks within a step are within this part of its turn at the
+# end: an eighth, and more for what is no parabola.
+_TURN = 0.2
 
 
 class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
@@ -55,6 +59,31 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         columns += [] if of_theta.b is None else [of_theta.b[:, None]]
         return jnp.concatenate(columns, axis=1)
 
+    def on_kinks(
+        self, theta: Float[Array, " size"], pattern: ShallowPattern, evaluation: Evaluation
+    ) -> Float[Array, " size"]:
+        """θ itself: the kinks are planes, which no step leaves."""
+        del pattern, evaluation
+        return theta
+
+    def suspects(
+        self,
+        thetas: Float[Array, "3 size"],
+        ends: Ends,
+        pattern: ShallowPattern,
+        scales: Float[Array, " units"],
+        eps: float,
+        patience: Patience,
+    ) -> Bool[Array, "units rows"]:
+        del thetas
+        margins = self.margins(ends.end.z, pattern, scales)
+        largest = ends.dt * self.largest_jump(ends.end, self.tolerances(patience.tolerance))
+        # A parabola whose slope changes by some amount rises at most by an eighth of it from its
+        # vertex to the nearer end.
+        turns = ends.dt * self.reach(ends.start, ends.end, scales)
+        reach = jnp.where(largest < patience.each, -eps, jnp.maximum(_TURN * turns, -eps))
+        return margins <= reach[:, None]
+
     def sight(
         self,
         thetas: Float[Array, "3 size"],
@@ -62,6 +91,7 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         pattern: ShallowPattern,
         scales: Float[Array, " units"],
         pairs: Pairs,
+        tolerance: Float[Array, " size_and_one"],
     ) -> Sight:
         unit, row = pairs.unit, pairs.row
         active, normals = pattern.active[unit, row], self.normals[row]
@@ -84,7 +114,7 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
             beyond=side * (speeds[1] + pushes[1] * square),
             slack=slack,
             active=active,
-            jumps=jnp.abs(pushes[1]) * jnp.sqrt(square),
+            jumps=jnp.abs(pushes[1]) * jnp.sqrt(square) / self.tolerances(tolerance)[unit],
             pushes=Pushes(pushes[0], pushes[1]),
         )
 
@@ -93,31 +123,53 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         lengths = jnp.sqrt(jnp.sum(self.normals[pairs.row] ** 2, axis=-1))
         return abs(1 - self.negative_slope) * jnp.abs(evaluation.q_of(pairs)) * lengths
 
+    def slide_jumps(
+        self,
+        evaluation: Evaluation,
+        pattern: ShallowPattern,
+        tolerance: Float[Array, " size_and_one"],
+    ) -> Float[Array, "units slots"]:
+        units = jnp.broadcast_to(jnp.arange(len(pattern.slots))[:, None], pattern.slots.shape)
+        jumps = self.jumps_of(evaluation, Pairs.all_of(units, pattern.slots))
+        return jumps / self.tolerances(tolerance)[:, None]
+
     def largest_jump(
         self, evaluation: Evaluation, tolerances: Float[Array, " units"]
     ) -> Float[Array, ""]:
+        """A bound on all jumps over the tolerances of their units."""
         lengths = jnp.sqrt(jnp.sum(self.normals**2, axis=1))
         size = lambda a: jnp.abs(a) if a.ndim == 1 else jnp.sqrt(jnp.sum(a**2, axis=1))
         rows, units = size(evaluation.r) * lengths, size(evaluation.v) / tolerances
         return abs(1 - self.negative_slope) * jnp.max(rows) * jnp.max(units)
 
     def reach(
-        self,
-        start: Evaluation,
-        end: Evaluation,
-        pattern: ShallowPattern,
-        scales: Float[Array, " units"],
+        self, start: Evaluation, end: Evaluation, scales: Float[Array, " units"]
     ) -> Float[Array, " units"]:
+        """A bound on how much dz/dt of the pairs of a unit differs from one evaluation to the
+        other, on their scales."""
         turn = self.by_units(end.field - start.field)
         lengths = jnp.sqrt(jnp.sum(self.normals**2, axis=1))
         return jnp.sqrt(jnp.sum(turn**2, axis=1)) * jnp.max(lengths / self.sizes) / scales
 
     def tolerances(self, of_y: Float[Array, " size_and_one"]) -> Float[Array, " units"]:
-        """The harmonic root mean square over (w_i, b_i), times √size."""
+        """The change of θ along a kink of each unit whose error counts as 1 in the norm: the
+        harmonic root mean square of the tolerances over (w_i, b_i), times √size."""
         size = len(of_y) if self.padding is None else len(of_y) - jnp.sum(self.padding)
         return jnp.sqrt(size / jnp.mean(self.by_units(of_y) ** -2, axis=1))
 
+    def tangles(self, pattern: ShallowPattern, seen: Seen) -> Tangles:
+        """Those of units whose slides change while something else happens to them."""
+        unit = seen.pairs.unit
+        by_unit = lambda flags: jnp.zeros(len(pattern.used), int).at[unit].add(flags, mode="drop")
+        number = by_unit(seen.past) + jnp.sum(seen.ended, axis=1)
+        changes = (by_unit(seen.begins) > 0) | jnp.any(seen.ended, axis=1)
+        tangled = changes & ((number > 1) | self.nearly_held(pattern))
+        of_slides = jnp.broadcast_to(tangled[:, None], seen.ended.shape)
+        return Tangles(tangled[unit], of_slides, jnp.zeros_like(seen.past))
+
     def nearly_held(self, pattern: ShallowPattern) -> Bool[Array, " units"]:
+        """The units that one more slide would hold in all directions, or for which it has no
+        room."""
         most = min(pattern.used.shape[1], self.normals.shape[1])
         return jnp.sum(pattern.used, axis=1) >= most - 1
 
@@ -127,12 +179,14 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         pattern: ShallowPattern,
         passed: Passed,
         back: Float[Array, ""],
+        end: Evaluation,
     ) -> tuple[Float[Array, " size"], ShallowPattern]:
         """θ and the pattern at a time `back` before the end of a step, corrected for what was
         passed until then."""
-        pairs, (start, end) = passed.pairs, passed.pushes
+        del end
+        pairs, (first, last) = passed.pairs, passed.pushes
         turned = passed.crossed & (passed.age > back)
-        push = end - (end - start) * ((passed.age + back) / (2 * passed.dt))
+        push = last - (last - first) * ((passed.age + back) / (2 * passed.dt))
         impulse = jnp.where(turned, push * (passed.age - back), 0.0)
         u = free(pattern, self._summed(pairs, impulse, len(pattern.used)))
         unit = jnp.where(turned, pairs.unit, len(pattern.used))
@@ -141,10 +195,17 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         return theta + self.moved(u), turned_pattern
 
     def jump_of_field(
-        self, before: ShallowPattern, after: ShallowPattern, passed: Passed, end: Evaluation
+        self,
+        theta: Float[Array, " size"],
+        before: ShallowPattern,
+        after: ShallowPattern,
+        passed: Passed,
+        end: Evaluation,
+        now: Evaluation,
     ) -> Float[Array, " size"]:
         """The jumps of the field at the end of a step: at kinks that were crossed, and where units
         begin to slide. Where slides end there is none."""
+        del theta, now
         jump = jnp.where(passed.crossed, passed.pushes.end, 0.0)
         jump = self._summed(passed.pairs, jump, len(before.used))
         u = self.velocity(end)
@@ -157,11 +218,12 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         after: ShallowPattern,
         passed: Passed,
         back: Float[Array, ""],
+        end: Evaluation,
     ) -> tuple[Float[Array, " size"], ShallowPattern]:
         """θ and the pattern at a time `back` before the end of a step from one pattern to another,
         with the units on their kinks that have begun to slide."""
-        theta, pattern = self.with_passed(theta, before, passed, back)
-        z = self.preactivations(theta)
+        theta, pattern = self.with_passed(theta, before, passed, back, end)
+        z = self.preactivations(theta, before)
         begun = after.sliding & ~before.sliding
         beyond = jnp.where(before.active, -z, z) >= 0
         units = jnp.any(begun & beyond, axis=1)

@@ -1,0 +1,104 @@
+"""Networks with several hidden layers, and their flows by an independent integrator."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import gflow
+
+DATA = Path(__file__).parent.parent / "data"
+_KINDS = {"cross": "cross", "slide": "slide begins", "exit": "slide ends"}
+# The reference integrator ended two slides at once, and began one of them anew so much later.
+_AT_ONCE = 1e-8
+
+
+class OwnNetwork(eqx.Module):
+    """A ReLU network of one's own: a list of matrices, each with a last column of biases."""
+
+    matrices: list[jax.Array]
+
+    def __call__(self, x):
+        *hidden, last = self.matrices
+        for matrix in hidden:
+            x = jnp.maximum(matrix @ jnp.append(x, 1.0), 0)
+        return (last @ jnp.append(x, 1.0))[0]
+
+
+class Kink(NamedTuple):
+    time: float
+    kind: str
+    layer: int
+    unit: int
+    datum: int
+
+
+class DeepReference(NamedTuple):
+    """The risk, the matrices [W | b] at time 0, and at saved times the rows of `params`; the kinks
+    in the order of time."""
+
+    risk: gflow.EmpiricalRisk
+    matrices: list[np.ndarray]
+    ts: np.ndarray
+    params: np.ndarray
+    kinks: list[Kink]
+
+    def own_network(self) -> OwnNetwork:
+        return OwnNetwork([jnp.asarray(m) for m in self.matrices])
+
+    def mlp(self) -> eqx.nn.MLP:
+        rows, columns = zip(*(m.shape for m in self.matrices))
+        net = eqx.nn.MLP(columns[0] - 1, "scalar", rows[0], len(rows) - 1, key=jax.random.key(0))
+        weights = lambda net: [layer.weight for layer in net.layers]
+        biases = lambda net: [layer.bias for layer in net.layers]
+        net = eqx.tree_at(weights, net, [jnp.asarray(m[:, :-1]) for m in self.matrices])
+        return eqx.tree_at(biases, net, [jnp.asarray(m[:, -1]) for m in self.matrices])
+
+
+def matrices_of(net) -> list[np.ndarray]:
+    """The matrices [W | b] of an `OwnNetwork` or an `eqx.nn.MLP`."""
+    if isinstance(net, OwnNetwork):
+        return [np.asarray(m) for m in net.matrices]
+    return [np.column_stack([layer.weight, layer.bias]) for layer in net.layers]
+
+
+def as_vector(net) -> np.ndarray:
+    return np.concatenate([m.ravel() for m in matrices_of(net)])
+
+
+def deep_reference(name: str) -> DeepReference:
+    with np.load(DATA / f"{name}.npz") as saved:
+        sizes, theta = saved["sizes"].tolist(), saved["theta0"]
+        ends = np.cumsum([b * (a + 1) for a, b in pairwise(sizes)])
+        parts = np.split(theta, ends[:-1])
+        matrices = [p.reshape(b, a + 1) for p, (a, b) in zip(parts, pairwise(sizes))]
+        columns = (saved[f"event_{c}"].tolist() for c in ("t", "kind", "layer", "unit", "row"))
+        kinks = [Kink(t, _KINDS[kind], *pair) for t, kind, *pair in zip(*columns)]
+        risk = gflow.EmpiricalRisk(saved["X"], saved["y"])
+        ts = np.append(0.0, saved["t"])
+        return DeepReference(risk, matrices, ts, saved["theta"], _without_blinks(kinks))
+
+
+def _without_blinks(kinks: list[Kink]) -> list[Kink]:
+    """Without slides that end and begin again at once."""
+    blinks = {
+        n
+        for a, one in enumerate(kinks)
+        for b, two in enumerate(kinks[:a])
+        if one[2:] == two[2:] and one.kind == _KINDS["slide"] and two.kind == _KINDS["exit"]
+        if one.time - two.time < _AT_ONCE
+        for n in (a, b)
+    }
+    return [kink for n, kink in enumerate(kinks) if n not in blinks]
+
+
+def logged(flow: gflow.Trajectory) -> list[Kink]:
+    """The kinks that a flow met."""
+    log = flow.kinks
+    assert log is not None
+    pairs = zip(log.layer.tolist(), log.unit.tolist(), log.datum.tolist())
+    return [Kink(t, kind, *pair) for t, kind, pair in zip(log.time.tolist(), log.names, pairs)]
