@@ -11,6 +11,7 @@ import pytest
 import gflow
 import gflow.nonsmooth.deep.risk as deep_risk
 from gflow.nonsmooth.deep.risk import DeepPatternRisk
+from gflow.nonsmooth.pairs import Pair
 from gflow.parameters import flat, split_trainable
 from tests.helpers.deep_networks import as_vector, deep_reference, logged, matrices_of
 from tests.helpers.kink_problems import small_problem
@@ -197,11 +198,26 @@ def test_the_field_is_minus_the_gradient_where_nothing_slides():
     np.testing.assert_allclose(field[-1], gradient @ gradient, rtol=1e-12)
 
 
-def test_the_jacobian_is_that_of_the_field():
+@pytest.mark.parametrize("slides", [(), ((1, 3), (7, 3), (8, 5))])
+def test_the_jacobian_is_that_of_the_field(slides):
+    """Also on slides, two of them in one row."""
     known, theta = pattern_risk(plain_mlp(), table(16, 2, 1))
     pattern, y = known.start(theta), jnp.append(theta, 0.0)
+    for unit, row in slides:
+        pair = Pair(jnp.asarray(unit), jnp.asarray(row))
+        alone = jnp.zeros_like(pattern.active).at[pair].set(True)
+        pattern = pattern.with_slide(pair, alone, alone.astype(theta.dtype))
     direction = jnp.sin(jnp.arange(len(y), dtype=y.dtype))
     ahead = known.field(0.0, y + 1e-6 * direction, pattern)
     behind = known.field(0.0, y - 1e-6 * direction, pattern)
     product = known.jacobian(0.0, y, pattern) @ direction
     np.testing.assert_allclose(product, (ahead - behind) / 2e-6, atol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", [gflow.BDF5(), gflow.ROCK4()])
+def test_stiff_solvers_go_through_kinks_and_along_slides(mlp_flow, solver):
+    risk, net, flow = mlp_flow
+    stiff = gflow.solve_flow(risk, net, t1=8.0, ts=np.linspace(0, 8, 9), solver=solver, rtol=1e-8)
+    assert [kink[2:] for kink in logged(stiff)] == [kink[2:] for kink in logged(flow)]
+    np.testing.assert_allclose(as_vector(stiff.final), as_vector(flow.final), atol=1e-5)

@@ -57,6 +57,7 @@ class Normals(NamedTuple):
 
 def normals_of(rows: Float[Array, "slots size"], by_units: Float[Array, "slots units"]) -> Normals:
     """From normals as they are."""
-    lengths = jnp.sqrt(jnp.sum(rows**2, axis=1))
-    divisors = jnp.where(lengths > 0, lengths, 1.0)
-    return Normals(rows / divisors[:, None], lengths, by_units)
+    squares = jnp.sum(rows**2, axis=1)
+    # The root has no derivative at 0.
+    lengths = jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
+    return Normals(rows / lengths[:, None], jnp.where(squares > 0, lengths, 0.0), by_units)
