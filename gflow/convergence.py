@@ -17,6 +17,8 @@ __all__ = ["ConvergenceOrder", "Parting", "observed_order"]
 _PARTED = 4.0
 # Below this fraction of their largest value, distances are errors of the flow.
 _TOGETHER = 1e-4
+# At the start descent and flow are one, up to the rounding of this fraction of later distances.
+_AT_START = 1e-3
 # The standard deviations of the corrections in h and h² at the largest step size, before data are
 # seen.
 _CORRECTIONS = (0.2, 0.1)
@@ -99,7 +101,8 @@ def observed_order(step_sizes: Any, distances: Any) -> ConvergenceOrder:
     - `distances`: for each step size a positive number, or the `Comparison` with the flow.
 
     **Raises:** `ArgumentError` for fewer than three, unequal numbers, values that are not positive,
-    or comparisons without a common span.
+    comparisons without a common span, or with descents from another
+    start, and distances that grow as step sizes fall.
     """
     if len(step_sizes) != len(distances) or len(step_sizes) < 3:
         got = Described(f"{len(step_sizes)} step sizes and {len(distances)} distances")
@@ -110,14 +113,30 @@ def observed_order(step_sizes: Any, distances: Any) -> ConvergenceOrder:
         raise ArgumentError("step_sizes", got, "at least three distinct ones")
     if not all(isinstance(d, Comparison) for d in distances):
         d = np.array([positive("distances", x) for x in distances])
-        return _fitted(h, d)
+        return _checked(_fitted(h, d))
+    if any(_starts_apart(c) for c in distances):
+        got = Described("comparisons with descents that do not start where the flow does")
+        raise ArgumentError("distances", got, "those of descents from the start of the flow")
     ts, logs = _matched(distances)
     parted = _parted(logs)
     following = np.sum(~parted, axis=0)
     end = int(np.sum(np.logical_and.accumulate(2 * following >= len(h))))
     typical = np.exp(_effects(np.where(parted, np.nan, logs)[:, :end]))
     partings = [Parting(float(x), float(ts[np.argmax(p)])) for x, p in zip(h, parted) if p.any()]
-    return _fitted(h, typical, tuple(partings), float(ts[end - 1]))
+    return _checked(_fitted(h, typical, tuple(partings), float(ts[end - 1])))
+
+
+def _starts_apart(comparison: Comparison) -> bool:
+    """Whether there is a distance at the start already."""
+    at_start, most = comparison.distance[0], np.max(comparison.distance)
+    return bool(comparison.ts[0] == 0 and at_start > _AT_START * most)
+
+
+def _checked(order: ConvergenceOrder) -> ConvergenceOrder:
+    if order.interval[1] < 0:
+        got = Described(f"distances that grow as step sizes fall ({order})")
+        raise ArgumentError("distances", got, "one for each of the step sizes, in their order")
+    return order
 
 
 def _num_distinct(h: np.ndarray) -> int:

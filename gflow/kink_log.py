@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from gflow.arguments import is_concrete
+from gflow.arguments import ArgumentError, Described, is_concrete
 from gflow.display import Shown
 from gflow.nonsmooth.kink_kinds import KinkKind
 
@@ -60,6 +60,7 @@ class KinkLog(Shown, eqx.Module):
     @property
     def names(self) -> list[str]:
         """The kind of each kink in words."""
+        _require_one(self)
         return [KinkKind(k).label for k in np.asarray(self.kind)]
 
     def __len__(self) -> int:
@@ -67,11 +68,13 @@ class KinkLog(Shown, eqx.Module):
 
     def counts(self) -> dict[str, int]:
         """How many kinks there were of each kind."""
+        _require_one(self)
         each = np.bincount(np.asarray(self.kind), minlength=len(KinkKind))
         return {kind.label: int(each[kind]) for kind in KinkKind}
 
     def branchings(self) -> list[Branching]:
         """When and at which units the flow could have gone on to either side of a kink."""
+        _require_one(self)
         there = np.asarray(self.kind) == KinkKind.SLIDE_BRANCHES
         there &= np.isfinite(np.asarray(self.time))
         columns = (np.asarray(a)[there].tolist() for a in (self.time, self.layer, self.unit))
@@ -79,6 +82,7 @@ class KinkLog(Shown, eqx.Module):
 
     def sliding_at(self, t: float) -> set[SlidingPair]:
         """The pairs that slide at time t."""
+        _require_one(self)
         sliding: set[SlidingPair] = set()
         columns = (np.asarray(a) for a in _columns(self))
         for time, layer, unit, datum, kind, _ in zip(*columns):
@@ -143,3 +147,10 @@ class KinkLog(Shown, eqx.Module):
 
 def _columns(log: KinkLog) -> tuple[Array, ...]:
     return log.time, log.layer, log.unit, log.datum, log.kind, log.passed
+
+
+def _require_one(log: KinkLog) -> None:
+    """Raises `ArgumentError` for the logs of a batch."""
+    if log.time.ndim != 1:
+        got = Described(f"those of a batch, with leading axes of shape {log.time.shape[:-1]}")
+        raise ArgumentError("kinks", got, "those of one trajectory, `trajectory.member(k).kinks`")

@@ -237,10 +237,10 @@ class Trajectory(Portable, eqx.Module, Generic[Net]):
                 'kinks="locate" follows each kink, at the full order of the solver'
             )
         return (
-            f"{collapsed}, as at jumps of the gradient that are not located. Kinks are "
-            "located for a ShallowNet on an EmpiricalRisk with a differentiable loss. For other "
-            "networks with ReLU a tolerance such as rtol=1e-3 is cheaper, and a smooth activation "
-            "has no kinks"
+            f"{collapsed}, as at jumps of the gradient that are not located. Kinks of networks are "
+            "located on an EmpiricalRisk(x, y, loss=...) with a differentiable loss, not in a risk "
+            "of your own. There, a tolerance such as rtol=1e-3 is cheaper, and smooth activations "
+            "and losses have no kinks"
         )
 
     def summary(self) -> dict[str, str]:

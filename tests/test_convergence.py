@@ -177,3 +177,13 @@ def test_which_descents_part_does_not_depend_on_the_order(p):
     order = gflow.observed_order(SIZES, [described(h, away) for h in SIZES])
     assert [parting.step_size for parting in order.partings] == [SIZES[4]]
     assert order.value == pytest.approx(p, abs=1e-6)
+
+
+def test_distances_in_another_order_and_from_another_start_are_refused():
+    h = np.array(SIZES)
+    with pytest.raises(ValueError, match="`distances`: got distances that grow as step sizes fall"):
+        gflow.observed_order(SIZES, h[::-1])
+    ts = np.linspace(0.0, 5.0, 20)
+    compared = [described(size, lambda t, h: 1 + h * t, ts) for size in SIZES]
+    with pytest.raises(ValueError, match="do not start where the flow does"):
+        gflow.observed_order(SIZES, compared)

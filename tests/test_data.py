@@ -347,3 +347,38 @@ def test_rows_that_are_held_out_make_the_test_risk():
 def test_rows_are_left_to_learn_from_and_to_test(fraction, got):
     with pytest.raises(ValueError, match=f"`test_fraction`: got .*{got}"):
         risk_of(Config(test_fraction=fraction), load("linnerud"))
+
+
+def table_of(folder, column):
+    lines = [f"{k};{text};{k * k}" for k, text in enumerate(column)]
+    path = folder / "t.csv"
+    path.write_text("\n".join(["size;other;y", *lines]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["3 km", "4 km", "5 km", "6.5 km"],
+        ["1/7", "2/7", "3/7"],
+        ["(3.5)", "(4.5)", "(1)"],
+        ["2000Q1", "2000Q2", "2000Q3", "2000Q4"],
+        ["Anna", "Ben", "Cem", "Dora", "Eva", "Fay", "Gil", "Hal", "Ida"],
+    ],
+)
+def test_text_with_another_value_in_each_row_is_no_category(texts, tmp_path):
+    with pytest.raises(ValueError, match="others in [0-9]+ rows.*`--drop other`"):
+        load(str(table_of(tmp_path, texts)), "y")
+    assert load(str(table_of(tmp_path, texts)), "y", drop="other").x.shape[1] == 1
+
+
+def test_a_few_repeated_texts_are_categories(tmp_path):
+    for texts in (["18-25", "26-40", "18-25", "26-40", "18-25"], ["a", "b", "c"]):
+        assert load(str(table_of(tmp_path, texts)), "y").x.shape[1] == 1 + len(set(texts))
+
+
+def test_a_named_index_of_a_parquet_file_is_a_column(tmp_path):
+    frame = pd.DataFrame({"age": [1.0, 2.0, 4.0], "y": [1.0, 0.0, 2.0]}).set_index("age")
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = load(str(tmp_path / "t.parquet"), "y")
+    assert table.features == ("age",)

@@ -308,3 +308,15 @@ def test_batches_over_bounds_and_tolerances():
     assert np.log(10) / 4 <= first < 2 * np.log(10) / 4 <= second < 3
     with pytest.raises(gflow.ArgumentError, match="`progress`: .* no jax.vmap"):
         jax.vmap(lambda r: gflow.solve_flow(risk, start, t1=1.0, rtol=r, progress=True))(levels)
+
+
+def test_the_kinks_of_a_batch_are_those_of_its_members(batch):
+    for ask in (
+        lambda log: log.counts(),
+        lambda log: log.names,
+        lambda log: log.sliding_at(1.0),
+        lambda log: log.branchings(),
+    ):
+        with pytest.raises(ValueError, match=r"`kinks`: got those of a batch.*member\(k\)"):
+            ask(batch.kinks)
+        ask(batch.member(0).kinks)

@@ -98,3 +98,13 @@ def test_networks_with_kinks_that_are_not_located_say_so():
     # No kinks are known of the risk of a user.
     with pytest.warns(UserWarning, match="jumps of the gradient that are not located"):
         gflow.solve_flow(lambda net: data(net), net, t1=5.0, max_steps=4_000, throw=False)
+
+
+@pytest.mark.parametrize("make", [gflow.ShallowNet, eqx.nn.MLP])
+def test_rows_that_nearly_agree_are_named_for_every_network(make):
+    x = np.array([[0.2], [0.5], [0.5 + 1e-9], [0.9]])
+    risk = gflow.EmpiricalRisk(x, np.array([0.0, 3.0, -1.0, 1.0]))
+    key = jax.random.key(0)
+    net = make(1, 2, key=key) if make is gflow.ShallowNet else make(1, "scalar", 2, 1, key=key)
+    with pytest.warns(UserWarning, match="rows of x nearly agree and have other targets: 1 and 2"):
+        gflow.solve_flow(risk, net, t1=1e-6, ts=[1e-6], rtol=1e-3)

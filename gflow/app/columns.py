@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 LossOption = Literal["squared", "logistic", "cross-entropy"]
 
 _MAX_CATEGORIES, _MAX_CLASSES = 20, 100
+# Text of which each row has another value is no category, from so many rows on.
+_FEW_ROWS = 8
 _INDEX_NAMES = ("id", "index", "idx", "row", "row_id", "rowid", "nr", "no", "no.", "obs", "#")
 _LARGEST = 1e150  # squares of larger numbers overflow
 _MARKS_OF_UNITS = ("%", "$", "€", "£", "¥")
@@ -272,11 +274,25 @@ def _encoded(column: "pd.Series", file: str) -> Features:
         got = Described(f"text column {column.name!r} of {file} with {len(values)} distinct values")
         wanted = f"at most {_MAX_CATEGORIES}, for one column of 0 and 1 each, or {leave_out}"
         raise ArgumentError("data", got, wanted)
+    if _is_no_category(text):
+        example = f"{values[0]!r} and {len(values) - 1} others in {len(text.dropna())} rows"
+        got = Described(f"text column {column.name!r} of {file}: {example}")
+        wanted = f"numbers, categories of which each has several rows, or {leave_out}"
+        raise ArgumentError("data", got, wanted)
     block = np.stack([(text == value).to_numpy(dtype=float) for value in values], axis=1)
     block[column.isna().to_numpy()] = np.nan
     names = tuple(f"{column.name}={value}" for value in values)
     note = f"Text column {column.name!r} became {len(values)} columns of 0 and 1."
     return Features(block, names, [note])
+
+
+def _is_no_category(text: "pd.Series") -> bool:
+    """Whether text has another value in nearly each row, or in most of them if it begins as numbers
+    do: names, or numbers and dates in a form that is not known."""
+    known = text.dropna()
+    share = known.nunique() / len(known)
+    begins = known.str.fullmatch(r"[^\w]*\d.*").mean()
+    return bool((share > 0.5 and begins > 0.9) or (share > 0.8 and len(known) >= _FEW_ROWS))
 
 
 def _numbers(column: "pd.Series", file: str, role: str) -> np.ndarray:

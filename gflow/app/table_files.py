@@ -72,8 +72,12 @@ def _parquet(path: Path) -> TableFile:
         raise ArgumentError("data", got, "a .csv file, or `pip install pyarrow`") from None
     except (ValueError, OSError) as error:
         raise _unreadable(path, str(error), "a Parquet file") from None
+    notes = []
+    if named := [str(name) for name in frame.index.names if name is not None]:
+        frame = frame.reset_index()
+        notes = [f"Index {name!r} became a column." for name in named]
     frame.columns = [str(name) for name in frame.columns]
-    return TableFile(frame)
+    return TableFile(frame, notes)
 
 
 def _unreadable(path: Path, reason: str, wanted: str) -> ArgumentError:

@@ -70,6 +70,13 @@ def kept_for(risk: EmpiricalRisk, name: Any, make: Callable[[], Kept]) -> Kept:
     return kept[name]
 
 
+def near_rows(risk: EmpiricalRisk) -> str | None:
+    """A warning of distinct rows of a known risk that nearly agree, None if there are none."""
+    rows, first, _ = distinct_rows(risk.x)
+    kept = np.asarray(first)
+    return words_on_near_rows(np.asarray(rows), np.asarray(risk.y)[kept], kept)
+
+
 def _computed(risk: EmpiricalRisk, dtype: Any, inputs: Inputs) -> TableKinks:
     rows, first, group = distinct_rows(risk.x.astype(dtype))
     # By NumPy if possible: eager operations of JAX would take as long as a short flow.
