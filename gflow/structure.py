@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping
+from types import CodeType
 from typing import Any
 
 import equinox as eqx
@@ -77,5 +78,31 @@ def _name(part: Any) -> str:
     name = getattr(part, "__qualname__", None)
     if callable(part) and isinstance(name, str):
         library = str(getattr(part, "__module__", "")).split(".")[0]
-        return f"{library}.{name}" if library in _LIBRARIES else name
+        return f"{library}.{name}" if library in _LIBRARIES else name + _made_of(part)
     return re.sub(r" at 0x[0-9a-f]+", "", repr(part))
+
+
+def _made_of(function: Any) -> str:
+    """The names and numbers that a function of one's own is made of, in words: others of the same
+    name compute something else."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return ""
+    words = _words_of_code(code)
+    for cell in getattr(function, "__closure__", None) or ():
+        inner = cell.cell_contents
+        words.append(_name(inner) if callable(inner) else _plain(inner))
+    words = [word for word in words if word]
+    return f" of {', '.join(words)}" if words else ""
+
+
+def _words_of_code(code: CodeType) -> list[str]:
+    words = list(code.co_names)
+    for constant in code.co_consts:
+        inner = isinstance(constant, CodeType)
+        words += _words_of_code(constant) if inner else [_plain(constant)]
+    return words
+
+
+def _plain(value: Any) -> str:
+    return repr(value) if isinstance(value, (int, float, complex)) else ""

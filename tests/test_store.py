@@ -260,3 +260,21 @@ def test_a_store_says_what_it_does_not_hold(tmp_path):
     flow = gflow.solve_flow(lambda p: jnp.sum(p**2), jnp.ones(2), t1=0.3, rtol=1e-4, dense=True)
     with pytest.warns(UserWarning, match="does not hold the interpolants"):
         gflow.save_trajectory(flow, tmp_path / "s")
+
+
+def power_of(exponent):
+    return lambda z: jnp.tanh(z) ** exponent
+
+
+def test_another_function_of_the_same_name_is_refused(tmp_path):
+    x = np.linspace(-1, 1, 5)
+    risk = gflow.EmpiricalRisk(x[:, None], x**2)
+    make = lambda activation: gflow.ShallowNet(1, 2, key=jax.random.key(0), activation=activation)
+    net = make(power_of(3.0))
+    flow = gflow.solve_flow(risk, net, t1=0.1, rtol=1e-3)
+    gflow.save_trajectory(flow, tmp_path / "s.zarr")
+    again = gflow.load_trajectory(tmp_path / "s.zarr", like=make(power_of(3.0)))
+    assert again.risk[-1] == risk(again.final)
+    for other in (make(power_of(2.0)), make(lambda z: jnp.sin(z))):
+        with pytest.raises(ValueError, match="`like`: got .*activation"):
+            gflow.load_trajectory(tmp_path / "s.zarr", like=other)
