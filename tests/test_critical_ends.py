@@ -79,7 +79,7 @@ def test_the_risk_around_a_nonsmooth_minimum(sine_plane_end):
 @pytest.fixture(scope="module")
 def sine_plane_end():
     risk, net = load("sine_d2_w30_n80")
-    return risk, gflow.solve_flow(risk, net, t1=1e7)
+    return risk, gflow.solve_flow(risk, net, t1=1e7, rtol=1e-6)
 
 
 def test_a_flow_that_has_not_yet_converged_is_refused(sine):
