@@ -24,8 +24,9 @@ from gflow.nonsmooth.pattern_risk import (
     Transition,
     UnitPlaces,
 )
+from gflow.nonsmooth.recognition import pattern_risk_of
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
-from gflow.parameters import flat, split_trainable
+from gflow.parameters import UNSCALED, flat, split_trainable
 
 PULL, PUSH = 1.0, 1.5
 
@@ -280,12 +281,12 @@ def nearby(distance: float, step: float) -> gflow.EmpiricalRisk:
 def test_rows_that_nearly_agree_are_named(distance):
     net = gflow.ShallowNet(2, 3, key=jax.random.key(0))
     with pytest.warns(UserWarning, match=r"3 and 7 differ by 1\.0e-.*targets by 0\.5") as caught:
-        ShallowPatternRisk.of(nearby(distance, 0.5), *split_trainable(net))
+        pattern_risk_of(nearby(distance, 0.5), *split_trainable(net), UNSCALED)
     assert len(caught) == 1
 
 
 @pytest.mark.parametrize(("distance", "step"), [(0.0, 0.5), (1e-9, 1e-9), (1e-5, 0.5)])
 def test_other_rows_are_not(distance, step, recwarn):
     net = gflow.ShallowNet(2, 3, key=jax.random.key(0))
-    ShallowPatternRisk.of(nearby(distance, step), *split_trainable(net))
+    assert pattern_risk_of(nearby(distance, step), *split_trainable(net), UNSCALED) is not None
     assert not recwarn.list

@@ -1,5 +1,6 @@
 """Which pattern risk a risk and a network have, and in which shapes."""
 
+import warnings
 from typing import Any
 
 from gflow.arguments import PyTree
@@ -7,6 +8,7 @@ from gflow.nonsmooth.deep.risk import DeepPatternRisk
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.nonsmooth.shallow.padding import padded, without_padding
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
+from gflow.nonsmooth.shallow.table_kinks import near_rows
 from gflow.parameters import TimeScales
 
 __all__ = ["padded", "pattern_risk_of", "without_padding"]
@@ -20,4 +22,7 @@ def pattern_risk_of(
     That of one hidden layer is written out; all others are found in their own computation.
     """
     shallow = ShallowPatternRisk.of(risk, trained, frozen, time_scales)
-    return shallow or DeepPatternRisk.of(risk, trained, frozen, time_scales)
+    found = shallow or DeepPatternRisk.of(risk, trained, frozen, time_scales)
+    if found is not None and (words := near_rows(risk)) is not None:
+        warnings.warn(words, stacklevel=3)
+    return found

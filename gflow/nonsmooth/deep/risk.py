@@ -31,7 +31,6 @@ from gflow.nonsmooth.deep.transitions import leads_both_ways, transition
 from gflow.nonsmooth.pairs import Pair, Pairs
 from gflow.nonsmooth.pattern_risk import KinkResolution, Transition, UnitPlaces
 from gflow.nonsmooth.shallow.kink_geometry import distinct_rows
-from gflow.nonsmooth.shallow.table_kinks import kept_for, near_rows
 from gflow.parameters import UNSCALED, TimeScales, unflat
 from gflow.risks import EmpiricalRisk
 
@@ -87,10 +86,6 @@ class DeepPatternRisk(AbstractPassing):
             warnings.warn(_words_on(network.reasons), stacklevel=4)
         if network.num_units == 0:
             return None
-        if is_concrete(risk):
-            words = kept_for(risk, "near rows", lambda: near_rows(risk))
-            if words is not None:
-                warnings.warn(words, stacklevel=4)
         n = risk.num_data
         weights = jnp.full(n, 1 / n) if risk.weights is None else risk.weights
         return cls(

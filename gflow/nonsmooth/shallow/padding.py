@@ -58,7 +58,7 @@ def padded(risk: Any, pattern_risk: Any) -> PaddedFlow | None:
     """A risk and its pattern risk in padded shapes.
 
     None where shapes are kept: of networks and tables that are large or traced, with time scales,
-    and of other risks.
+    and of other risks and networks, subclasses of `EmpiricalRisk` and `ShallowNet` included.
     """
     if type(risk) is not EmpiricalRisk or not isinstance(pattern_risk, ShallowPatternRisk):
         return None
@@ -66,6 +66,8 @@ def padded(risk: Any, pattern_risk: Any) -> PaddedFlow | None:
     if scaled or risk.rows_in_order is not None or not is_concrete(risk, pattern_risk):
         return None
     net = eqx.combine(pattern_risk.trained, pattern_risk.frozen)
+    if type(net) is not ShallowNet:
+        return None
     width = _next(_WIDTHS, net.width)
     num_data, num_rows = _next(_ROWS, risk.num_data), _next(_ROWS, len(pattern_risk.rows))
     if width is None or num_data is None or num_rows is None:

@@ -18,7 +18,6 @@ crossed, or slid along, by all of them at once: their jumps add up, and one of t
 in the slots of the slides.
 """
 
-import warnings
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -101,8 +100,6 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         # The precision of the flow is that of the parameters.
         inputs = Inputs(trained.w is not None, trained.b is not None, net.b is not None)
         table = table_kinks(risk, net.w.dtype, inputs)
-        if table.warning is not None:
-            warnings.warn(table.warning, stacklevel=4)
         return cls(
             trained=trained,
             frozen=frozen,

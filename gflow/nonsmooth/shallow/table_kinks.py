@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
 
 class TableKinks(NamedTuple):
     """The distinct rows with their normals, `sizes` and `lines`, and targets and weights of all
-    data, as in `ShallowPatternRisk`; a `warning` of rows that nearly agree."""
+    data, as in `ShallowPatternRisk`."""
 
     rows: Float[Array, "rows in"]
     group: Int[Array, " data"] | None
@@ -42,7 +42,6 @@ class TableKinks(NamedTuple):
     normals: Float[Array, "rows dim"]
     sizes: Float[Array, " rows"]
     lines: NormalLines
-    warning: str | None
 
 
 # By the identity of a risk, as long as it lives.
@@ -71,20 +70,23 @@ def kept_for(risk: EmpiricalRisk, name: Any, make: Callable[[], Kept]) -> Kept:
 
 
 def near_rows(risk: EmpiricalRisk) -> str | None:
-    """A warning of distinct rows of a known risk that nearly agree, None if there are none."""
-    rows, first, _ = distinct_rows(risk.x)
-    kept = np.asarray(first)
-    return words_on_near_rows(np.asarray(rows), np.asarray(risk.y)[kept], kept)
+    """A warning of distinct rows that nearly agree; None if there are none, or JAX traces them."""
+    if not is_concrete(risk):
+        return None
+
+    def words():
+        rows, first, _ = distinct_rows(risk.x)
+        kept = np.asarray(first)
+        return words_on_near_rows(np.asarray(rows), np.asarray(risk.y)[kept], kept)
+
+    return kept_for(risk, "near rows", words)
 
 
 def _computed(risk: EmpiricalRisk, dtype: Any, inputs: Inputs) -> TableKinks:
     rows, first, group = distinct_rows(risk.x.astype(dtype))
     # By NumPy if possible: eager operations of JAX would take as long as a short flow.
     like = np if is_concrete(rows) else jnp
-    x, warning = like.asarray(rows), None
-    if is_concrete(rows, first, risk.y):
-        kept = np.asarray(first)
-        warning = words_on_near_rows(np.asarray(x), np.asarray(risk.y)[kept], kept)
+    x = like.asarray(rows)
     ones = like.ones((x.shape[0], 1), x.dtype)
     parts = ([x] if inputs.w_trained else []) + ([ones] if inputs.b_trained else [])
     sizes = like.linalg.norm(like.concatenate([x, ones], 1) if inputs.has_b else x, axis=1)
@@ -101,5 +103,4 @@ def _computed(risk: EmpiricalRisk, dtype: Any, inputs: Inputs) -> TableKinks:
         normals=on_device(normals, dtype),
         sizes=on_device(sizes, dtype),
         lines=normal_lines(normals, sizes),
-        warning=warning,
     )
