@@ -19,6 +19,7 @@ ZEROS = jax.random.normal(jax.random.key(1), (3,))
 def make_problem() -> tuple[gflow.EmpiricalRisk, gflow.ShallowNet]:
     x = np.linspace(-1, 1, 20)
     risk = gflow.EmpiricalRisk(x[:, None], gflow.piecewise.wave()(x))
+    print(gflow.PenalisedRisk(risk, gflow.ShallowNet.balance, weight_decay=1e-3).num_data)
     return risk, gflow.ShallowNet(1, 8, key=jax.random.key(0))
 
 
