@@ -21,7 +21,7 @@ from gflow.comparison import Comparison, compare
 from gflow.convergence import ConvergenceOrder, Parting, observed_order
 from gflow.critical import CriticalKind, CriticalPoint, NotFoundError, refine
 from gflow.descent import descend
-from gflow.diagnostics import Diagnostics, Switch
+from gflow.diagnostics import Diagnostics, Switch, balance
 from gflow.flow import Stop, solve_flow
 from gflow.hessian import Spectrum, hessian_spectrum, sharpness
 from gflow.kink_log import KinkLog
@@ -97,6 +97,7 @@ __all__ = [
     "Trajectory",
     "TrajectoryError",
     "__version__",
+    "balance",
     "cache_compilations",
     "chatterjee",
     "clarke_gradient",

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gflow.arguments import ArgumentError, Described, PyTree, is_concrete
-from gflow.diagnostics import Diagnostics
-from gflow.networks import ShallowNet
+from gflow.diagnostics import Diagnostics, balance, layers_of
 from gflow.nonsmooth.gradients import squared_norm
 from gflow.parameters import TimeScales
 from gflow.results import RESULTS, SUCCESSES
@@ -134,21 +133,24 @@ def with_retry(make: Callable[[], Trajectory]) -> Trajectory:
 def _balance_drift(
     risk: Callable, frozen: PyTree, start: PyTree, states: States, time_scales: TimeScales
 ) -> Array | None:
-    net, penalty = eqx.combine(start, frozen), penalty_of(risk)
+    penalty = penalty_of(risk)
     if penalty is not None and not (penalty.only_decays and time_scales.roots is None):
         return None
-    if not isinstance(net, ShallowNet) or not net.activation.homogeneous:
+    try:
+        *hidden, last = layers_of(eqx.combine(start, frozen))
+    except ArgumentError:
         return None
-    if any(getattr(frozen, name) is not None for name in ("w", "b", "v")):
+    still = [part for of in hidden for part in of(frozen)] + [last(frozen).weight]
+    if any(part is not None for part in still):
         return None
-    balance = lambda params: eqx.combine(time_scales.scaled(params), frozen).balance()
-    at_start = balance(start)
+    of_params = lambda params: balance(eqx.combine(time_scales.scaled(params), frozen))
+    at_start, later = of_params(start), jax.vmap(of_params)(states.trained)
     if penalty is None:
-        return jax.vmap(lambda params: balance(params) - at_start)(states.trained)
+        return later - at_start[None, :]
     rate = 2 * penalty.weight_decay.astype(at_start.dtype)
     # Times past an early end are infinite.
     left = jnp.exp(-rate * jnp.where(jnp.isfinite(states.ts), states.ts - states.t0, 0.0))
-    return jax.vmap(balance)(states.trained) - left[:, None] * at_start[None, :]
+    return later - left[:, None] * at_start[None, :]
 
 
 def warned_of_growth(trajectory: Trajectory) -> Trajectory:

@@ -114,10 +114,10 @@ def test_energy_and_decaying_balance_hold_through_kinks_and_slides(decaying):
     assert counts["cross to inactive"] > 5 and counts["slide begins"] > 3
     assert np.abs(flow.diagnostics.energy).max() < 1e-8
     left = np.exp(-2 * DECAY * np.asarray(flow.ts))
-    balance = np.stack([n.balance() for n in flow])
-    np.testing.assert_allclose(balance, left[:, None] * net.balance()[None], atol=1e-9)
+    balance = np.stack([gflow.balance(n) for n in flow])
+    np.testing.assert_allclose(balance, left[:, None] * gflow.balance(net)[None], atol=1e-9)
     np.testing.assert_allclose(
-        balance - left[:, None] * net.balance()[None], flow.diagnostics.balance, atol=1e-14
+        balance - left[:, None] * gflow.balance(net)[None], flow.diagnostics.balance, atol=1e-14
     )
     np.testing.assert_allclose(flow.risk[-1], risk(flow.final), rtol=1e-12)
 
@@ -166,6 +166,9 @@ def test_deep_networks_decay_through_their_kinks():
     counts = flow.kinks.counts()
     assert counts["cross to active"] > 1 and counts["slide begins"] > 1
     assert np.abs(flow.diagnostics.energy).max() < 1e-8
+    left = np.exp(-2 * DECAY * 8.0)
+    np.testing.assert_allclose(gflow.balance(flow.final), left * gflow.balance(net), atol=1e-9)
+    assert np.abs(flow.diagnostics.balance).max() < 1e-9
 
 
 # ---- field and Jacobian -------------------------------------------------------------------------
