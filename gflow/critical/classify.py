@@ -11,7 +11,7 @@ from gflow.critical.candidate import Candidate
 from gflow.critical.marginal_units import descent_of_marginal_units
 from gflow.critical.newton import Eigensystem, NewtonResult, SearchLimits, newton
 from gflow.critical.point import CriticalKind
-from gflow.risks import BoxRisk, GaussianRisk
+from gflow.risks import BoxRisk, GaussianRisk, without_penalty
 
 # How far away points are looked at, relative to ‖θ‖, where second order does not decide.
 _REACH = 0.03
@@ -77,7 +77,8 @@ def _rounding(point: Candidate, optimum: float) -> float:
     Sums of squares of residuals that are roundings are far below the roundings of other sums, at
     points that were reached exactly.
     """
-    squares = optimum == 0 and not isinstance(point.risk.risk, (BoxRisk, GaussianRisk))
+    of_data = without_penalty(point.risk.risk)
+    squares = optimum == 0 and not isinstance(of_data, (BoxRisk, GaussianRisk))
     return point.risk_scale * ((1e-20 if point.settled else 1e-15) if squares else 1e-13)
 
 

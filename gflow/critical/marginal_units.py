@@ -10,6 +10,7 @@ from gflow.critical.landscapes import FlatRisk
 from gflow.critical.units import degenerate_units, marginal_units
 from gflow.networks import ShallowNet
 from gflow.parameters import ParameterLayout, unflat
+from gflow.risks import penalty_of
 
 _DIRECTIONS = 256
 _STEP = 1e-3
@@ -18,11 +19,15 @@ _STEP = 1e-3
 def degenerate_entries(
     risk: FlatRisk, theta: Float[np.ndarray, " size"]
 ) -> Bool[np.ndarray, " size"]:
-    """Which entries of θ are w and b of degenerate units of a `ShallowNet` with kinks."""
+    """Which entries of θ are w and b of degenerate units of a `ShallowNet` with kinks, if nothing
+    moves them."""
     layout, net = ParameterLayout(risk.trained), risk.net(theta)
-    if isinstance(net, ShallowNet) and net.activation.kinked:
-        return layout.of_units(degenerate_units(net))
-    return np.zeros(layout.size, bool)
+    if not isinstance(net, ShallowNet) or not net.activation.kinked:
+        return np.zeros(layout.size, bool)
+    penalty = penalty_of(risk.risk)
+    if penalty is not None and penalty.moves_zero_units(net):
+        return np.zeros(layout.size, bool)
+    return layout.of_units(degenerate_units(net))
 
 
 def descent_of_marginal_units(

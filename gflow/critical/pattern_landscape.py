@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -42,13 +41,8 @@ def _to_second_order(risk: ShallowPatternRisk, theta: Array, active: Array):
     pattern = eqx.tree_at(lambda p: p.active, risk.start(theta), active)
     gradient = -risk.field(0.0, y, pattern)[:-1]
     hessian = -field_jacobian(risk, 0.0, y, pattern)[:-1, :-1]
-    parts, net = risk.evaluate(theta, pattern), risk.net(theta)
-    a = jnp.where(active, 1.0, risk.negative_slope) * parts.z
-    outputs = net.output_scale * (a.T @ net.v)
-    outputs = outputs if net.c is None else outputs + net.c
-    by_data = outputs if risk.group is None else outputs[risk.group]
-    value = risk.weights @ jax.vmap(risk.loss)(by_data, risk.y)
-    return value, gradient, (hessian + hessian.T) / 2, parts.q
+    parts = risk.evaluate(theta, pattern)
+    return parts.value, gradient, (hessian + hessian.T) / 2, parts.q
 
 
 class PatternLandscape(AbstractLandscape):

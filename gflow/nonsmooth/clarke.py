@@ -28,7 +28,7 @@ from gflow.nonsmooth.gradients import generalized_gradient
 from gflow.nonsmooth.minimal_norm import box_constrained_weights, minimal_norm
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import Net, flat, split_trainable
-from gflow.risks import EmpiricalRisk
+from gflow.risks import EmpiricalRisk, without_penalty
 
 # Patterns are listed up to about so many candidates.
 _MAX_CANDIDATES = 20_000
@@ -59,7 +59,7 @@ def clarke_gradient(
 
     **Arguments:**
 
-    - `risk`: an `EmpiricalRisk`. `net`: a `ShallowNet`.
+    - `risk`: an `EmpiricalRisk`, or a `PenalisedRisk` of one. `net`: a `ShallowNet`.
     - `tol`: preactivations count as 0 up to |z_in| ≤ tol · ‖(x_n, 1)‖ · max_j ‖(w_j, b_j)‖ (x_n and
       w_j without biases); by default 1e-9 for float64 parameters, 1e-5 for float32.
     - `trainable`: as in `solve_flow`; the subdifferential is that in the trained parameters.
@@ -120,7 +120,7 @@ def clarke_gradient(
 
 
 def _checked(risk: Any, net: Any, tol: RealScalar | None) -> float:
-    if not isinstance(risk, EmpiricalRisk):
+    if not isinstance(without_penalty(risk), EmpiricalRisk):
         raise ArgumentError("risk", Described(type(risk).__name__), "an EmpiricalRisk")
     if not isinstance(net, ShallowNet):
         raise ArgumentError("net", Described(type(net).__name__), "a ShallowNet")
