@@ -11,7 +11,7 @@ from jaxtyping import Float
 from gflow.critical.active_set import SearchResult, weakly_active
 from gflow.critical.landscapes import FlatRisk, Kink
 from gflow.critical.newton import Eigensystem, unsettled
-from gflow.critical.pattern_landscape import PatternLandscape
+from gflow.critical.pattern_landscape import AbstractPatternLandscape
 from gflow.critical.point import ActiveKink, Zeros
 from gflow.critical.support_edges import from_inside
 from gflow.critical.symmetries import explained_zeros
@@ -80,10 +80,10 @@ class Candidate:
         theta, land = search.newton.theta, search.landscape
         net = risk.net(theta)
         newton, edges = from_inside(risk, search.newton)
-        eigen = Eigensystem.of(newton.expansion, land.basis)
+        eigen = Eigensystem.of(newton.expansion)
         moving = unsettled(newton, eigen)
         eigen = eigen._replace(zero=eigen.zero | moving)
-        if isinstance(land, PatternLandscape):
+        if isinstance(land, AbstractPatternLandscape):
             held, weak, residual = _kinks_of_pattern(land, theta)
         else:
             held = KinksAtPoint((), np.zeros(0), np.zeros((0, len(theta))))
@@ -112,18 +112,17 @@ class Candidate:
         return self.search.newton.theta
 
 
-def _kinks_of_pattern(land: PatternLandscape, theta: np.ndarray) -> _PatternKinks:
-    datum, slopes = np.asarray(land.risk.first_datum), land.slopes(theta)
-    named = lambda kink, weight: ActiveKink(kink.unit, int(datum[kink.row]), float(weight))
+def _kinks_of_pattern(land: AbstractPatternLandscape, theta: np.ndarray) -> _PatternKinks:
+    slopes = land.slopes(theta)
     weights, jumps, residual = land.multipliers(theta, slopes)
     held = KinksAtPoint(
-        tuple(map(named, land.held, weights)), jumps, land.gradients_of_kinks(land.held)
+        tuple(map(land.named, land.held, weights)), jumps, land.normals(theta, land.held)
     )
     ties: list[Kink] = weakly_active(land, theta, slopes)
     weak = KinksAtPoint(
-        tuple(named(kink, land.active[kink]) for kink in ties),
+        tuple(land.named(kink, land.active[kink]) for kink in ties),
         land.jumps(theta, slopes, ties),
-        land.sides_of_kinks(ties),
+        land.sides_of_kinks(theta, ties),
     )
     return _PatternKinks(held, weak, residual)
 
