@@ -90,5 +90,6 @@ def weakly_active(
     kinks = [Kink(unit, row) for unit, row in np.argwhere(tied).tolist()]
     # One pair stands for all that have the same kink.
     kinks = [kink for kink in kinks if land.members(theta, kink).first == kink]
-    jumps = land.jumps(theta, slopes, kinks)
-    return [kink for kink, jump in zip(kinks, jumps) if abs(jump) > 1e-9 * largest]
+    jumps, moves = land.jumps(theta, slopes, kinks), land.normals(theta, kinks).any(axis=1)
+    matter = moves & (np.abs(jumps) > 1e-9 * largest)
+    return [kink for kink, matters in zip(kinks, matter) if matters]

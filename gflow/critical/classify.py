@@ -43,7 +43,8 @@ def classify(point: Candidate, optimum: float) -> Classification:
             CriticalKind.GLOBAL_MINIMUM, f"The risk is {least} to rounding.", nothing
         )
     concave = held.jumps < 0
-    across = held.normals[concave].T
+    # To the inactive side of one kink, along all the others.
+    across = -np.linalg.pinv(held.normals)[:, concave]
     across = across / np.linalg.norm(across, axis=0)
     descents = np.concatenate([_on_their_side(bent, weak.normals), across], axis=1)
     if count := descents.shape[1]:
@@ -53,7 +54,9 @@ def classify(point: Candidate, optimum: float) -> Classification:
     if beyond.shape[1]:
         message = "The risk falls beyond a weakly active kink."
         return Classification(CriticalKind.SADDLE, message, beyond)
-    marginal = descent_of_marginal_units(point.risk, point.theta, _LOWER * point.risk_scale)
+    marginal = descent_of_marginal_units(
+        point.risk, point.theta, point.marginal, _LOWER * point.risk_scale
+    )
     if marginal is not None:
         message = (
             "Moving a unit with w = b = 0, or one that touches the data without being active, "

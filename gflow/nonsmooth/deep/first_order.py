@@ -24,11 +24,13 @@ from gflow.nonsmooth.pairs import Pair
 
 # Pairs fill lists of these lengths, and of powers of 2 beyond: each length is compiled once.
 _SHORTEST = 8
+# Products of so many directions with a Hessian are made at once.
+_AT_ONCE = 128
 
 
-class Located(NamedTuple):
-    """Preactivations of all pairs, the sides that the generalized gradient takes, and the scales by
-    which preactivations are measured."""
+class Heights(NamedTuple):
+    """Preactivations of all pairs, on the sides in `active`, and the scales by which they are
+    measured."""
 
     z: Float[np.ndarray, "units rows"]
     active: Bool[np.ndarray, "units rows"]
@@ -54,10 +56,14 @@ class FirstOrder(NamedTuple):
     by_units: Float[np.ndarray, "pairs units"]
 
 
-def located(risk: DeepPatternRisk, theta: Float[np.ndarray, " size"]) -> Located:
-    """Where all pairs are at θ."""
-    found = _located(risk, jnp.asarray(theta))
-    return Located(*(np.asarray(a) for a in found))
+def heights(
+    risk: DeepPatternRisk,
+    theta: Float[np.ndarray, " size"],
+    sides: Bool[np.ndarray, "units rows"] | None = None,
+) -> Heights:
+    """Where all pairs are at θ on given sides, or on those that the generalized gradient takes."""
+    found = _heights(risk, jnp.asarray(theta), None if sides is None else jnp.asarray(sides))
+    return Heights(*(np.asarray(a) for a in found))
 
 
 def first_order(
@@ -76,9 +82,22 @@ def first_order(
     return FirstOrder(float(value), gradient, z, q, normals[:count], by_units[:count])
 
 
+def second_order(
+    risk: DeepPatternRisk,
+    theta: Float[np.ndarray, " size"],
+    sides: Bool[np.ndarray, "units rows"],
+    multipliers: Float[np.ndarray, "units rows"],
+) -> Float[np.ndarray, "size size"]:
+    """The Hessian of the risk on the given sides, and of Σ μ z over all pairs."""
+    arrays = (jnp.asarray(a) for a in (theta, sides, multipliers))
+    return np.asarray(_second_order(risk, *arrays))
+
+
 @eqx.filter_jit
-def _located(risk: DeepPatternRisk, theta: Array):
+def _heights(risk: DeepPatternRisk, theta: Array, sides: Array | None):
     pattern = risk.start(theta)
+    if sides is not None:
+        pattern = DeepPattern.without_slides(sides, 1, theta.dtype)
     return risk.preactivations(theta, pattern), pattern.active, risk.scales(theta, pattern)
 
 
@@ -88,3 +107,17 @@ def _first_order(risk: DeepPatternRisk, theta: Array, sides: Array, pairs: Pair)
     now = risk.evaluate(theta, pattern)
     normals = jax.vmap(lambda unit, row: risk.normal(theta, pattern, unit, row))(*pairs)
     return now.value, -now.field[:-1], now.z, now.q, *normals
+
+
+@eqx.filter_jit
+def _second_order(risk: DeepPatternRisk, theta: Array, sides: Array, multipliers: Array):
+    pattern = DeepPattern.without_slides(sides, 1, theta.dtype)
+    z = lambda theta: jnp.sum(multipliers * risk.preactivations(theta, pattern))
+    gradient = lambda theta: -risk.evaluate(theta, pattern).field[:-1] + jax.grad(z)(theta)
+    product = lambda v: jax.jvp(gradient, (theta,), (v,))[1]
+    directions = jnp.eye(len(theta), dtype=theta.dtype)
+    if len(theta) <= _AT_ONCE:
+        found = jax.vmap(product)(directions)
+    else:
+        found = jax.lax.map(product, directions, batch_size=_AT_ONCE)
+    return (found + found.T) / 2

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linprog
 
-from gflow.nonsmooth.deep.first_order import first_order, located
+from gflow.nonsmooth.deep.first_order import first_order, heights
 from gflow.nonsmooth.deep.risk import DeepPatternRisk
 from gflow.nonsmooth.minimal_norm import box_constrained_weights, minimal_norm
 
@@ -43,7 +43,7 @@ class Ties(NamedTuple):
     @classmethod
     def at(cls, risk: DeepPatternRisk, theta: Float[np.ndarray, " size"], tol: float) -> "Ties":
         """The ties at θ, where preactivations count as 0 up to `tol` on their scales."""
-        places = located(risk, theta)
+        places = heights(risk, theta)
         tied = places.tied(risk, tol)
         units, rows = np.nonzero(tied)
         found = first_order(risk, theta, places.active & ~tied, units, rows)
