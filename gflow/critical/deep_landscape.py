@@ -119,7 +119,8 @@ class DeepLandscape(AbstractPatternLandscape):
         if self.held:
             layers = [self.layer[kink.unit] for kink in self.held]
             near = self.tied(theta) & np.isin(self.layer, layers)[:, None]
-            pairs += [Kink(*pair) for pair in np.argwhere(near).tolist() if pair not in pairs]
+            near[tuple(np.transpose(pairs))] = False
+            pairs += [Kink(*pair) for pair in np.argwhere(near).tolist()]
         units, rows = np.reshape(np.array(pairs, int), (-1, 2)).T
         first = first_order(self.risk, theta, self.active, units, rows)
         found = [self._parallel(first.normals, units, place) for place in range(len(self.held))]

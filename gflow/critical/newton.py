@@ -16,7 +16,6 @@ _MAX_TRIALS = 60
 _DAMPING = 0.1
 _MIN_FRACTION, _SHORT = 1 / 64, 1e-3
 _CUTS = (0.0, 1e-9, 1e-6, 1e-3)
-_TINY = np.finfo(float).tiny
 
 
 class SearchLimits(NamedTuple):
@@ -123,7 +122,8 @@ def newton(
     """
     eps = np.finfo(theta.dtype).eps
     here, damping, scale, steps = land.expansion(theta), _DAMPING, 0.0, 0
-    previous, size = here, _TINY
+    # At the origin there is nothing else to measure by.
+    previous, size = here, float(np.linalg.norm(theta)) or limits.radius
     while True:
         now = Eigensystem.of(here)
         size = max(size, float(np.linalg.norm(theta)))

@@ -119,7 +119,7 @@ def on_kinks(net: OwnNetwork, x, pairs: list[tuple[int, int, int]]) -> OwnNetwor
 
     @jax.jit
     def heights(theta):
-        z = [preactivations(unravel(theta), row) for row in jnp.asarray(x)]
+        z = [preactivations(unravel(theta), row) for row in np.asarray(x)]
         return jnp.stack([z[datum][layer][unit] for layer, unit, datum in pairs])
 
     jacobian = jax.jit(jax.jacrev(heights))
