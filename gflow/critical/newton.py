@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from gflow.critical.landscapes import AbstractLandscape, Expansion, Kink
+from gflow.critical.landscapes import AbstractLandscape, Expansion, FirstKink, Kink
 
 # Residuals count as zero below these multiples of ε ‖Hessian‖ ‖θ‖: the first ends the iteration,
 # the second is enough where it makes no progress.
@@ -170,8 +170,8 @@ def _damped_step(
         beyond = bool(np.linalg.norm(theta + step - limits.centre) > limits.radius)
         far = far or beyond
         if not beyond:
-            first = land.first_kink(theta, step)
-            if first.kink is not None and first.fraction < 1 and limits.stop_at_kinks:
+            first = land.first_kink(theta, step) if limits.stop_at_kinks else FirstKink()
+            if first.kink is not None and first.fraction < 1:
                 return NewtonStep(land.moved(theta, first.fraction * step), kink=first.kink)
             end = land.moved(theta, step)
             expansion = land.expansion(end)
