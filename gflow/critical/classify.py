@@ -43,7 +43,8 @@ def classify(point: Candidate, optimum: float) -> Classification:
             CriticalKind.GLOBAL_MINIMUM, f"The risk is {least} to rounding.", nothing
         )
     concave = held.jumps < 0
-    across = held.normals[concave].T
+    # To the inactive side of one kink, along all the others.
+    across = -np.linalg.pinv(held.normals)[:, concave]
     across = across / np.linalg.norm(across, axis=0)
     descents = np.concatenate([_on_their_side(bent, weak.normals), across], axis=1)
     if count := descents.shape[1]:
@@ -53,7 +54,9 @@ def classify(point: Candidate, optimum: float) -> Classification:
     if beyond.shape[1]:
         message = "The risk falls beyond a weakly active kink."
         return Classification(CriticalKind.SADDLE, message, beyond)
-    marginal = descent_of_marginal_units(point.risk, point.theta, _LOWER * point.risk_scale)
+    marginal = descent_of_marginal_units(
+        point.risk, point.theta, point.marginal, _LOWER * point.risk_scale
+    )
     if marginal is not None:
         message = (
             "Moving a unit with w = b = 0, or one that touches the data without being active, "
@@ -95,7 +98,7 @@ def _on_their_side(
 def _descents_beyond_kinks(point: Candidate) -> Float[np.ndarray, "size some"]:
     """The directions across weakly active kinks that are concave, along the held ones, in which the
     risk is seen to fall."""
-    basis, weak = point.search.landscape.basis, point.weak
+    basis, weak = point.search.newton.expansion.basis, point.weak
     across = -(weak.normals[weak.jumps < 0] @ basis) @ basis.T
     found = [np.zeros((len(point.theta), 0))]
     for direction in across:
@@ -129,7 +132,7 @@ def _by_probes(point: Candidate) -> Classification:
     Where critical points of the same risk and rank lie in all these directions, they form a
     manifold, across which the Hessian is positive: a local minimum. A lower risk shows a saddle.
     """
-    theta, now, land = point.theta, point.eigen, point.search.landscape
+    theta, now = point.theta, point.eigen
     null, reach = now.vectors[:, now.zero], _REACH * point.size
     nothing, flat = null[:, :0], True
     start, rng = point.search.newton.expansion.value, np.random.default_rng(0)
@@ -139,7 +142,7 @@ def _by_probes(point: Candidate) -> Classification:
         there = _relaxed(point, reach * direction)
         same = abs(there.expansion.value - start) <= _SAME_RISK * point.risk_scale
         away = np.linalg.norm(there.theta - theta) > 0.3 * reach
-        zeros = np.sum(Eigensystem.of(there.expansion, land.basis).zero)
+        zeros = np.sum(Eigensystem.of(there.expansion).zero)
         alike = zeros == null.shape[1]
         flat = flat and there.converged and same and bool(away and alike)
         nearer = (_relaxed(point, fraction * reach * direction) for fraction in _FRACTIONS)
@@ -162,9 +165,10 @@ def _by_probes(point: Candidate) -> Classification:
 
 def _relaxed(point: Candidate, step: Float[np.ndarray, " size"]) -> NewtonResult:
     """A critical point near the end of a step. The risk beyond kinks is that of the pattern."""
-    begin = point.theta + step
+    land = point.search.landscape
+    begin = land.moved(point.theta, step)
     limits = SearchLimits(begin, 0.5 * float(np.linalg.norm(step)), stop_at_kinks=False)
-    return newton(point.search.landscape, begin, limits)
+    return newton(land, begin, limits)
 
 
 def _is_below(point: Candidate, theta: Float[np.ndarray, " size"]) -> bool:
