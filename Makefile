@@ -29,6 +29,8 @@ bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.descent --quick
 	$(BIN)/python -m benchmarks.kinks --quick
 	$(BIN)/python -m benchmarks.accuracy --quick
+	$(BIN)/python -m benchmarks.deep --quick
+	$(BIN)/python -m benchmarks.digits --quick
 	$(BIN)/python -m benchmarks.shapes --quick
 	$(BIN)/python -m benchmarks.risks --quick
 	$(BIN)/python -m benchmarks.horizons --quick

@@ -21,7 +21,7 @@ the fastest such run of the peers. All runs take turns in one process.
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ from benchmarks.kink_solvers import (
     TimeUp,
     budget,
     end_of,
+    flat,
     flow,
     scipy_host,
     stock,
@@ -60,7 +61,7 @@ GFLOW: dict[str, tuple[Made, int]] = {
     "gflow ROCK4": (lambda rtol: gflow.ROCK4(), 8),
 }
 DIFFRAX = {"diffrax Tsit5": 10, "diffrax Bosh3": 10, "diffrax Dopri5": 10}
-SCIPY, SCIPY_DIGITS = "SciPy RK45", 10
+SCIPY, SCIPY_DIGITS = ("RK45",), 10
 # The first and the last rtol in digits.
 QUICK = {"gflow": (3, 6), "gflow Tsit5": (3, 6), "diffrax Tsit5": (3, 5), "diffrax Bosh3": (3, 5)}
 DESCENT = "descent"
@@ -68,8 +69,8 @@ DESCENT = "descent"
 STEPS_OF_DESCENT = tuple(n * 10**k for k in range(2, 7) for n in (1, 3))
 DECADES = range(3, 10)
 LAST_OF_LARGE = 6
-# A probe for the limit takes so many steps, fewer where they are long.
-_PAIRS_OF_PROBE = 5 * 10**7
+# A probe for the limit takes so many steps, fewer where parameters times rows are many.
+_PRODUCTS_OF_PROBE = 6 * 10**8
 COLUMNS = {
     "problem": ("problem", ""),
     "method": ("method", ""),
@@ -124,7 +125,7 @@ def with_end(given: Problem) -> Problem:
     return given._replace(end=flow(given, diffrax.Dopri8(), "all", 1e-10).theta)
 
 
-def ways(given: Problem, args: Any) -> Iterator[Way]:
+def ways(given: Problem, args: Any, scipy: Sequence[str] = SCIPY) -> Iterator[Way]:
     """gflow's methods, then the peers."""
     limit, probe = args.limit, _probe_steps(given)
     wanted = lambda name: not args.quick or name in QUICK
@@ -143,16 +144,17 @@ def ways(given: Problem, args: Any) -> Iterator[Way]:
             solver = name.split()[-1]
             prepare = partial(with_diffrax, given, solver, probe, limit)
             yield Way(name, rtols(name, digits), prepare)
-    if wanted(SCIPY) and given.name != LARGE.name:
-        yield Way(SCIPY, rtols(SCIPY, SCIPY_DIGITS), partial(with_scipy, given, limit))
+    for method in () if args.quick or given.name == LARGE.name else scipy:
+        name = f"SciPy {method}"
+        yield Way(name, rtols(name, SCIPY_DIGITS), partial(with_scipy, given, method, limit))
     steps = STEPS_OF_DESCENT[:3] if args.quick else STEPS_OF_DESCENT
     prepare = partial(with_descent, given, probe, limit)
     yield Way(DESCENT, [given.t1 / n for n in steps], prepare)
 
 
 def _probe_steps(given: Problem) -> int:
-    pairs = given.net.width * len(given.risk.x)
-    return min(PROBE_STEPS, max(16, _PAIRS_OF_PROBE // pairs))
+    products = len(flat(given.net)) * len(given.risk.x)
+    return min(PROBE_STEPS, max(16, _PRODUCTS_OF_PROBE // products))
 
 
 def with_gflow(given: Problem, made: Made, probe: int, limit: float) -> tuple[float, Run]:
@@ -167,8 +169,8 @@ def with_gflow(given: Problem, made: Made, probe: int, limit: float) -> tuple[fl
     return compile_s, run
 
 
-def with_scipy(given: Problem, limit: float) -> tuple[float, Run]:
-    compile_s, solve = with_host(given, scipy_host("RK45"), limit, jacobian=False)
+def with_scipy(given: Problem, method: str, limit: float) -> tuple[float, Run]:
+    compile_s, solve = with_host(given, scipy_host(method), limit, jacobian=False)
 
     def run(rtol: float) -> Callable[[], End]:
         end = solve(rtol)
@@ -184,10 +186,10 @@ class Trial(NamedTuple):
     run: Callable[[], Callable[[], End]]
 
 
-def work_precision(given: Problem, args: Any) -> list[harness.Row]:
+def work_precision(given: Problem, args: Any, scipy: Sequence[str] = SCIPY) -> list[harness.Row]:
     """A row for each method and setting: all once, which compiles what is left, then in turns as
     long as a row has taken less than a quarter of the limit."""
-    trials = [trial for way in ways(given, args) for trial in _first_runs(way, given, args)]
+    trials = [trial for way in ways(given, args, scipy) for trial in _first_runs(way, given, args)]
     for _ in range(args.repeats):
         for row, run in trials:
             if "error" not in row and row["first_s"] + sum(row["all_run_s"]) < args.limit / 4:
@@ -278,11 +280,17 @@ def _told(row: harness.Row | None) -> str:
     return f"{row['run_s']:.4g} s ({name}, {row['setting']}, error {row['distance']:.1e})"
 
 
-def options() -> Any:
-    made = harness.parser("accuracy", __doc__, precisions=("float64",))
+def common_options(name: str, description: str | None) -> Any:
+    """Those of a benchmark of the price of an accuracy."""
+    made = harness.parser(name, description, precisions=("float64",))
     made.add_argument("--limit", type=float, help="seconds for a run (20, or 1 if quick)")
     made.add_argument("--draw", type=int, default=0, help="seed of the flows drawn (0)")
     made.add_argument("--picture", type=Path, help="file for the Pareto fronts")
+    return made
+
+
+def options() -> Any:
+    made = common_options("accuracy", __doc__)
     made.add_argument("--large", action="store_true", help=f"{LARGE.name}, too: an hour")
     made.add_argument("--first", action="store_true", help="first results of fresh processes only")
     made.add_argument(
@@ -308,12 +316,26 @@ def main() -> int:
         rows = [row for size in sizes for row in first_results(size, args.draw, repeats)]
         told = [told for size in sizes for told in sentences(rows, size)]
         return harness.report(args, rows, FIRST_COLUMNS, told)
+    problems = (
+        with_end(drawn(SIZES[name], args.draw)) if name in SIZES else reference(name)
+        for name in args.problems
+    )
+    return compared(args, problems, lambda given: f"width {given.net.width:,d}")
+
+
+def compared(
+    args: Any,
+    problems: Iterable[Problem],
+    network_of: Callable[[Problem], str],
+    scipy: Sequence[str] = SCIPY,
+) -> int:
+    """Runs, report and picture of problems, whose titles name their networks."""
     rows, summary, titles = [], [], {}
-    for name in args.problems:
-        given = with_end(drawn(SIZES[name], args.draw)) if name in SIZES else reference(name)
+    for given in problems:
         data, features = given.risk.x.shape
-        titles[name] = f"{data:,d} rows × {features}, width {given.net.width:,d}, t = {given.t1:g}"
-        found = work_precision(given, args)
+        network = network_of(given)
+        titles[given.name] = f"{data:,d} rows × {features}, {network}, t = {given.t1:g}"
+        found = work_precision(given, args, scipy)
         rows += found
         summary += by_decade(given, found, args.limit)
     harness.report(args, rows, COLUMNS, summary)

@@ -33,7 +33,7 @@ class Problem(NamedTuple):
 
     name: str
     risk: Any
-    net: gflow.ShallowNet
+    net: Any
     t1: float
     end: np.ndarray
 
@@ -53,7 +53,7 @@ Solve = Callable[..., End]
 Made = Callable[[float], diffrax.AbstractSolver | None]
 
 
-def flat(net: gflow.ShallowNet) -> np.ndarray:
+def flat(net: Any) -> np.ndarray:
     return np.asarray(ravel_pytree(split_trainable(net)[0])[0])
 
 

@@ -126,9 +126,8 @@ def what_is_behind(
     crosses = straight & (beyond < -_STILL * jnp.abs(beyond - slope))
     rate = patience.rate * ends.dt
     slides = _ended_slides(risk, pattern, ends, eps, patience.tolerance)
-    # Where an evaluation is kept, its z are not.
-    z = risk.preactivations(thetas[2], pattern)
-    tangles = risk.tangles(pattern, Seen(pairs, past, past & ~crosses, age, slides.ended, z))
+    seen = Seen(pairs, past, past & ~crosses, age, slides.ended, ends.end)
+    tangles = risk.tangles(pattern, seen)
     cost = jumps * jnp.where(tangles.rough, age, 0.5 * rate * age**2)
     messy = past & ((sight.slack > 0) | ~straight | tangles.pairs)
     cheap = past & ~messy & (cost < patience.each)

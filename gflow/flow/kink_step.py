@@ -40,7 +40,7 @@ def kink_step(
 
     With the kinks that it passed, and whether it passed any.
     """
-    scales = loop.risk.scales(s.y[:-1], s.pattern)
+    scales = loop.risk.scales(s.y[:-1], s.pattern, s.now)
     behind, found = _look_back(loop, s, trial, pairs, scales)
     too_long = behind.shorter > 1
     arrives = found.arrives & ~too_long
@@ -94,6 +94,9 @@ def kink_step(
         crowded=after.pattern.crowded,
         result=s.result,
         steps=None if s.steps is None else s.steps.with_step(s.t, t, trial.dense, keep),
+        pace=None
+        if s.pace is None
+        else s.pace.after_step(jnp.asarray(True), jnp.sum(pairs.filled)),
     )
     return state._replace(result=loop.result(state, keep)), passed, after.passed
 
@@ -237,7 +240,7 @@ def _resolve(loop: "Loop", before: Resolved, events: Events, happens) -> Resolve
         done = done._replace(
             y=done.y.at[:-1].set(theta),
             pattern=pattern,
-            now=evaluation.with_z(None),
+            now=evaluation.kept(),
             num_evaluations=done.num_evaluations + 1,
         )
 

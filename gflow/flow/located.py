@@ -191,7 +191,7 @@ def _handed_over(run: LocatedRun, state: LocatedState) -> LocatedState:
 @partial(program, is_brief=lambda run, *_: run.is_brief)
 def _with_room(run: LocatedRun, state: LocatedState, room: int) -> LocatedState:
     pattern = state.pattern.with_room(room)
-    now = run.risk.evaluate(state.y[:-1], pattern).with_z(None)
+    now = run.risk.evaluate(state.y[:-1], pattern).kept()
     return state._replace(pattern=pattern, now=now, crowded=jnp.asarray(False))
 
 

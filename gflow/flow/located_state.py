@@ -11,6 +11,7 @@ from gflow.dense import Steps
 from gflow.flow.behind import Behind
 from gflow.flow.events import Aim
 from gflow.flow.output import SavedStates, StepCounts
+from gflow.flow.pace import Pace
 from gflow.nonsmooth.kink_kinds import KinkKind
 from gflow.nonsmooth.passages import Passed
 from gflow.nonsmooth.pattern import AbstractPattern, Event
@@ -30,7 +31,9 @@ class EventLog(NamedTuple):
     def empty(cls, size: int, dtype: Any) -> "EventLog":
         """With room for so many."""
         rows = size + 1
-        return cls(jnp.asarray(0), jnp.full(rows, jnp.inf, dtype), jnp.zeros((rows, 4), "int32"))
+        return cls(
+            jnp.asarray(0, int), jnp.full(rows, jnp.inf, dtype), jnp.zeros((rows, 4), "int32")
+        )
 
     @property
     def size(self) -> int:
@@ -104,7 +107,7 @@ class LocatedState(NamedTuple):
 
     It may have been `repelled` at the start, and have `branched` since. A `crowded` one cannot go
     on, as its pattern has no room for another slide. `steps` are those since the last pause, None
-    if they are not kept.
+    if they are not kept. `pace` is None if the pattern is always held.
     """
 
     t: Float[Array, ""]
@@ -120,6 +123,7 @@ class LocatedState(NamedTuple):
     crowded: Bool[Array, ""]
     result: RESULTS
     steps: Steps | None
+    pace: Pace | None
 
 
 class Trial(NamedTuple):

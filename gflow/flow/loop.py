@@ -15,14 +15,16 @@ from gflow.flow.controller import error_norm, step_size_controller, tolerance
 from gflow.flow.events import SLIDES, Aim, EventAccuracy
 from gflow.flow.kink_step import kink_step
 from gflow.flow.located_state import EventLog, LocatedState, Stepping, Trial
+from gflow.flow.loose import STRICTNESS, is_loose, next_turn, with_crossings
 from gflow.flow.output import SavedStates, StepCounts
+from gflow.flow.pace import Pace
 from gflow.flow.problem import Method, first_step
 from gflow.flow.span import Span
 from gflow.flow.stepper import Stepper
 from gflow.flow.stopping import FlowPoint
 from gflow.nonsmooth.pairs import Pairs
 from gflow.nonsmooth.passages import Ends, Passed, Patience
-from gflow.nonsmooth.pattern import AbstractPattern
+from gflow.nonsmooth.pattern import AbstractLoosePattern, AbstractPattern
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.parameters import TimeScales
 from gflow.results import RESULTS
@@ -78,13 +80,14 @@ class Loop(eqx.Module):
 
         def more(c):
             s, _, _, kinks = c
-            return ~kinks & ~self.save_due(s) & self.unfinished(s, max_steps)
+            goes_on = ~kinks & ~self.save_due(s) & self.unfinished(s, max_steps)
+            return goes_on if s.pace is None else goes_on & ~s.pace.is_due
 
         def one(c):
             s, *_ = c
             (trial, pairs, kinks), pattern = self._look(s)
-            s = self._after(s, trial, pattern, trial.good & ~kinks, ~kinks)
-            return s, trial, pairs, kinks
+            after = self._after(s, trial, pattern, trial.good & ~kinks, ~kinks)
+            return after, trial, pairs, kinks
 
         shapes, _ = eqx.filter_eval_shape(self._look, s)
         blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
@@ -93,7 +96,8 @@ class Loop(eqx.Module):
         at_kinks = lambda c: (*kink_step(self, c[0], trial, pairs), jnp.asarray(False))
         start = s, Passed.none(pairs, trial.dt), jnp.asarray(False), kinks
         after, passed, some, _ = jax.lax.while_loop(lambda c: c[-1], at_kinks, start)
-        return after._replace(saved=self._save(after, trial, s.pattern, passed, some))
+        after = after._replace(saved=self._save(after, trial, s.pattern, passed, some))
+        return next_turn(self, after)
 
     def unfinished(self, s: LocatedState, max_steps) -> Bool[Array, ""]:
         t1, well = self.span.t1, s.result == RESULTS.successful
@@ -105,11 +109,16 @@ class Loop(eqx.Module):
         """A step that is tried, the pairs it leaves behind, and whether it has to do with kinks;
         and the pattern without the slack of pairs that are well off their kinks at its end."""
         trial, end = self._try(s)
-        eps, scales = self.accuracy.eps, self.risk.scales(s.y[:-1], s.pattern)
+        eps, scales = self.accuracy.eps, self.risk.scales(s.y[:-1], s.pattern, s.now)
         ends = Ends(trial.dt, s.now, end)
         patience = Patience(trial.tolerance, trial.rate, self.kink_budget)
         thetas = trial.thetas(s.y)
-        suspects = self.risk.suspects(thetas, ends, s.pattern, scales, eps, patience)
+        look = lambda: self.risk.suspects(thetas, ends, s.pattern, scales, eps, patience)
+        if s.pace is None:
+            suspects = look()
+        else:
+            none = jnp.zeros_like(s.pattern.active)
+            suspects = jax.lax.cond(is_loose(s), lambda: none, look)
         pairs = Pairs.where(suspects, self.most_pairs)
         ended = jax.lax.cond(
             s.pattern.slides(),
@@ -151,7 +160,7 @@ class Loop(eqx.Module):
             next_size=size,
             controller_state=controller_state,
             solver_state=stepped.solver_state,
-            end=stepped.end.with_z(None),
+            end=stepped.end.kept(),
         )
         return jax.tree.map(jnp.asarray, trial), stepped.end
 
@@ -159,6 +168,8 @@ class Loop(eqx.Module):
         """Whether the error of a step is within the tolerances, the size of the next step, and the
         state of the controller after it."""
         stepping, method = s.stepping, self.method
+        if s.pace is not None:
+            error = error * jnp.where(is_loose(s), STRICTNESS, 1.0)
         if method.step_size is not None:
             return jnp.asarray(True), stepping.size, stepping.controller_state
         # From 0, as a small step at a late time would be lost to rounding.
@@ -202,7 +213,11 @@ class Loop(eqx.Module):
             ),
             steps=None if s.steps is None else s.steps.with_step(s.t, trial.t, trial.dense, keep),
         )
-        return after._replace(result=self.result(after, keep))
+        after = after._replace(result=self.result(after, keep))
+        if s.pace is None:
+            return after
+        pace = jax.tree.map(known, s.pace.after_step(jnp.asarray(False), jnp.asarray(0)), s.pace)
+        return with_crossings(self, after._replace(pace=pace), s, trial, keep)
 
     # ---- what steps with and without kinks have in common ---------------------------------------
 
@@ -305,7 +320,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
     pattern = risk.start(theta)
     now = risk.evaluate(theta, pattern)
     speed = jnp.sqrt(now.field[-1])
-    size = method.step_size
+    size, adapts = method.step_size, method.step_size is None
     if size is None:
         size = jnp.minimum(first_step(theta, speed), t1 - t0)
     zero = jnp.asarray(0)
@@ -316,7 +331,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
         t=t0,
         y=y,
         pattern=pattern,
-        now=now.with_z(None),
+        now=now.kept(),
         stepping=Stepping(
             size=size,
             controller_state=loop.controller_start(y),
@@ -339,6 +354,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
         crowded=jnp.asarray(False),
         result=RESULTS.successful,
         steps=None,
+        pace=Pace.at(t0) if adapts and isinstance(pattern, AbstractLoosePattern) else None,
     )
     return state._replace(steps=loop.no_steps(state))
 

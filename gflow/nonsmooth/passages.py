@@ -65,15 +65,14 @@ class Patience(NamedTuple):
 
 class Seen(NamedTuple):
     """What happens in a step: the pairs that are `past` their kinks, since which `age` of it; those
-    of them that begin to slide; the slides that have `ended`; and the preactivations `z` of all
-    pairs at its end."""
+    of them that begin to slide; the slides that have `ended`; and the evaluation at its `end`."""
 
     pairs: Pairs
     past: Bool[Array, " pairs"]
     begins: Bool[Array, " pairs"]
     age: Float[Array, " pairs"]
     ended: Bool[Array, "..."]
-    z: Float[Array, "units rows"]
+    end: Any
 
 
 class Tangles(NamedTuple):

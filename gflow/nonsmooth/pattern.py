@@ -61,6 +61,21 @@ class AbstractPattern(eqx.Module):
         """With slack for the flagged pairs, at least so much."""
 
 
+class AbstractLoosePattern(AbstractPattern):
+    """A pattern that can be `loose`: then nothing slides, and all pairs are on the sides of their
+    preactivations, whichever these are."""
+
+    loose: eqx.AbstractVar[Bool[Array, ""]]
+
+    @abstractmethod
+    def loosened(self) -> "AbstractLoosePattern":
+        """The loose pattern."""
+
+    @abstractmethod
+    def held(self, z: Float[Array, "units rows"]) -> "AbstractLoosePattern":
+        """The pattern that holds pairs on the sides that they are on with these preactivations."""
+
+
 class Event(NamedTuple):
     """What happened at the kink of a unit at a row.
 

@@ -5,7 +5,6 @@ knows a network only by the methods below, which speak of pairs of a hidden unit
 a row of data.
 """
 
-import dataclasses
 from abc import abstractmethod
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -40,17 +39,15 @@ class KinkResolution(NamedTuple):
 class AbstractEvaluation(eqx.Module):
     """What forward and backward pass give at one θ: the preactivations `z` of all pairs, `field`,
     d/dt of (θ, ∫‖θ'‖²), and the `value` of the risk.
-
-    Only margins and transitions ask for z; where an evaluation is kept, it is None.
     """
 
     z: eqx.AbstractVar[Any]
     field: eqx.AbstractVar[Float[Array, " size_and_one"]]
     value: eqx.AbstractVar[Float[Array, ""]]
 
-    def with_z(self: Evaluated, z: Any) -> Evaluated:
-        """With other preactivations."""
-        return dataclasses.replace(self, z=z)
+    @abstractmethod
+    def kept(self: Evaluated) -> Evaluated:
+        """What of it is kept until the next step."""
 
 
 class Transition(NamedTuple):
@@ -112,8 +109,9 @@ class AbstractPatternRisk(eqx.Module, Generic[Pattern]):
         """z of all pairs at θ, if all lower layers are on the sides of the pattern."""
 
     @abstractmethod
-    def scales(self, theta: Float[Array, " size"], pattern: Pattern) -> Any:
-        """The scales by which preactivations are measured during a step that starts at θ."""
+    def scales(self, theta: Float[Array, " size"], pattern: Pattern, evaluation: Any) -> Any:
+        """The scales by which preactivations are measured during a step that starts at θ, where the
+        evaluation is what is kept."""
 
     @abstractmethod
     def heights(

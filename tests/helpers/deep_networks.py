@@ -47,6 +47,13 @@ class DeepReference(NamedTuple):
     params: np.ndarray
     kinks: list[Kink]
 
+    def at_end(self) -> "DeepReference":
+        """The same from the last saved time on, where nothing is left to follow."""
+        shapes = [m.shape for m in self.matrices]
+        parts = np.split(self.params[-1], np.cumsum([a * b for a, b in shapes])[:-1])
+        matrices = [part.reshape(shape) for part, shape in zip(parts, shapes)]
+        return self._replace(matrices=matrices, ts=self.ts[-1:], params=self.params[-1:], kinks=[])
+
     def own_network(self) -> OwnNetwork:
         return OwnNetwork([jnp.asarray(m) for m in self.matrices])
 

@@ -69,10 +69,8 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
         patience: Patience,
     ) -> Bool[Array, "units rows"]:
         del patience
-        first = jax.vmap(lambda theta: self.preactivations(theta, pattern))(thetas[:2])
-        start, half, end = (
-            self.margins(z, pattern, scales) for z in (first[0], first[1], ends.end.z)
-        )
+        all_z = ends.start.z, self.preactivations(thetas[1], pattern), ends.end.z
+        start, half, end = (self.margins(z, pattern, scales) for z in all_z)
         return (end <= -eps) | Returns.of(start, half, end, eps).found
 
     def sight(
@@ -89,14 +87,11 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
         sign = jnp.where(active, 1.0, -1.0)
         side = sign / scales[unit]
 
-        def moving(theta, field):
-            z_of = lambda theta: self.preactivations(theta, pattern)
-            z, speed = jax.jvp(z_of, (theta,), (field[:-1],))
-            return z[unit, row], speed[unit, row]
-
-        fields = jnp.stack([ends.start.field, ends.end.field])
-        (first, last), speeds = jax.vmap(moving)(thetas[::2], fields)
-        z = jnp.stack([first, self.preactivations(thetas[1], pattern)[unit, row], last])
+        z_of = lambda theta: self.preactivations(theta, pattern)
+        _, speed = jax.jvp(z_of, (thetas[2],), (ends.end.field[:-1],))
+        speed = speed[unit, row]
+        z = jnp.stack([a[unit, row] for a in (ends.start.z, z_of(thetas[1]), ends.end.z)])
+        speeds = jnp.stack([_first_slope(z, ends.dt * speed) / ends.dt, speed])
         slack = pattern.slack_of(pairs)
         q = jnp.stack([ends.start.q[unit, row], ends.end.q[unit, row]])
         pushes = sign[None] * q
@@ -105,7 +100,7 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
             sides=side,
             margins=side[None] * z + slack[None],
             slopes=side[None] * speeds,
-            beyond=side * (speeds[1] + pushes[1] * squares),
+            beyond=side * (speed + pushes[1] * squares),
             slack=slack,
             active=active,
             jumps=jnp.abs(q[1]) * jumps,
@@ -177,7 +172,7 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
         )
         row = jnp.where(past, pairs.row, rows)
         # Where preactivations are 0 for want of active units below, these kinks meet.
-        zero = (seen.z == 0) & ~pattern.sliding & ~jnp.asarray(self.network.ties)[:, None]
+        zero = (seen.end.z == 0) & ~pattern.sliding & ~jnp.asarray(self.network.ties)[:, None]
         tops = jnp.max(jnp.where(zero, layers[:, None], -1), axis=0)
         highest = top.at[row].max(own, mode="drop")
         lowest = jnp.full(rows, len(layers)).at[row].min(own, mode="drop")
@@ -267,6 +262,16 @@ class AbstractPassing(AbstractPatternRisk[DeepPattern]):
             return theta + self.normals(theta, pattern).back(past)
 
         return jax.lax.cond(some, put_back, lambda: theta), pattern
+
+
+def _first_slope(
+    z: Float[Array, "3 pairs"], last_slope: Float[Array, " pairs"]
+) -> Float[Array, " pairs"]:
+    """The slope at 0 of the cubics with these values at 0, 1/2 and 1, and slopes at 1."""
+    half, whole = z[1] - z[0], z[2] - z[0]
+    third = 8 * half - 6 * whole + 2 * last_slope
+    second = last_slope - whole - 2 * third
+    return whole - second - third
 
 
 def _neighbours(seen: Seen) -> Bool[Array, " pairs"]:

@@ -8,12 +8,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gflow.nonsmooth.deep.slides import Normals
 from gflow.nonsmooth.pairs import Pair, Pairs
-from gflow.nonsmooth.pattern import AbstractPattern
+from gflow.nonsmooth.pattern import AbstractLoosePattern
 from gflow.nonsmooth.pattern_risk import AbstractEvaluation
 from gflow.rows import with_row
 
 
-class DeepPattern(AbstractPattern):
+class DeepPattern(AbstractLoosePattern):
     """The sides of all pairs of unit and row, and the slides.
 
     Each of the `slots` that are `used` is for a slide, which one pair stands for. Other pairs can
@@ -30,6 +30,7 @@ class DeepPattern(AbstractPattern):
     slots: Pair
     used: Bool[Array, " slots"]
     full: Bool[Array, ""]
+    loose: Bool[Array, ""]
 
     @classmethod
     def without_slides(
@@ -46,7 +47,15 @@ class DeepPattern(AbstractPattern):
             slots=Pair(zero, zero),
             used=zero.astype(bool),
             full=jnp.asarray(False),
+            loose=jnp.asarray(False),
         )
+
+    def loosened(self) -> "DeepPattern":
+        none = DeepPattern.without_slides(self.active, self.room, self.slack.dtype)
+        return eqx.tree_at(lambda p: p.loose, none, jnp.asarray(True))
+
+    def held(self, z: Float[Array, "units rows"]) -> "DeepPattern":
+        return DeepPattern.without_slides(z > 0, self.room, self.slack.dtype)
 
     @property
     def crowded(self) -> Bool[Array, ""]:
@@ -104,6 +113,7 @@ class DeepPattern(AbstractPattern):
             slots=Pair(*map(take, self.slots, pair)),
             used=take(self.used, True),
             full=full,
+            loose=self.loose,
         )
 
     def without_slide(
@@ -169,9 +179,12 @@ class DeepEvaluation(AbstractEvaluation):
     """Forward and backward pass at one θ: preactivations z, q = ∂L/∂a times the jump of the slope
     for all pairs, normals and `multipliers` of the slides, the field and the value of the risk."""
 
-    z: Any
+    z: Float[Array, "units rows"]
     q: Float[Array, "units rows"]
     normals: Normals
     multipliers: Float[Array, " slots"]
     field: Float[Array, " size_and_one"]
     value: Float[Array, ""]
+
+    def kept(self) -> "DeepEvaluation":
+        return self

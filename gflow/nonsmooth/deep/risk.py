@@ -113,7 +113,8 @@ class DeepPatternRisk(AbstractPassing):
         return DeepPattern.without_slides(z > 0, min(self.room, z.size), theta.dtype)
 
     def repels(self, theta: Float[Array, " size"], pattern: DeepPattern) -> Bool[Array, ""]:
-        now, scales = self.evaluate(theta, pattern), self.scales(theta, pattern)
+        now = self.evaluate(theta, pattern)
+        scales = self.scales(theta, pattern, now)
         rounding = _ROUNDINGS * jnp.finfo(theta.dtype).eps
         near = jnp.abs(self.heights(now.z, pattern, scales)) <= rounding
         return leads_both_ways(self, theta, pattern, now, near)
@@ -128,7 +129,7 @@ class DeepPatternRisk(AbstractPassing):
         sides = pattern.open_sides()
 
         def value(theta, extra):
-            output, z = self.outputs(theta, sides, extra)
+            output, z = self.outputs(theta, sides, extra, pattern.loose)
             return self._loss(output) + self._penalty_at(theta), z
 
         none = jnp.zeros(sides.shape, theta.dtype)
@@ -162,9 +163,11 @@ class DeepPatternRisk(AbstractPassing):
     ) -> Float[Array, "units rows"]:
         return self.outputs(theta, pattern.open_sides(), None).z
 
-    def scales(self, theta: Float[Array, " size"], pattern: DeepPattern) -> Float[Array, " units"]:
+    def scales(
+        self, theta: Float[Array, " size"], pattern: DeepPattern, evaluation: DeepEvaluation
+    ) -> Float[Array, " units"]:
         """The largest preactivation of each unit."""
-        largest = jnp.max(jnp.abs(self.preactivations(theta, pattern)), axis=1)
+        largest = jnp.max(jnp.abs(evaluation.z), axis=1)
         layers = jnp.asarray(self.network.places.layer)
         of_layers = jax.ops.segment_max(largest, layers, int(self.network.places.layer[-1]) + 1)
         of_layers = jnp.where(of_layers > 0, of_layers, 1.0)
@@ -238,11 +241,17 @@ class DeepPatternRisk(AbstractPassing):
         ties = self.network.ties
         if not ties.any():
             return after
-        free = (self.preactivations(theta, before) == 0) & jnp.asarray(ties)[:, None]
-        params, sides = self.params(theta), after.open_sides()
-        z_of = lambda x, sides, free: self.network(params, self.frozen, x, sides, None, free).z
-        z = jax.vmap(z_of, in_axes=(0, 1, 1), out_axes=1)(self.rows, sides, free)
-        return after.with_sides(free & ~after.sliding, z > 0)
+
+        def looked_at():
+            free = (self.preactivations(theta, before) == 0) & jnp.asarray(ties)[:, None]
+            params, sides = self.params(theta), after.open_sides()
+            z_of = lambda x, sides, free: self.network(params, self.frozen, x, sides, None, free).z
+            z = jax.vmap(z_of, in_axes=(0, 1, 1), out_axes=1)(self.rows, sides, free)
+            return jnp.where(free & ~after.sliding, z > 0, after.active)
+
+        some = jnp.any(after.active != before.active)
+        active = jax.lax.cond(some, looked_at, lambda: after.active)
+        return eqx.tree_at(lambda p: p.active, after, active)
 
     # ---- the network -----------------------------------------------------------------------------
 
@@ -258,10 +267,13 @@ class DeepPatternRisk(AbstractPassing):
         theta: Float[Array, " size"],
         sides: Bool[Array, "units rows"],
         extra: Float[Array, "units rows"] | None,
+        loose: Bool[Array, ""] | None = None,
     ) -> RowOutput:
-        """Those of all rows on these sides of their kinks."""
+        """Those of all rows on these sides of their kinks, or, if `loose`, on those that they are
+        on."""
         params = self.params(theta)
-        of_row = lambda x, sides, extra: self.network(params, self.frozen, x, sides, extra)
+        free = None if loose is None else jnp.broadcast_to(loose, (self.num_units,))
+        of_row = lambda x, sides, extra: self.network(params, self.frozen, x, sides, extra, free)
         axes: Any = RowOutput._make((0, 1))
         return jax.vmap(of_row, in_axes=(0, 1, 1), out_axes=axes)(self.rows, sides, extra)
 

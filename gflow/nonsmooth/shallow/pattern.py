@@ -1,5 +1,6 @@
 """The pattern of one hidden layer: sides, slides, and the projectors that slides need."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -183,6 +184,10 @@ class Evaluation(AbstractEvaluation):
     force: Float[Array, "units dim"]
     field: Float[Array, " size_and_one"]
     value: Float[Array, ""]
+
+    def kept(self) -> "Evaluation":
+        """Without z, which only margins and transitions ask for."""
+        return dataclasses.replace(self, z=None)
 
     @property
     def q(self) -> Float[Array, "units rows"]:

@@ -196,10 +196,13 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         return jnp.where(pattern.sliding, 0.0, slopes).astype(self.normals.dtype)
 
     def scales(
-        self, theta: Float[Array, " size"], pattern: ShallowPattern
+        self,
+        theta: Float[Array, " size"],
+        pattern: ShallowPattern,
+        evaluation: Evaluation | None = None,
     ) -> Float[Array, " units"]:
         """‖(w_i, b_i)‖, for units at 0 some small number."""
-        del pattern
+        del pattern, evaluation
         norms = self.net(theta).incoming_norms()
         smallest = 1e-9 * jnp.max(norms)
         return jnp.maximum(norms, jnp.where(smallest > 0, smallest, 1.0))
