@@ -98,7 +98,8 @@ def _heights(risk: DeepPatternRisk, theta: Array, sides: Array | None):
     pattern = risk.start(theta)
     if sides is not None:
         pattern = DeepPattern.without_slides(sides, 1, theta.dtype)
-    return risk.preactivations(theta, pattern), pattern.active, risk.scales(theta, pattern)
+    now = risk.evaluate(theta, pattern)
+    return now.z, pattern.active, risk.scales(theta, pattern, now)
 
 
 @eqx.filter_jit
