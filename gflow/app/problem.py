@@ -9,7 +9,6 @@ from typing import Literal
 import equinox as eqx
 import jax
 import numpy as np
-import optax
 
 from gflow import piecewise
 from gflow.activations import as_activation
@@ -91,10 +90,8 @@ def _held_out(config: Config, table: Table) -> np.ndarray:
 
 def _risk_on(config: Config, table: Table, rows: np.ndarray) -> EmpiricalRisk:
     x, y = np.asarray(table.x[rows], config.precision), table.y[rows]
-    if config.loss == "cross-entropy":
-        loss = optax.losses.softmax_cross_entropy_with_integer_labels
-        return EmpiricalRisk(x, y.astype(int), loss=loss)
-    return EmpiricalRisk(x, np.asarray(y, config.precision), loss=config.loss)
+    y = y.astype(int) if config.loss == "cross-entropy" else np.asarray(y, config.precision)
+    return EmpiricalRisk(x, y, loss=config.loss)
 
 
 def start_of(config: Config, table: Table) -> ShallowNet | eqx.nn.Sequential:
