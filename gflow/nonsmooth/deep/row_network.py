@@ -29,19 +29,18 @@ class RowOutput(NamedTuple):
 class RowNetwork:
     """The computation of a network for one row, taken apart at its kinks.
 
-    A unit is one entry of one site, in the order of the computation: a site is a layer of units. At
-    units with `ties` two quantities are
-    compared, which may be equal for good. Units that are `clipped` have the slope 0 where they are
+    A unit is one entry of one site, in the order of the computation. Sites are layers of units,
+    counted with those below all that is trained. At units with `ties` two quantities are compared,
+    which may be equal for good. Units that are `clipped` have the slope 0 where they are
     inactive, as those of ReLU have. `reasons` say what kinks are not followed.
     """
 
-    def __init__(self, jaxpr: ClosedJaxpr, structure: Any, found: Findings):
+    def __init__(self, jaxpr: ClosedJaxpr, structure: Any, found: Findings, layers: Sequence[int]):
         self._jaxpr, self._structure, self._found = jaxpr, structure, found
         sizes = [prod(site.shape) for site in found.sites.values()]
         self.num_units = sum(sizes)
         numbers = [np.arange(0), *(np.arange(n) for n in sizes)]
-        layers = np.repeat(np.arange(len(sizes)), sizes)
-        self.places = UnitPlaces(layers, np.concatenate(numbers))
+        self.places = UnitPlaces(np.repeat(layers, sizes).astype(int), np.concatenate(numbers))
         self.ties = np.repeat([site.ties for site in found.sites.values()], sizes)
         clips = [site.kind == "max" and not site.ties for site in found.sites.values()]
         self.clipped = np.repeat(clips, sizes)
@@ -171,7 +170,9 @@ def _looked_into(rest: PyTree, of_arrays: Any, like: list[Any]) -> tuple[RowNetw
     num_trained = len(jax.tree.leaves(trained))
     moves = [n < num_trained for n in range(len(like))]
     found = find_sites(flat.jaxpr.jaxpr, moves)
-    return RowNetwork(flat.jaxpr, flat.structure, found), is_concrete(flat.jaxpr.consts)
+    layers = find_sites(flat.jaxpr.jaxpr, [True] * (len(like) - 1) + [False]).sites
+    numbers = [sum(other < site for other in layers) for site in found.sites]
+    return RowNetwork(flat.jaxpr, flat.structure, found, numbers), is_concrete(flat.jaxpr.consts)
 
 
 def _is_array(leaf: Any) -> bool:
