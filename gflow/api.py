@@ -21,7 +21,7 @@ from gflow.comparison import Comparison, compare
 from gflow.convergence import ConvergenceOrder, Parting, observed_order
 from gflow.critical import CriticalKind, CriticalPoint, NotFoundError, refine
 from gflow.descent import descend
-from gflow.diagnostics import Diagnostics, Switch
+from gflow.diagnostics import Diagnostics, Switch, balance
 from gflow.flow import Stop, solve_flow
 from gflow.hessian import Spectrum, hessian_spectrum, sharpness
 from gflow.kink_log import KinkLog
@@ -38,7 +38,14 @@ from gflow.nonsmooth import (
 from gflow.program_cache import cache_compilations
 from gflow.rates import Lojasiewicz, Rate, RateStatus, fit_rate, lojasiewicz
 from gflow.results import RESULTS
-from gflow.risks import BoxRisk, EmpiricalRisk, GaussianRisk, PopulationRisk, Risk
+from gflow.risks import (
+    BoxRisk,
+    EmpiricalRisk,
+    GaussianRisk,
+    PenalisedRisk,
+    PopulationRisk,
+    Risk,
+)
 from gflow.solvers import BDF5, RKC2, ROCK4, Rodas5P
 from gflow.storage import load_trajectory, save_trajectory
 from gflow.trajectory import Trajectory, TrajectoryError
@@ -75,6 +82,7 @@ __all__ = [
     "NotFoundError",
     "PLConstants",
     "Parting",
+    "PenalisedRisk",
     "PopulationRisk",
     "Rate",
     "RateStatus",
@@ -89,6 +97,7 @@ __all__ = [
     "Trajectory",
     "TrajectoryError",
     "__version__",
+    "balance",
     "cache_compilations",
     "chatterjee",
     "clarke_gradient",

@@ -1,5 +1,6 @@
 """The log of the kinks that a flow met."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -34,6 +35,17 @@ class Branching(NamedTuple):
         return f"unit {self.unit}{layer} at t = {self.time:.6g}"
 
 
+class LoggedKink(NamedTuple):
+    """One entry of a log (`KinkLog` says what each is)."""
+
+    time: float
+    layer: int
+    unit: int
+    datum: int
+    kind: KinkKind
+    passed: bool
+
+
 class KinkLog(Shown, eqx.Module):
     """The kinks that a flow met, in the order of time.
 
@@ -46,6 +58,8 @@ class KinkLog(Shown, eqx.Module):
     - `kind`: a `KinkKind` as an integer; `names` gives the words.
     - `passed`: whether the tolerance cannot feel the kink, so that no step ended there; its time is
       then interpolated.
+
+    `for kink in log` yields a `LoggedKink` with these as numbers, one by one.
 
     Under `jax.jit` and `jax.vmap` the arrays have `max_kinks` entries, of time inf where unused.
     """
@@ -65,6 +79,13 @@ class KinkLog(Shown, eqx.Module):
 
     def __len__(self) -> int:
         return self.time.shape[0]
+
+    def __iter__(self) -> Iterator[LoggedKink]:
+        """Each kink in turn."""
+        _require_one(self)
+        columns = (np.asarray(a)[: self.num_used()].tolist() for a in _columns(self))
+        for time, layer, unit, datum, kind, passed in zip(*columns):
+            yield LoggedKink(time, layer, unit, datum, KinkKind(kind), passed)
 
     def counts(self) -> dict[str, int]:
         """How many kinks there were of each kind."""

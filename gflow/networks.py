@@ -186,14 +186,6 @@ class ShallowNet(eqx.Module):
         y = a @ (self.output_scale * self.v)
         return y if self.c is None else y + self.c
 
-    def balance(self) -> Float[Array, " width"]:
-        """‖w_i‖² + b_i² − ‖v_i‖² for each unit i.
-
-        Gradient flow keeps it constant, for any data and loss, if the activation is positively
-        homogeneous (ReLU, leaky ReLU, identity); Du, Hu and Lee, arXiv 1806.00900.
-        """
-        return self.incoming_squares() - jnp.sum(self.v.reshape(self.width, -1) ** 2, axis=1)
-
     def incoming(self) -> Float[Array, "width affine"]:
         """(w_i, b_i) for each unit i, w_i alone without biases."""
         return self.w if self.b is None else jnp.column_stack([self.w, self.b])

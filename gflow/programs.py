@@ -14,7 +14,10 @@ Result = TypeVar("Result")
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 # On CPUs XLA's older emitters compile loops in little more than half the time. Short loops are as
 # fast; long ones of functions such as tanh take twice as long. Other devices take no notice.
-_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+_OPTIONS = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_disable_hlo_passes": "tree_reduction_rewriter",
+}
 
 
 class _Hole:

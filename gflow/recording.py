@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gflow.arguments import ArgumentError, Described, PyTree, is_concrete
-from gflow.diagnostics import Diagnostics
-from gflow.networks import ShallowNet
+from gflow.diagnostics import Diagnostics, balance, layers_of
 from gflow.nonsmooth.gradients import squared_norm
 from gflow.parameters import TimeScales
 from gflow.results import RESULTS, SUCCESSES
+from gflow.risks import penalty_of
 from gflow.risks.base import shape_of_value
 from gflow.trajectory import Trajectory, TrajectoryError
 
@@ -49,7 +49,7 @@ class States(NamedTuple):
 
     `dissipated` is ∫‖θ'‖² up to each time; `field_norm` the norm of the field that was followed, if
     that is not the generalized gradient. The first `num_valid` times matter, all if
-    None. `risk_at_start` is None if it is still to be computed.
+    None. `risk_at_start` is None if it is still to be computed; the start is at `t0`.
     """
 
     ts: Float[Array, " times"]
@@ -58,6 +58,7 @@ class States(NamedTuple):
     field_norm: Float[Array, " times"] | None = None
     num_valid: Int[Array, ""] | None = None
     risk_at_start: Float[Array, ""] | None = None
+    t0: Float[Array, ""] | float = 0.0
 
 
 def record(
@@ -98,7 +99,7 @@ def record(
         params=eqx.combine(states.trained, still),
         risk=values,
         grad_norm=norms if states.field_norm is None else states.field_norm,
-        diagnostics=Diagnostics(energy, _balance_drift(frozen, start, states.trained, time_scales)),
+        diagnostics=Diagnostics(energy, _balance_drift(risk, frozen, start, states, time_scales)),
         result=result,
         observed=observed,
         **rest,
@@ -130,16 +131,26 @@ def with_retry(make: Callable[[], Trajectory]) -> Trajectory:
 
 
 def _balance_drift(
-    frozen: PyTree, start: PyTree, trained: PyTree, time_scales: TimeScales
+    risk: Callable, frozen: PyTree, start: PyTree, states: States, time_scales: TimeScales
 ) -> Array | None:
-    net = eqx.combine(start, frozen)
-    if not isinstance(net, ShallowNet) or not net.activation.homogeneous:
+    penalty = penalty_of(risk)
+    if penalty is not None and not (penalty.only_decays and time_scales.roots is None):
         return None
-    if any(getattr(frozen, name) is not None for name in ("w", "b", "v")):
+    try:
+        *hidden, last = layers_of(eqx.combine(start, frozen))
+    except ArgumentError:
         return None
-    balance = lambda params: eqx.combine(time_scales.scaled(params), frozen).balance()
-    at_start = balance(start)
-    return jax.vmap(lambda params: balance(params) - at_start)(trained)
+    still = [part for of in hidden for part in of(frozen)] + [last(frozen).weight]
+    if any(part is not None for part in still):
+        return None
+    of_params = lambda params: balance(eqx.combine(time_scales.scaled(params), frozen))
+    at_start, later = of_params(start), jax.vmap(of_params)(states.trained)
+    if penalty is None:
+        return later - at_start[None, :]
+    rate = 2 * penalty.weight_decay.astype(at_start.dtype)
+    # Times past an early end are infinite.
+    left = jnp.exp(-rate * jnp.where(jnp.isfinite(states.ts), states.ts - states.t0, 0.0))
+    return later - left[:, None] * at_start[None, :]
 
 
 def warned_of_growth(trajectory: Trajectory) -> Trajectory:

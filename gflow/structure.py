@@ -62,6 +62,8 @@ def _inner(part: Any) -> dict[str, Any] | None:
         return {name: getattr(part, name) for name in names if hasattr(part, name)}
     if isinstance(part, Mapping):
         return {str(name): child for name, child in part.items()}
+    if isinstance(part, jax.tree_util.Partial):
+        return {"func": part.func, "args": part.args, "keywords": part.keywords}
     if isinstance(part, (tuple, list)):
         names = getattr(part, "_fields", map(str, range(len(part))))
         return dict(zip(names, part))
@@ -89,6 +91,8 @@ def _made_of(function: Any) -> str:
     if code is None:
         return ""
     words = _words_of_code(code)
+    defaults = getattr(function, "__defaults__", None) or ()
+    words += [_name(value) if callable(value) else _plain(value) for value in defaults]
     for cell in getattr(function, "__closure__", None) or ():
         inner = cell.cell_contents
         words.append(_name(inner) if callable(inner) else _plain(inner))

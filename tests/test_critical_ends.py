@@ -10,7 +10,7 @@ import gflow
 from benchmarks.reference_flows import reference_flow
 from gflow import piecewise
 from gflow.critical.landscapes import FlatRisk, SmoothLandscape
-from gflow.critical.pattern_landscape import PatternLandscape
+from gflow.critical.shallow_landscape import ShallowLandscape
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import ParameterLayout, flat, split_trainable
 from tests.helpers.networks_as_vectors import disturbed, norm
@@ -129,7 +129,7 @@ def test_the_risk_of_a_pattern_agrees_with_autodiff(sine):
     theta = np.asarray(flat(trained))
     known = ShallowPatternRisk.of(risk, trained, frozen)
     active = np.asarray(known.z(net)) > 0
-    ours = PatternLandscape(known, active).expansion(theta)
+    ours = ShallowLandscape(known, active).expansion(theta)
     held = np.zeros(len(theta), bool)
     theirs = SmoothLandscape(FlatRisk(risk, trained, frozen), held).expansion(theta)
     assert ours.value == pytest.approx(theirs.value, rel=1e-14)

@@ -1,7 +1,5 @@
 """Flows through the kinks of networks of any depth."""
 
-from itertools import pairwise
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -60,6 +58,15 @@ def test_trusted_trajectories(name, kind):
         assert one.kind.startswith(other.kind) and one[2:] == other[2:]
         assert abs(one.time - other.time) < 1e-6
     assert drift(flow) < 1e-9
+    balance = np.stack([gflow.balance(pairs_of(net)) for net in flow])
+    assert np.abs(balance - balance[0]).max() < 1e-9
+    of_flow = flow.diagnostics.balance
+    assert (of_flow is None) == (kind == "own_network")
+    assert of_flow is None or np.abs(of_flow).max() < 1e-9
+
+
+def pairs_of(net) -> list:
+    return [(m[:, :-1], m[:, -1]) for m in matrices_of(net)]
 
 
 @pytest.mark.slow
@@ -121,14 +128,7 @@ def test_flows_of_deep_networks_meet_kinks_in_all_layers(mlp_flow):
 def test_consecutive_layers_stay_balanced(mlp_flow):
     """‖W_k,i‖² + b_i² − ‖W_{k+1},·i‖² is conserved, through kinks and along slides."""
     _, _, flow = mlp_flow
-
-    def balance(net):
-        layers = matrices_of(net)
-        pairs = pairwise(layers)
-        return np.concatenate([(a**2).sum(1) - (b[:, :-1] ** 2).sum(0) for a, b in pairs])
-
-    for net in flow:
-        np.testing.assert_allclose(balance(net), balance(flow[0]), atol=1e-9)
+    assert np.abs(flow.diagnostics.balance).max() < 1e-9
 
 
 def test_the_flow_does_not_depend_on_the_room_for_slides(mlp_flow):

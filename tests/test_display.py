@@ -65,6 +65,9 @@ def test_the_log_of_kinks_reads_well():
     traced = []
     jax.jit(lambda log: traced.append(repr(log)) or log.time)(log)
     assert "KinkLog" in traced[0]
+    first, second = log
+    assert first == (0.5, 0, 1, 3, gflow.KinkKind.CROSS_TO_ACTIVE, True)
+    assert second.kind.begins_slide and not second.passed and second.time == 2.0
 
 
 def test_the_package_names_its_version():

@@ -71,6 +71,9 @@ class Looked(AbstractEvaluation):
     value: jax.Array
     theta: jax.Array
 
+    def kept(self):
+        return self
+
 
 class TwoNumbers(AbstractPatternRisk[OnePair]):
     """L(x, y) = PULL max(x, 0) + (x − y)²/2 − PUSH y, whose only kink is x = 0.
@@ -108,7 +111,7 @@ class TwoNumbers(AbstractPatternRisk[OnePair]):
     def preactivations(self, theta, pattern):
         return theta[:1].reshape(1, 1)
 
-    def scales(self, theta, pattern):
+    def scales(self, theta, pattern, evaluation):
         return jnp.asarray(1.0)
 
     def heights(self, z, pattern, scales):

@@ -1,7 +1,9 @@
+import dataclasses
 import itertools
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -159,6 +161,17 @@ def test_kinks_at_the_start_are_drawn_on_the_logarithmic_axis(wave):
     ax = draw(gflow.plots.kinks, early)
     assert ax.get_xscale() == "log"
     assert min(np.min(line.get_xdata()) for line in ax.lines) > 0
+
+
+def test_kinks_of_several_layers_are_numbered_in_each(smooth_flow):
+    """Three units in layer 0 met kinks, and two in layer 1."""
+    columns = [[0.5, 0.6, 0.7], [0, 1, 1], [2, 0, 1], [0, 3, 4], [0, 1, 0], [False] * 3]
+    log = gflow.KinkLog(*map(jnp.asarray, columns))
+    ax = draw(gflow.plots.kinks, dataclasses.replace(smooth_flow, kinks=log))
+    drawn = [np.asarray(line.get_ydata()) for line in ax.lines if line.get_marker() == "|"]
+    assert sorted(np.concatenate(drawn)) == [2, 3, 4]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1", "2", "0", "1"]
+    assert {"layer 0", "layer 1"} <= {text.get_text() for text in ax.texts}
 
 
 def test_kinks_that_were_not_located_are_refused(smooth_flow):

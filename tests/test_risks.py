@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 import gflow
 from gflow.risks.base import check_risk
+from gflow.risks.empirical import cross_entropy_loss
 
 KEY = jax.random.key(1)
 X, Y = np.linspace(-1, 1, 12).reshape(6, 2), np.array([1.0, -1, 1, 1, -1, 1])
@@ -41,6 +42,40 @@ def test_logistic_loss_and_a_loss_of_ones_own():
     )
     absolute = gflow.EmpiricalRisk(X, Y, loss=lambda p, t: jnp.abs(p - t))
     np.testing.assert_allclose(absolute(NET), np.mean(np.abs(outputs() - Y)), rtol=1e-14)
+
+
+def test_cross_entropy():
+    net = gflow.ShallowNet(2, 5, 3, key=KEY)
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    theirs = gflow.EmpiricalRisk(X, labels, loss=optax.softmax_cross_entropy_with_integer_labels)
+    ours = gflow.EmpiricalRisk(X, labels, loss="cross-entropy")
+    for of_risk in (lambda risk: risk, eqx.filter_grad):
+        expected = jax.tree.leaves(of_risk(theirs)(net))
+        for one, other in zip(jax.tree.leaves(of_risk(ours)(net)), expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-15)
+    for margin in (40.0, 700.0):
+        # log(1 + 2 exp(−margin)), without its rounding beside 1.
+        small = cross_entropy_loss(jnp.array([0.0, margin, 0.0]), jnp.array(1))
+        np.testing.assert_allclose(small, 2 * np.exp(-margin), rtol=1e-12)
+    curvature = jax.hessian(cross_entropy_loss)(jnp.array([0.0, 1.0, -800.0]), jnp.array(1))
+    assert np.isfinite(np.asarray(curvature)).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "outputs", "message"),
+    [
+        ([0, 1, 2, 0, 1, 3], 3, "`net`: got 3 outputs for labels up to 3, wanted at least 4"),
+        ([0, 1, 2, 0, 1, 2], "scalar", r"shape \(classes,\) for the cross-entropy"),
+        ([-1, 1, 1, 1, -1, 1], 3, "`y`: got labels .* wanted the numbers of classes, from 0"),
+        ([0.5, 1, 1, 1, 0, 1], 3, "wanted the numbers of classes"),
+        (np.eye(6), 6, r"`y`: got shape \(6, 6\)"),
+    ],
+)
+def test_classes_are_numbered_from_zero(labels, outputs, message):
+    with pytest.raises(ValueError, match=message):
+        gflow.EmpiricalRisk(X, labels, loss="cross-entropy")(
+            gflow.ShallowNet(2, 5, outputs, key=KEY)
+        )
 
 
 def test_whole_number_labels_reach_a_loss_of_ones_own():
@@ -95,7 +130,10 @@ NAN = np.where(np.arange(12).reshape(6, 2) == 5, np.nan, X)
         ((X, Y, -np.ones(6)), "no negative weight"),
         ((X, Y, np.zeros(6)), "positive sum"),
         ((X, (Y + 1) / 2, None, "logistic"), "labels -1 and 1"),
-        ((X, Y, None, "hinge"), "`loss`: got 'hinge', wanted 'squared', 'logistic' or a function"),
+        (
+            (X, Y, None, "hinge"),
+            "got 'hinge', wanted 'squared', .* or a function",
+        ),
         (("text", Y), "`x`"),
     ],
 )

@@ -5,14 +5,17 @@ import json
 import tomllib
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
 
 import gflow
 from gflow.app import experiment, run_directory
+from gflow.app.analysis import analyse
 from gflow.app.claim import claimed, locked
 from gflow.app.config import Config, read_config
+from gflow.app.report import render
 from gflow.app.run_directory import load_run
 
 SMALL = {
@@ -248,6 +251,40 @@ def test_the_written_configuration_holds_in_any_folder_and_for_that_table_only(
         experiment.run(config, say=said.append)
     # A run that is resumed has its table with it.
     assert load_run(tmp_path / "r").table.x.shape == (12, 1)
+
+
+DEEP = {"hidden": "3,2", "weight_decay": 0.1, "activation": "relu", "scale": 0.5}
+
+
+@pytest.mark.slow
+def test_a_run_of_two_hidden_layers_with_weight_decay_is_resumed_and_shown(
+    said, tmp_path, ctrl_c_at_descent
+):
+    whole = carried_out(said, tmp_path / "whole", **DEEP).run
+    ctrl_c_at_descent(1)
+    carried_out(said, tmp_path / "r", **DEEP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "descend", gflow.descend)
+        resumed = experiment.resume(tmp_path / "r", say=said.append).run
+    assert_same(resumed, whole)
+    stored = load_run(tmp_path / "r")
+    assert_same(stored, whole)
+    flow = stored.flow
+    assert [layer.weight.shape for layer in flow.final.layers[::2]] == [(3, 1), (2, 3), (1, 2)]
+    assert np.abs(flow.diagnostics.balance).max() < 1e-7 and flow.kinks is not None
+    squares = sum(np.sum(np.square(a)) for a in jax.tree.leaves(eqx.filter(flow[0], eqx.is_array)))
+    penalty = flow.risk[0] - flow.observed["risk of the data"][0]
+    np.testing.assert_allclose(penalty, 0.05 * squares, rtol=1e-12)
+    page = render(stored, analyse(stored), "")
+    assert "5 hidden units in 2 layers" in page and "2 hidden layers of 3 and 2 relu" in page
+    assert "weight decay λ = 0.1" in page and "Kinks along the flow" in page
+
+
+def test_hidden_layers_in_files_and_of_one_layer(tmp_path):
+    (tmp_path / "c.toml").write_text("hidden = [8, 4]\n")
+    assert read_config(tmp_path / "c.toml").validated().widths == (8, 4)
+    one = Config(hidden=" 16").validated()
+    assert one.hidden is None and one.width == 16 and one.widths == (16,)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ ZEROS = jax.random.normal(jax.random.key(1), (3,))
 def make_problem() -> tuple[gflow.EmpiricalRisk, gflow.ShallowNet]:
     x = np.linspace(-1, 1, 20)
     risk = gflow.EmpiricalRisk(x[:, None], gflow.piecewise.wave()(x))
+    print(gflow.PenalisedRisk(risk, lambda net: net.v @ net.v, weight_decay=1e-3).num_data)
     return risk, gflow.ShallowNet(1, 8, key=jax.random.key(0))
 
 
@@ -41,6 +42,7 @@ def look(flow: gflow.Trajectory[gflow.ShallowNet]) -> None:
     first: gflow.ShallowNet = flow[0]
     print(flow.final.w, first.incoming_norms(), flow.ts, flow.risk, flow.grad_norm)
     diagnostics: gflow.Diagnostics = flow.diagnostics
+    print(gflow.balance(flow.final))
     print(diagnostics.energy, diagnostics.balance, flow.result == gflow.RESULTS.successful)
     switches: tuple[gflow.Switch, ...] = flow.switches
     print([(switch.solver, switch.time) for switch in switches], flow.summary())

@@ -60,6 +60,8 @@ class Config:
     data_hash: str | None = None
     """The SHA-256 of the file, as a run writes it into its config.toml: another content is
     refused."""
+    weight_decay: float = 0.0
+    """λ of the weight decay λ/2 ‖θ‖², over all parameters, that is added to the risk."""
     risk: Literal["empirical", "population"] = "empirical"
     """The risk: "empirical", the mean over the data, or "population", the exact integral over the
     interval, for one-dimensional targets."""
@@ -73,6 +75,9 @@ class Config:
     """Number of equally spaced points of a one-dimensional target."""
     width: int = 4
     """Number of hidden units."""
+    hidden: str | None = None
+    """Numbers of units of several hidden layers, separated by commas, such as 16,16; instead of
+    width."""
     activation: str = "relu"
     """Activation: relu, leaky_relu, leaky_relu(0.1), identity, tanh, sigmoid, softplus, silu, gelu,
     erf."""
@@ -131,7 +136,16 @@ class Config:
         for name in ("data", "activation", "init"):
             if not isinstance(getattr(self, name), str):
                 raise ArgumentError(name, getattr(self, name), "text")
-        for name in ("target", "features", "drop", "separator", "encoding", "data_hash", "out"):
+        for name in (
+            "target",
+            "features",
+            "drop",
+            "separator",
+            "encoding",
+            "data_hash",
+            "out",
+            "hidden",
+        ):
             if not isinstance(getattr(self, name), str | None):
                 raise ArgumentError(name, getattr(self, name), "text")
         for name in ("standardise", "bias", "checkpoint", "overwrite"):
@@ -159,7 +173,8 @@ class Config:
             self,
             test_fraction=self._test_fraction(),
             num_points=positive_int("num_points", self.num_points, minimum=2),
-            width=positive_int("width", self.width),
+            **self._layers(),
+            weight_decay=positive("weight_decay", self.weight_decay, or_zero=True),
             scale=positive("scale", self.scale),
             seed=seed,
             t1=None if self.t1 is None else positive("t1", self.t1),
@@ -171,6 +186,33 @@ class Config:
             max_kinks=positive_int("max_kinks", self.max_kinks),
             step_fractions=self._step_fractions(),
         )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The numbers of units of the hidden layers, from below."""
+        if self.hidden is None:
+            return (self.width,)
+        return tuple(int(part) for part in self.hidden.split(","))
+
+    def _layers(self) -> dict[str, Any]:
+        """The fields `width` and `hidden`, of which one is used."""
+        width = positive_int("width", self.width)
+        if self.hidden is None:
+            return {"width": width, "hidden": None}
+        try:
+            widths = [positive_int("hidden", int(part)) for part in self.hidden.split(",")]
+        except ValueError:
+            wanted = "numbers of units, separated by commas, such as 16,16"
+            raise ArgumentError("hidden", self.hidden, wanted) from None
+        if len(widths) == 1:
+            return {"width": widths[0], "hidden": None}
+        if self.risk == "population":
+            wanted = "none, since the risk 'population' is that of one hidden layer"
+            raise ArgumentError("hidden", self.hidden, wanted)
+        if self.init not in ("he", "standard_normal"):
+            wanted = "'he' or 'standard_normal', for several hidden layers"
+            raise ArgumentError("init", self.init, wanted)
+        return {"width": width, "hidden": ",".join(map(str, widths))}
 
     def _step_fractions(self) -> tuple[float, ...] | None:
         fractions = self.step_fractions
@@ -220,6 +262,8 @@ def from_dict(values: dict[str, Any], where: str = "") -> Config:
             close = difflib.get_close_matches(key, known, 1, cutoff=0.0)
             wanted = f"a known field; the nearest is {close[0]!r}"
             raise ArgumentError("config", Described(f"unknown key {key!r}{where}"), wanted)
+    if isinstance(values.get("hidden"), list):
+        values = values | {"hidden": ",".join(map(str, values["hidden"]))}
     if isinstance(values.get("step_fractions"), list):
         values = values | {"step_fractions": tuple(values["step_fractions"])}
     return Config(**values)

@@ -36,12 +36,11 @@ from gflow.app.run_directory import (
     load_run,
     stores,
 )
-from gflow.arguments import ArgumentError, Described
+from gflow.arguments import ArgumentError, Described, PyTree
 from gflow.descent import descend
 from gflow.flow import solve_flow
 from gflow.hessian.sharpness import sharpness
 from gflow.interrupts import noted_interrupts
-from gflow.networks import ShallowNet
 from gflow.risks import Risk
 from gflow.trajectory import Trajectory
 
@@ -225,9 +224,7 @@ def _part(job: _Job, label: str, who: str, end: float) -> Iterator[None]:
     job.say(f"{who} to t = {end:g}: {job.run.seconds[label]:.1f} s")
 
 
-def _flow(
-    job: _Job, risk: Risk, net: ShallowNet, t0: float, t1: float, ts: np.ndarray
-) -> Trajectory:
+def _flow(job: _Job, risk: Risk, net: PyTree, t0: float, t1: float, ts: np.ndarray) -> Trajectory:
     config = job.run.config
     place = SOLVERS_BY_NAME[config.solver]
     return solve_flow(
@@ -249,7 +246,7 @@ def _flow(
     )
 
 
-def _compute_descents(job: _Job, risk: Risk, net: ShallowNet, plan: list[PlannedDescent]) -> None:
+def _compute_descents(job: _Job, risk: Risk, net: PyTree, plan: list[PlannedDescent]) -> None:
     run = job.run
     run.descents = [d for d in run.descents if not _is_missing(d.trajectory)]
     complete = {d.step_size for d in run.descents}

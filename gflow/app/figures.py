@@ -48,7 +48,8 @@ def panels(run: Run, analysis: Analysis) -> list[Panel]:
     if flow.kinks is not None and len(flow.kinks):
         caption = "Kinks along the flow. Red lines mark slides."
         found.append(Panel("kinks", caption, lambda ax: plots.kinks(flow, ax=ax)))
-        if run.table.x.shape[1] == 1 and run.config.bias:
+        shallow = run.config.hidden is None
+        if run.table.x.shape[1] == 1 and run.config.bias and shallow:
             x, caption = run.table.x, "Places of the kinks; the data are lines."
             draw = lambda ax: plots.breakpoints(flow, x, ax=ax)
             found.append(Panel("breakpoints", caption, draw))
@@ -75,6 +76,8 @@ def _function_panels(run: Run, flow: Trajectory) -> list[Panel]:
     if x.shape[1] == 1:
         learned = lambda ax: plots.learned_function(flow, x, y, ax=ax)
         return [Panel("function", "The function along the flow.", learned)]
+    if run.config.hidden is not None:
+        return []
     names = run.table.features
     caption = "Paths of the hidden units |v| w along the flow. Dots mark their ends."
     return [Panel("units", caption, lambda ax: plots.unit_directions(flow, names, ax=ax))]

@@ -1,6 +1,7 @@
 """What a run will do: its final time, the step sizes of its descents, and the times to save."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +65,8 @@ def _work(run: Run, fractions: tuple[float, ...]) -> float:
     """How many products the descents take for each unit of time."""
     config, (rows, features) = run.config, run.table.x.shape
     rows = rows if config.risk == "empirical" else 1000
-    of_step = max(3 * rows * config.width * (features + 2), _STEP_WORK)
+    products = sum(a * b for a, b in pairwise([features + 1, *config.widths, 1]))
+    of_step = max(3 * rows * products, _STEP_WORK)
     return of_step * sum(1 / fraction for fraction in fractions) * max(run.sharpness, 0.0) / 2
 
 

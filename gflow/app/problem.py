@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
+import equinox as eqx
 import jax
 import numpy as np
-import optax
 
 from gflow import piecewise
+from gflow.activations import as_activation
 from gflow.app.config import Config
 from gflow.app.data import Table, TableOptions, file_hash, load_table
 from gflow.arguments import ArgumentError, Described
-from gflow.networks import ShallowNet
-from gflow.risks import EmpiricalRisk, PopulationRisk, Risk
+from gflow.networks import ShallowNet, named_initialisation
+from gflow.risks import EmpiricalRisk, PenalisedRisk, PopulationRisk, Risk
 
 
 def read_table(config: Config, say: Callable[[str], None]) -> Table:
@@ -45,7 +48,15 @@ def with_source(config: Config) -> Config:
 
 
 def risk_of(config: Config, table: Table) -> Risk:
-    """The risk on the rows to learn from, or the exact one of a target on [-1, 1]."""
+    """The risk on the rows to learn from, or the exact one of a target on [-1, 1], with the weight
+    decay if there is any."""
+    of_data = _risk_of_data(config, table)
+    if config.weight_decay == 0:
+        return of_data
+    return PenalisedRisk(of_data, weight_decay=config.weight_decay)
+
+
+def _risk_of_data(config: Config, table: Table) -> Risk:
     if config.risk == "population":
         target = piecewise.named(config.data)
         return PopulationRisk(target, piecewise.named_density(config.density, *target.interval))
@@ -53,9 +64,15 @@ def risk_of(config: Config, table: Table) -> Risk:
 
 
 def observed_by(config: Config, table: Table) -> dict[str, Risk]:
-    """What is observed along the trajectories: the risk on the rows that are held out, if any."""
+    """What is observed along the trajectories: the risk on the rows that are held out, if any, and
+    the risk without weight decay, if there is any."""
     rows = _held_out(config, table)
-    return {"test risk": _risk_on(config, table, rows)} if rows.any() else {}
+    observed: dict[str, Risk] = {}
+    if rows.any():
+        observed["test risk"] = _risk_on(config, table, rows)
+    if config.weight_decay > 0:
+        observed["risk of the data"] = _risk_of_data(config, table)
+    return observed
 
 
 def _held_out(config: Config, table: Table) -> np.ndarray:
@@ -73,18 +90,20 @@ def _held_out(config: Config, table: Table) -> np.ndarray:
 
 def _risk_on(config: Config, table: Table, rows: np.ndarray) -> EmpiricalRisk:
     x, y = np.asarray(table.x[rows], config.precision), table.y[rows]
-    if config.loss == "cross-entropy":
-        loss = optax.losses.softmax_cross_entropy_with_integer_labels
-        return EmpiricalRisk(x, y.astype(int), loss=loss)
-    return EmpiricalRisk(x, np.asarray(y, config.precision), loss=config.loss)
+    y = y.astype(int) if config.loss == "cross-entropy" else np.asarray(y, config.precision)
+    return EmpiricalRisk(x, y, loss=config.loss)
 
 
-def start_of(config: Config, table: Table) -> ShallowNet:
+def start_of(config: Config, table: Table) -> ShallowNet | eqx.nn.Sequential:
     """The network at the start, with one output for each class if the loss is cross-entropy."""
+    in_size = table.x.shape[1]
+    out_size = len(table.classes) if config.loss == "cross-entropy" else "scalar"
+    if config.hidden is not None:
+        return _deep_start(config, in_size, out_size)
     return ShallowNet(
-        table.x.shape[1],
+        in_size,
         config.width,
-        len(table.classes) if config.loss == "cross-entropy" else "scalar",
+        out_size,
         key=jax.random.key(config.seed),
         activation=config.activation,
         init=config.init,
@@ -92,3 +111,23 @@ def start_of(config: Config, table: Table) -> ShallowNet:
         use_bias=config.bias,
         dtype=config.precision,
     )
+
+
+def _deep_start(
+    config: Config, in_size: int, out_size: int | Literal["scalar"]
+) -> eqx.nn.Sequential:
+    """A layer for each of the widths, drawn like the hidden layer of a `ShallowNet`."""
+    sizes = [in_size, *config.widths, out_size]
+    activation, layers = eqx.nn.Lambda(as_activation(config.activation)), []
+    for k, (inputs, outputs) in enumerate(pairwise(sizes)):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), k))
+        layer = eqx.nn.Linear(inputs, outputs, config.bias, dtype=config.precision, key=keys[0])
+        law = named_initialisation(config.init, int(inputs), 1)
+        drawn = [
+            None if a is None else config.scale * std * jax.random.normal(key, a.shape, a.dtype)
+            for key, std, a in zip(keys, (law.w, law.b), (layer.weight, layer.bias))
+        ]
+        none = lambda a: a is None
+        parts = lambda layer: (layer.weight, layer.bias)
+        layers += [eqx.tree_at(parts, layer, tuple(drawn), is_leaf=none), activation]
+    return eqx.nn.Sequential(layers[:-1])

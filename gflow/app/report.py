@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gflow import piecewise
 from gflow.app.analysis import Analysis, analyse
+from gflow.app.config import Config
 from gflow.app.figures import Panel, as_svg, panels, write_figures, write_overview
 from gflow.app.run_directory import Run, load_run, write_facts
 from gflow.app.summary import EndRow, SummaryRow, answers, end_rows, summary_rows
@@ -131,14 +132,15 @@ _LOSSES = {
 def _question(run: Run) -> str:
     """What was asked, for readers who do not know the field."""
     c, (n, d) = run.config, run.table.x.shape
-    units = f"{c.width} hidden unit{'s' * (c.width > 1)}"
+    count, layers = sum(c.widths), len(c.widths)
+    units = f"{count} hidden unit{'s' * (count > 1)}" + f" in {layers} layers" * (layers > 1)
     if c.risk == "population":
         learned = f"the function {c.data}"
     else:
         columns = f"{d} feature{'s' * (d > 1)} of {n} rows"
         learned = f"to predict {run.table.target} from the {columns} of {run.table.name}"
     text = (
-        f"A neural network with {units} learns {learned}. Its risk is the {_LOSSES[c.loss]}. "
+        f"A neural network with {units} learns {learned}. Its risk is {_risk_in_words(c)}. "
         "Training lowers the risk step by step (gradient descent). As the steps get smaller, the "
         "path of the parameters approaches a continuous one, the gradient flow. This run asks "
         "where the flow ends, how fast the risk gets there, and how closely descent follows."
@@ -147,6 +149,12 @@ def _question(run: Run) -> str:
         start, end = (float(run.flow.risk[k]) for k in (0, -1))
         text += f" Along the flow the risk fell from {start:.4g} to {end:.4g}."
     return text
+
+
+def _risk_in_words(config: Config) -> str:
+    decay = config.weight_decay
+    penalty = f" plus a penalty for large parameters, {decay:g}/2 ‖θ‖²" if decay > 0 else ""
+    return f"the {_LOSSES[config.loss]}{penalty}"
 
 
 def _lead(run: Run) -> str:
@@ -158,8 +166,13 @@ def _lead(run: Run) -> str:
     else:
         features = f"{n} rows, {d} feature{'s' * (d > 1)}"
         risk = f"{features}, target {run.table.target}; {_LOSSES[c.loss]}"
+    if c.weight_decay > 0:
+        risk += f"; weight decay λ = {c.weight_decay:g}"
+    layers = f"One hidden layer of {c.width}"
+    if c.hidden is not None:
+        layers = f"{len(c.widths)} hidden layers of {' and '.join(map(str, c.widths))}"
     return (
-        f"One hidden layer of {c.width} {c.activation} units, initialisation {c.init}, seed "
+        f"{layers} {c.activation} units, initialisation {c.init}, seed "
         f"{c.seed}; {risk}; flow time 0 to "
         f"{_end(run)}; sharpness λ = {run.sharpness:.4g}. {' '.join(run.table.notes)}"
     )
@@ -202,7 +215,8 @@ def _flow_facts(run: Run) -> str:
     return (
         fact_table(run.flow.summary(), css_class="facts")
         + '<p class="legend">The energy drift is L(θ(0)) − L(θ(t)) − ∫‖dθ/dt‖². The balance drift '
-        "is the change of ‖w‖² + b² − v² of each unit. Both are zero along an exact flow.</p>"
+        "is the change of ‖w‖² + b² − v² of each unit, with the weights into and out of it, beyond "
+        "that by weight decay. Both are zero along an exact flow.</p>"
     )
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+import jax
+
 from gflow.app.claim import RUN_FILE
 from gflow.app.config import Config, read_config, to_dict
 from gflow.app.data import Table
 from gflow.app.end_points import EndPoint
+from gflow.app.problem import start_of
 from gflow.arguments import ArgumentError, Described
 from gflow.storage import load_trajectory, save_trajectory
 from gflow.trajectory import Trajectory
@@ -256,17 +259,22 @@ def _load(directory: Path) -> Run:
         tuple(data.attrs["classes"]),
     )
     flow, further = directory / "flow.zarr", directory / "further.zarr"
+    config = read_config(directory / "config.toml")
+    like = None
+    if config.hidden is not None:
+        with jax.enable_x64(config.precision == "float64"):
+            like = start_of(config, table)
     return Run(
-        config=read_config(directory / "config.toml"),
+        config=config,
         table=table,
         provenance=facts["provenance"],
         sharpness=facts["sharpness"],
-        flow=load_trajectory(flow) if flow.exists() else None,
+        flow=load_trajectory(flow, like) if flow.exists() else None,
         descents=[
-            Descent(d["fraction"], d["step_size"], load_trajectory(directory / d["file"]))
+            Descent(d["fraction"], d["step_size"], load_trajectory(directory / d["file"], like))
             for d in facts["descents"]
         ],
-        further=load_trajectory(further) if further.exists() else None,
+        further=load_trajectory(further, like) if further.exists() else None,
         ends={label: EndPoint.from_dict(end) for label, end in facts.get("ends", {}).items()},
         status=facts["status"],
         notes=facts["notes"],

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from gflow.arguments import ArgumentError, Described, PyTree
 from gflow.display import Shown
 from gflow.parameters import split_trainable
-from gflow.risks import EmpiricalRisk
+from gflow.risks import EmpiricalRisk, penalty_of
 from gflow.risks.empirical import squared_loss
 from gflow.trajectory import Trajectory, single_trajectory
 
@@ -46,7 +46,10 @@ def output_jacobian(
 ) -> Float[Array, "outputs parameters"]:
     """The Jacobian of all outputs on the rows of the risk in the trained parameters."""
     if not isinstance(risk, EmpiricalRisk):
-        raise ArgumentError("risk", Described(type(risk).__name__), "an EmpiricalRisk")
+        wanted = "an EmpiricalRisk" + "; `risk.risk` is the one without its penalty" * (
+            penalty_of(risk) is not None
+        )
+        raise ArgumentError("risk", Described(type(risk).__name__), wanted)
     trained, frozen = split_trainable(net, trainable)
     theta, unravel = ravel_pytree(trained)
     outputs = lambda p: risk.predictions(eqx.combine(unravel(p), frozen)).reshape(-1)

@@ -4,19 +4,25 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from gflow.critical.active_set import SearchResult, weakly_active
-from gflow.critical.landscapes import FlatRisk, Kink
+from gflow.critical.deep_landscape import DeepLandscape
+from gflow.critical.deep_structure import groups_of_units, marginal_units_of, symmetries_of
+from gflow.critical.landscapes import AbstractLandscape, FlatRisk, Kink
+from gflow.critical.marginal_units import MarginalUnit, marginal_units_of_one_layer
 from gflow.critical.newton import Eigensystem, unsettled
-from gflow.critical.pattern_landscape import PatternLandscape
+from gflow.critical.pattern_landscape import AbstractPatternLandscape
 from gflow.critical.point import ActiveKink, Zeros
 from gflow.critical.support_edges import from_inside
-from gflow.critical.symmetries import explained_zeros
+from gflow.critical.symmetries import Symmetries, explained_zeros, symmetries_of_one_layer
 from gflow.critical.units import UnitGroups, list_units
 from gflow.networks import ShallowNet
+from gflow.parameters import ParameterLayout
+from gflow.risks import EmpiricalRisk
 
 
 class Start(NamedTuple):
@@ -56,7 +62,8 @@ class Candidate:
       zero, and with none of these it is `settled`. `zeros`: how many are zero, and why.
     - `held`: the kinks along which the point is critical. `weak`: those for one side of which it
       is, with normals that point to this side.
-    - `residual`: the norm of the minimal-norm subgradient. `units`: the hidden units in groups.
+    - `residual`: the norm of the minimal-norm subgradient. `units`: the hidden units in groups;
+      `marginal`: those that a small step can make active.
     - `risk_scale`, `size`: changes of the risk, and of θ, are measured by these.
     """
 
@@ -71,6 +78,7 @@ class Candidate:
     weak: KinksAtPoint
     residual: float
     units: UnitGroups | None
+    marginal: list[MarginalUnit]
     risk_scale: float
     size: float
 
@@ -80,16 +88,16 @@ class Candidate:
         theta, land = search.newton.theta, search.landscape
         net = risk.net(theta)
         newton, edges = from_inside(risk, search.newton)
-        eigen = Eigensystem.of(newton.expansion, land.basis)
+        eigen = Eigensystem.of(newton.expansion)
         moving = unsettled(newton, eigen)
         eigen = eigen._replace(zero=eigen.zero | moving)
-        if isinstance(land, PatternLandscape):
+        if isinstance(land, AbstractPatternLandscape):
             held, weak, residual = _kinks_of_pattern(land, theta)
         else:
             held = KinksAtPoint((), np.zeros(0), np.zeros((0, len(theta))))
             weak = KinksAtPoint((), np.zeros(len(edges)), edges)
             residual = eigen.norm
-        units = list_units(risk.risk, net, frozenset(kink.unit for kink in held.kinks))
+        known = _structure(risk, land, theta, net, held)
         return cls(
             risk=risk,
             net=net,
@@ -97,11 +105,12 @@ class Candidate:
             search=search._replace(newton=newton),
             eigen=eigen,
             settled=not moving.any(),
-            zeros=explained_zeros(eigen, risk, net, units),
+            zeros=explained_zeros(eigen, known.symmetries),
             held=held,
             weak=weak,
             residual=residual,
-            units=units,
+            units=known.units,
+            marginal=known.marginal,
             risk_scale=_risk_scale(risk, net, start.value),
             # At the origin there is nothing else to measure by.
             size=float(max(np.linalg.norm(start.theta), np.linalg.norm(theta))) or 1.0,
@@ -112,18 +121,40 @@ class Candidate:
         return self.search.newton.theta
 
 
-def _kinks_of_pattern(land: PatternLandscape, theta: np.ndarray) -> _PatternKinks:
-    datum, slopes = np.asarray(land.risk.first_datum), land.slopes(theta)
-    named = lambda kink, weight: ActiveKink(kink.unit, int(datum[kink.row]), float(weight))
+class _Structure(NamedTuple):
+    """What is known of the units of a network, and of its symmetries."""
+
+    units: UnitGroups | None
+    symmetries: Symmetries | None
+    marginal: list[MarginalUnit]
+
+
+def _structure(
+    risk: FlatRisk, land: AbstractLandscape, theta: np.ndarray, net: Any, held: KinksAtPoint
+) -> _Structure:
+    if isinstance(land, DeepLandscape):
+        return _Structure(
+            groups_of_units(land), symmetries_of(land, theta), marginal_units_of(land, theta)
+        )
+    units = list_units(risk.risk, net, frozenset(kink.unit for kink in held.kinks))
+    if units is None:
+        return _Structure(None, None, [])
+    layout = ParameterLayout(risk.trained)
+    symmetries = symmetries_of_one_layer(net, layout, units)
+    return _Structure(units, symmetries, marginal_units_of_one_layer(risk, net))
+
+
+def _kinks_of_pattern(land: AbstractPatternLandscape, theta: np.ndarray) -> _PatternKinks:
+    slopes = land.slopes(theta)
     weights, jumps, residual = land.multipliers(theta, slopes)
     held = KinksAtPoint(
-        tuple(map(named, land.held, weights)), jumps, land.gradients_of_kinks(land.held)
+        tuple(map(land.named, land.held, weights)), jumps, land.normals(theta, land.held)
     )
     ties: list[Kink] = weakly_active(land, theta, slopes)
     weak = KinksAtPoint(
-        tuple(named(kink, land.active[kink]) for kink in ties),
+        tuple(land.named(kink, land.active[kink]) for kink in ties),
         land.jumps(theta, slopes, ties),
-        land.sides_of_kinks(ties),
+        land.sides_of_kinks(theta, ties),
     )
     return _PatternKinks(held, weak, residual)
 
@@ -131,10 +162,13 @@ def _kinks_of_pattern(land: PatternLandscape, theta: np.ndarray) -> _PatternKink
 def _risk_scale(risk: FlatRisk, net: Any, at_start: float) -> float:
     """The size of the risk: at least that of the start, and of the zero network if there is one."""
     at_start = max(at_start, np.finfo(float).tiny)
-    if not isinstance(net, ShallowNet):
+    if isinstance(net, ShallowNet):
+        like = lambda a: None if a is None else jnp.zeros_like(a)
+        zero = eqx.tree_at(
+            lambda n: (n.v, n.c), net, (like(net.v), like(net.c)), is_leaf=lambda a: a is None
+        )
+    elif isinstance(risk.risk, EmpiricalRisk):
+        zero = lambda x: jax.tree.map(jnp.zeros_like, net(x))
+    else:
         return at_start
-    like = lambda a: None if a is None else jnp.zeros_like(a)
-    zero = eqx.tree_at(
-        lambda n: (n.v, n.c), net, (like(net.v), like(net.c)), is_leaf=lambda a: a is None
-    )
     return max(float(risk.risk(zero)), at_start)

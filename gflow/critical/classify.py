@@ -11,7 +11,7 @@ from gflow.critical.candidate import Candidate
 from gflow.critical.marginal_units import descent_of_marginal_units
 from gflow.critical.newton import Eigensystem, NewtonResult, SearchLimits, newton
 from gflow.critical.point import CriticalKind
-from gflow.risks import BoxRisk, GaussianRisk
+from gflow.risks import BoxRisk, GaussianRisk, without_penalty
 
 # How far away points are looked at, relative to ‖θ‖, where second order does not decide.
 _REACH = 0.03
@@ -43,7 +43,8 @@ def classify(point: Candidate, optimum: float) -> Classification:
             CriticalKind.GLOBAL_MINIMUM, f"The risk is {least} to rounding.", nothing
         )
     concave = held.jumps < 0
-    across = held.normals[concave].T
+    # To the inactive side of one kink, along all the others.
+    across = -np.linalg.pinv(held.normals)[:, concave]
     across = across / np.linalg.norm(across, axis=0)
     descents = np.concatenate([_on_their_side(bent, weak.normals), across], axis=1)
     if count := descents.shape[1]:
@@ -53,7 +54,9 @@ def classify(point: Candidate, optimum: float) -> Classification:
     if beyond.shape[1]:
         message = "The risk falls beyond a weakly active kink."
         return Classification(CriticalKind.SADDLE, message, beyond)
-    marginal = descent_of_marginal_units(point.risk, point.theta, _LOWER * point.risk_scale)
+    marginal = descent_of_marginal_units(
+        point.risk, point.theta, point.marginal, _LOWER * point.risk_scale
+    )
     if marginal is not None:
         message = (
             "Moving a unit with w = b = 0, or one that touches the data without being active, "
@@ -77,7 +80,8 @@ def _rounding(point: Candidate, optimum: float) -> float:
     Sums of squares of residuals that are roundings are far below the roundings of other sums, at
     points that were reached exactly.
     """
-    squares = optimum == 0 and not isinstance(point.risk.risk, (BoxRisk, GaussianRisk))
+    of_data = without_penalty(point.risk.risk)
+    squares = optimum == 0 and not isinstance(of_data, (BoxRisk, GaussianRisk))
     return point.risk_scale * ((1e-20 if point.settled else 1e-15) if squares else 1e-13)
 
 
@@ -94,7 +98,7 @@ def _on_their_side(
 def _descents_beyond_kinks(point: Candidate) -> Float[np.ndarray, "size some"]:
     """The directions across weakly active kinks that are concave, along the held ones, in which the
     risk is seen to fall."""
-    basis, weak = point.search.landscape.basis, point.weak
+    basis, weak = point.search.newton.expansion.basis, point.weak
     across = -(weak.normals[weak.jumps < 0] @ basis) @ basis.T
     found = [np.zeros((len(point.theta), 0))]
     for direction in across:
@@ -128,7 +132,7 @@ def _by_probes(point: Candidate) -> Classification:
     Where critical points of the same risk and rank lie in all these directions, they form a
     manifold, across which the Hessian is positive: a local minimum. A lower risk shows a saddle.
     """
-    theta, now, land = point.theta, point.eigen, point.search.landscape
+    theta, now = point.theta, point.eigen
     null, reach = now.vectors[:, now.zero], _REACH * point.size
     nothing, flat = null[:, :0], True
     start, rng = point.search.newton.expansion.value, np.random.default_rng(0)
@@ -138,7 +142,7 @@ def _by_probes(point: Candidate) -> Classification:
         there = _relaxed(point, reach * direction)
         same = abs(there.expansion.value - start) <= _SAME_RISK * point.risk_scale
         away = np.linalg.norm(there.theta - theta) > 0.3 * reach
-        zeros = np.sum(Eigensystem.of(there.expansion, land.basis).zero)
+        zeros = np.sum(Eigensystem.of(there.expansion).zero)
         alike = zeros == null.shape[1]
         flat = flat and there.converged and same and bool(away and alike)
         nearer = (_relaxed(point, fraction * reach * direction) for fraction in _FRACTIONS)
@@ -161,9 +165,10 @@ def _by_probes(point: Candidate) -> Classification:
 
 def _relaxed(point: Candidate, step: Float[np.ndarray, " size"]) -> NewtonResult:
     """A critical point near the end of a step. The risk beyond kinks is that of the pattern."""
-    begin = point.theta + step
+    land = point.search.landscape
+    begin = land.moved(point.theta, step)
     limits = SearchLimits(begin, 0.5 * float(np.linalg.norm(step)), stop_at_kinks=False)
-    return newton(point.search.landscape, begin, limits)
+    return newton(land, begin, limits)
 
 
 def _is_below(point: Candidate, theta: Float[np.ndarray, " size"]) -> bool:

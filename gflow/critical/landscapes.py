@@ -33,15 +33,17 @@ class FlatRisk(eqx.Module):
 
 
 class Expansion(NamedTuple):
-    """The risk to second order at one θ, in all directions."""
+    """The risk to second order at one θ. Parameters move along the orthonormal columns of
+    `basis`."""
 
     value: float
     gradient: Float[np.ndarray, " size"]
     hessian: Float[np.ndarray, "size size"]
+    basis: Float[np.ndarray, "size free"]
 
 
 class Kink(NamedTuple):
-    """z = 0 of a unit at a row of the data."""
+    """z = 0 of a unit, of any layer, at a row of the data."""
 
     unit: int
     row: int
@@ -55,14 +57,16 @@ class FirstKink(NamedTuple):
 
 
 class AbstractLandscape(abc.ABC):
-    """A smooth risk. Parameters move along the orthonormal columns of `basis`."""
-
-    @property
-    @abc.abstractmethod
-    def basis(self) -> Float[np.ndarray, "size free"]: ...
+    """A smooth risk."""
 
     @abc.abstractmethod
     def expansion(self, theta: Float[np.ndarray, " size"]) -> Expansion: ...
+
+    def moved(
+        self, theta: Float[np.ndarray, " size"], step: Float[np.ndarray, " size"]
+    ) -> Float[np.ndarray, " size"]:
+        """Where a step leads."""
+        return theta + step
 
     @abc.abstractmethod
     def first_kink(
@@ -78,15 +82,12 @@ class SmoothLandscape(AbstractLandscape):
         self.risk = risk
         self._basis = np.eye(len(held))[:, ~held]
 
-    @property
-    def basis(self) -> np.ndarray:
-        return self._basis
-
     def expansion(self, theta: np.ndarray) -> Expansion:
         found = _expansion(self.risk, jnp.asarray(theta))
         # The second derivative of a ReLU at w = b = 0 may be undefined; such entries are held.
         value, gradient, hessian = map(np.asarray, found)
-        return Expansion(float(value), gradient, np.where(np.isfinite(hessian), hessian, 0.0))
+        hessian = np.where(np.isfinite(hessian), hessian, 0.0)
+        return Expansion(float(value), gradient, hessian, self._basis)
 
     def first_kink(self, theta: np.ndarray, step: np.ndarray) -> FirstKink:
         return FirstKink()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from gflow.critical.landscapes import AbstractLandscape, Expansion, Kink
+from gflow.critical.landscapes import AbstractLandscape, Expansion, FirstKink, Kink
 
 # Residuals count as zero below these multiples of ε ‖Hessian‖ ‖θ‖: the first ends the iteration,
 # the second is enough where it makes no progress.
@@ -16,7 +16,6 @@ _MAX_TRIALS = 60
 _DAMPING = 0.1
 _MIN_FRACTION, _SHORT = 1 / 64, 1e-3
 _CUTS = (0.0, 1e-9, 1e-6, 1e-3)
-_TINY = np.finfo(float).tiny
 
 
 class SearchLimits(NamedTuple):
@@ -56,8 +55,9 @@ class Eigensystem(NamedTuple):
     zero: Bool[np.ndarray, " free"]
 
     @classmethod
-    def of(cls, expansion: Expansion, basis: Float[np.ndarray, "size free"]) -> "Eigensystem":
+    def of(cls, expansion: Expansion) -> "Eigensystem":
         """That of the Hessian on the span of the basis."""
+        basis = expansion.basis
         values, vectors = np.linalg.eigh(basis.T @ expansion.hessian @ basis)
         vectors = basis @ vectors
         eps = np.finfo(expansion.gradient.dtype).eps
@@ -122,9 +122,10 @@ def newton(
     """
     eps = np.finfo(theta.dtype).eps
     here, damping, scale, steps = land.expansion(theta), _DAMPING, 0.0, 0
-    previous, size = here, _TINY
+    # At the origin there is nothing else to measure by.
+    previous, size = here, float(np.linalg.norm(theta)) or limits.radius
     while True:
-        now = Eigensystem.of(here, land.basis)
+        now = Eigensystem.of(here)
         size = max(size, float(np.linalg.norm(theta)))
         scale = max(scale, now.largest * size)
         enough = bool(now.norm <= _ENOUGH * eps * scale)
@@ -169,10 +170,11 @@ def _damped_step(
         beyond = bool(np.linalg.norm(theta + step - limits.centre) > limits.radius)
         far = far or beyond
         if not beyond:
-            first = land.first_kink(theta, step)
-            if first.kink is not None and first.fraction < 1 and limits.stop_at_kinks:
-                return NewtonStep(theta + first.fraction * step, kink=first.kink)
-            expansion = land.expansion(theta + step)
+            first = land.first_kink(theta, step) if limits.stop_at_kinks else FirstKink()
+            if first.kink is not None and first.fraction < 1:
+                return NewtonStep(land.moved(theta, first.fraction * step), kink=first.kink)
+            end = land.moved(theta, step)
+            expansion = land.expansion(end)
             remaining, promised, whole = (
                 np.linalg.norm(inverse(gradient))
                 for gradient in (
@@ -182,7 +184,7 @@ def _damped_step(
                 )
             )
             if remaining < whole and remaining <= promised + 0.6 * (whole - promised):
-                return NewtonStep(theta + step, expansion, damping)
+                return NewtonStep(end, expansion, damping)
         if fraction > _MIN_FRACTION:
             fraction /= 2
         else:
@@ -204,7 +206,8 @@ def _polished(
             continue
         if stop_at_kinks and land.first_kink(theta, step).fraction < 1:
             continue
-        expansion = land.expansion(theta + step)
-        if np.linalg.norm(land.basis.T @ expansion.gradient) < 0.5 * now.norm:
-            return NewtonStep(theta + step, expansion)
+        end = land.moved(theta, step)
+        expansion = land.expansion(end)
+        if np.linalg.norm(expansion.basis.T @ expansion.gradient) < 0.5 * now.norm:
+            return NewtonStep(end, expansion)
     return NewtonStep(theta)

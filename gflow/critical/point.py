@@ -43,12 +43,13 @@ class Zeros(NamedTuple):
 
 
 class ActiveKink(NamedTuple):
-    """A kink where the point is: z = 0 of a unit at a datum, and the weight in [0, 1] of the active
-    side in the subgradient that vanishes."""
+    """A kink where the point is: z = 0 of a unit at a datum, the weight in [0, 1] of the active
+    side in the subgradient that vanishes, and the layer of the unit, 0 for the first hidden one."""
 
     unit: int
     datum: int
     weight: float
+    layer: int = 0
 
 
 @dataclass(frozen=True, repr=False)

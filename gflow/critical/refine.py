@@ -18,14 +18,17 @@ from gflow.arguments import (
     is_concrete,
     positive,
 )
-from gflow.critical.active_set import MAX_PATTERNS, SearchResult, along_kinks, pattern_at
+from gflow.critical.active_set import MAX_PATTERNS, SearchResult, along_kinks
 from gflow.critical.candidate import Candidate, Start
 from gflow.critical.classify import classify
+from gflow.critical.deep_landscape import DeepLandscape
 from gflow.critical.landscapes import FlatRisk, SmoothLandscape
 from gflow.critical.marginal_units import degenerate_entries
 from gflow.critical.newton import SearchLimits, newton
 from gflow.critical.point import MINIMA, CriticalKind, CriticalPoint, NotFoundError
+from gflow.critical.shallow_landscape import ShallowLandscape
 from gflow.hessian import Spectrum
+from gflow.nonsmooth.deep.risk import DeepPatternRisk
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import flat, split_trainable, unflat
 
@@ -134,7 +137,10 @@ def _in_float64(net: PyTree) -> PyTree:
 def _search(risk: FlatRisk, theta: Float[np.ndarray, " size"], radius: float) -> SearchResult:
     known = ShallowPatternRisk.of(risk.risk, risk.trained, risk.frozen)
     if known is not None:
-        return along_kinks(pattern_at(known, theta), theta, radius)
+        return along_kinks(ShallowLandscape.at(known, theta), theta, radius)
+    deep = DeepPatternRisk.of(risk.risk, risk.trained, risk.frozen)
+    if deep is not None:
+        return along_kinks(DeepLandscape.at(deep, theta), theta, radius)
     land = SmoothLandscape(risk, degenerate_entries(risk, theta))
     return SearchResult(land, newton(land, theta, SearchLimits(theta, radius)))
 

@@ -11,7 +11,7 @@ from gflow.critical.landscapes import FlatRisk
 from gflow.critical.newton import NewtonResult
 from gflow.networks import ShallowNet
 from gflow.parameters import ParameterLayout
-from gflow.risks import PopulationRisk
+from gflow.risks import PopulationRisk, without_penalty
 
 # Preactivations count as zero at the edge below this, relative to the size of the unit.
 _AT_EDGE = 1e-9
@@ -61,7 +61,7 @@ def _size(matrix: np.ndarray) -> float:
 
 def _edge_terms(risk: FlatRisk, theta: np.ndarray) -> list[_EdgeTerm]:
     """One for each unit whose kink is at an edge, and not inside."""
-    net, population = risk.net(theta), risk.risk
+    net, population = risk.net(theta), without_penalty(risk.risk)
     if not isinstance(population, PopulationRisk) or not isinstance(net, ShallowNet):
         return []
     activation = net.activation

@@ -1,13 +1,12 @@
 """Zero eigenvalues of the Hessian that symmetries of the network explain."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from gflow.activations import PiecewiseLinear
-from gflow.critical.landscapes import FlatRisk
 from gflow.critical.newton import Eigensystem
 from gflow.critical.point import Zeros
 from gflow.critical.units import UnitGroups
@@ -15,7 +14,7 @@ from gflow.networks import ShallowNet
 from gflow.parameters import ParameterLayout
 
 
-class _Symmetries(NamedTuple):
+class Symmetries(NamedTuple):
     """Directions of θ that leave the network as it is to first order, as columns: those of dead and
     degenerate units, and the rescaling of the others."""
 
@@ -23,14 +22,13 @@ class _Symmetries(NamedTuple):
     rescaling: Float[np.ndarray, "size rescaled"]
 
 
-def explained_zeros(now: Eigensystem, risk: FlatRisk, net: Any, units: UnitGroups | None) -> Zeros:
+def explained_zeros(now: Eigensystem, symmetries: Symmetries | None) -> Zeros:
     """Counts the zero eigenvalues, and those whose eigenvectors span symmetries of the network:
     changes of dead units, or the rescaling of homogeneous ones."""
     null = now.vectors[:, now.zero]
     total = null.shape[1]
-    if units is None or total == 0:
+    if symmetries is None or total == 0:
         return Zeros(total, 0, 0, total)
-    symmetries = _symmetries(net, ParameterLayout(risk.trained), units)
     by_dead = _dimension(null, symmetries.dead)
     both = _dimension(null, np.concatenate(symmetries, axis=1))
     return Zeros(total, by_dead, both - by_dead, total - both)
@@ -45,13 +43,16 @@ def _dimension(null: np.ndarray, directions: np.ndarray) -> int:
     return int(np.sum(np.linalg.svd(null.T @ span, compute_uv=False) > 0.999))
 
 
-def _symmetries(net: ShallowNet, layout: ParameterLayout, units: UnitGroups) -> _Symmetries:
+def symmetries_of_one_layer(
+    net: ShallowNet, layout: ParameterLayout, units: UnitGroups
+) -> Symmetries:
+    """Those of a network with one hidden layer."""
     dead = set(units.dead)
     # A degenerate unit that is moved may become active, unless only its v is.
     free = layout.of_units(dead, ("w", "b", "v"))
     free |= layout.of_units(units.degenerate, ("v",))
     active = [unit for unit in range(net.width) if unit not in dead]
-    return _Symmetries(np.eye(layout.size)[:, free], _rescalings(net, layout, active))
+    return Symmetries(np.eye(layout.size)[:, free], _rescalings(net, layout, active))
 
 
 def _rescalings(

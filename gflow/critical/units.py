@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 
 from gflow.activations import PiecewiseLinear
 from gflow.networks import ShallowNet
-from gflow.risks import BoxRisk, EmpiricalRisk, PopulationRisk
+from gflow.risks import BoxRisk, EmpiricalRisk, PopulationRisk, without_penalty
 
 # Directions that differ by less are one.
 _SAME = 1e-8
@@ -91,7 +91,7 @@ def marginal_units(risk: Any, net: Any) -> tuple[int, ...]:
 
 def _range_of_preactivations(risk: Any, net: ShallowNet) -> PreactivationRange | None:
     """That on the data, or in the support of the density; None where there is none."""
-    w = np.asarray(net.w, float)
+    risk, w = without_penalty(risk), np.asarray(net.w, float)
     b = 0.0 if net.b is None else np.asarray(net.b, float)
     if isinstance(risk, EmpiricalRisk):
         z = w @ np.asarray(risk.x, float).T + np.reshape(b, (-1, 1))

@@ -1,15 +1,17 @@
 """What to do about a flow whose steps collapsed, or were too long."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from gflow.flow.run import AbstractRun
-from gflow.risks import EmpiricalRisk
+from gflow.risks import EmpiricalRisk, penalty_of, without_penalty
 from gflow.trajectory import Trajectory
 
 # Steps of fixed size are too long if the drift of energy is this fraction of the risk's fall.
@@ -27,13 +29,20 @@ def advice_for(trajectory: Trajectory, run: AbstractRun, risk: Any) -> str | Non
         return _on_long_steps(trajectory, run, float(step_size))
     if trajectory.succeeded and not trajectory.collapsed():
         return None
-    net = trajectory.final
+    net, penalty, risk = trajectory.final, penalty_of(risk), without_penalty(risk)
     if isinstance(risk, EmpiricalRisk) and (datum := kink_of_loss(risk, net)) is not None:
         steps, t = int(trajectory.stats["num_steps"]), float(trajectory.ts[-1])
         return (
             f"{steps:,} steps were taken to t = {t:.4g}, since the loss is not differentiable "
             f"where the flow is: its slope jumps at the output of datum {datum}. Kinks of losses "
             "are not located; a loss with a continuous derivative, such as a Huber loss, has none"
+        )
+    if penalty is not None and not penalty.only_decays and _has_kink(penalty, net):
+        return (
+            f"{int(trajectory.stats['num_steps']):,} steps were taken to t = "
+            f"{float(trajectory.ts[-1]):.4g}, since the penalty is not differentiable where the "
+            "flow is. Kinks of penalties, as of |w|, are not located; sqrt(w² + ε²), with a small "
+            "ε, has none"
         )
     return trajectory.advice()
 
@@ -76,3 +85,19 @@ def _slope_jumps(risk: EmpiricalRisk, net: Any) -> Array:
     near = change(_NEAR)
     size = jnp.max(jnp.abs(slope(outputs, risk.y).reshape(len(outputs), -1)), axis=1)
     return (change(_NEARER) > 0.5 * near) & (near > 1e-2 * jnp.maximum(size, jnp.max(size)))
+
+
+@eqx.filter_jit
+def _has_kink(penalty: Callable, net: Any) -> Array:
+    """Whether the slope of a penalty changes as much within a small distance as within a larger
+    one, in some entry of the network."""
+    theta, unravel = ravel_pytree(eqx.filter(net, eqx.is_inexact_array))
+    rest = eqx.filter(net, eqx.is_inexact_array, inverse=True)
+    slope = jax.grad(lambda theta: penalty(eqx.combine(unravel(theta), rest)))
+
+    def change(distance):
+        by = distance * jnp.max(jnp.abs(theta))
+        return jnp.abs(slope(theta + by) - slope(theta - by))
+
+    near, size = change(_NEAR), jnp.max(jnp.abs(slope(theta)))
+    return jnp.any((change(_NEARER) > 0.5 * near) & (near > 1e-2 * size))

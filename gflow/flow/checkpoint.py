@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from gflow.arguments import ArgumentError, Described
+from gflow.structure import structure as in_words
 
 _NAME = "flow.checkpoint"
 # The largest fraction of the run time that writing may take.
@@ -104,6 +105,9 @@ def fingerprint(*parts: Any) -> str:
         else:
             digest.update(_named(leaf).encode())
     digest.update(_named(structure).encode())
+    # Functions of one name that compute something else.
+    for part in parts:
+        digest.update(json.dumps(in_words(part)).encode())
     return digest.hexdigest()
 
 

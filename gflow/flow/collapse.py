@@ -19,7 +19,7 @@ from gflow.activations import PiecewiseLinear
 from gflow.flow.problem import FlowProblem, Method
 from gflow.networks import ShallowNet
 from gflow.parameters import ParameterLayout, flat, unflat
-from gflow.risks import BoxRisk, GaussianRisk, PopulationRisk
+from gflow.risks import BoxRisk, GaussianRisk, PopulationRisk, penalty_of, without_penalty
 
 # Above this multiple of rtol, (‖v‖² − ‖u‖²)/‖v‖² at the start is not an error of the solver.
 _CLEAR = 1e3
@@ -29,8 +29,11 @@ def is_possible(problem: FlowProblem, method: Method) -> bool:
     """Whether units may collapse: ReLU units with trained weights on a risk that keeps them zero.
 
     Fixed steps are left as they are."""
-    net = eqx.combine(problem.trained, problem.frozen)
-    if not isinstance(problem.risk, (BoxRisk, GaussianRisk, PopulationRisk)):
+    net, penalty = eqx.combine(problem.trained, problem.frozen), penalty_of(problem.risk)
+    if not isinstance(without_penalty(problem.risk), (BoxRisk, GaussianRisk, PopulationRisk)):
+        return False
+    # The balance, by which it is known what collapses, is a matter of the data and of weight decay.
+    if penalty is not None and not penalty.only_decays:
         return False
     if not isinstance(net, ShallowNet) or method.step_size is not None:
         return False
@@ -94,17 +97,25 @@ class WithCollapse(
         step = self.solver.step(terms, t0, t1, y0, args, state, made_jump | jumped)
         y1, error, dense, state, result = step
         assert isinstance(y1, Array) and isinstance(error, Array)
-        gone, too_far = self._nearly_zero(y0[:-1], y1[:-1])
+        gone, too_far = self._nearly_zero(self._decayed(y0[:-1], t1 - t0), y1[:-1])
         error = jnp.abs(error) + jnp.where(self._entries(gone | too_far), jnp.abs(y1), 0.0)
         y1 = jnp.where(self._entries(gone), 0.0, y1)
         return y1, error, dense, (state, jnp.any(gone)), result
+
+    def _decayed(self, theta: Array, dt: Any) -> Array:
+        """θ after a time of weight decay alone, which shrinks units but takes none to zero."""
+        penalty, roots = penalty_of(self.problem.risk), self.problem.time_scales.roots
+        if penalty is None:
+            return theta
+        rate = penalty.weight_decay.astype(theta.dtype) * (1.0 if roots is None else roots**2)
+        return jnp.exp(-rate * dt) * theta
 
     def _nearly_zero(self, theta0: Array, theta1: Array) -> tuple[Array, Array]:
         """The units that a step takes to zero within the tolerance, on course to cross zero within
         one more step; and those that shrink by more than half.
 
         A step with a unit of the second kind is rejected: it is too long to tell where it leads."""
-        nets = (unflat(self.problem.trained, theta) for theta in (theta0, theta1))
+        nets = [unflat(self.problem.trained, theta) for theta in (theta0, theta1)]
         u0, u1 = (net.incoming() for net in nets)
         way, size = u1 - u0, _norm(u0)
         length = _norm(way)

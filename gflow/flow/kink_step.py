@@ -246,7 +246,8 @@ def _resolve(loop: "Loop", before: Resolved, events: Events, happens) -> Resolve
 
         def resolve(theta, pattern):
             circling = done.num_events > 2 * sum(pattern.active.shape)
-            resolution = KinkResolution(scales, eps, loop.method.rtol, circling)
+            method = loop.method
+            resolution = KinkResolution(scales, eps, method.rtol, method.atol, circling)
             return loop.risk.transition(theta, pattern, evaluation, resolution)
 
         def nothing(theta, pattern):

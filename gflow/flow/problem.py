@@ -14,7 +14,7 @@ from gflow.arguments import PyTree
 from gflow.flow.stopping import Stop
 from gflow.parameters import UNSCALED, TimeScales, unflat
 from gflow.programs import program
-from gflow.risks import PopulationRisk
+from gflow.risks import PopulationRisk, without_penalty
 
 # Up to this number of parameters times data, and of parameters on exact risks whose work is linear
 # in them, all loops are short.
@@ -37,7 +37,7 @@ class FlowProblem(eqx.Module):
     def is_brief(self) -> bool:
         """Whether the field loops over few numbers at a time, as far as the risk tells."""
         size = sum(a.size for a in jax.tree.leaves(self.trained))
-        if isinstance(self.risk, PopulationRisk):
+        if isinstance(without_penalty(self.risk), PopulationRisk):
             return size <= _BRIEF_SIZE
         num_data = getattr(self.risk, "num_data", None)
         return num_data is not None and num_data * size <= _BRIEF_WORK

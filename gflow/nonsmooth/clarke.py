@@ -1,39 +1,22 @@
-r"""The minimal-norm element of the Clarke subdifferential, for data and a shallow net.
+"""The minimal-norm element of the Clarke subdifferential of a risk on data."""
 
-At a tie $z_{in} = 0$ the activation is 0 on both sides, so that only the gradient in
-$u_i = (w_i, b_i)$ depends on the side, and units do not interact. With the tied rows of unit i
-that are distinct, their normals $m_n = (x_n, 1)$ and $q_n = \partial L/\partial a_{in}$, its
-gradients are
-
-$$g_i(S) = f_i + \sum_n q_n (\alpha + (1-\alpha) S_n) m_n, \qquad S \in \{0, 1\}^{ties},$$
-
-for those S that occur next to $u_i$: $S_n = 1$ where $\langle d, m_n\rangle > 0$, for some
-direction d. The Clarke subdifferential is the product over the units of their convex hulls.
-"""
-
-import warnings
 from collections.abc import Callable, Sequence
-from itertools import combinations
-from math import comb
 from typing import Any
 
-import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
 
 from gflow.arguments import ArgumentError, Described, PyTree, RealScalar, is_concrete, positive
-from gflow.networks import ShallowNet
+from gflow.nonsmooth.deep.risk import DeepPatternRisk
+from gflow.nonsmooth.deep.subdifferential import minimal_element
 from gflow.nonsmooth.gradients import generalized_gradient
-from gflow.nonsmooth.minimal_norm import box_constrained_weights, minimal_norm
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
-from gflow.parameters import Net, flat, split_trainable
-from gflow.risks import EmpiricalRisk
-
-# Patterns are listed up to about so many candidates.
-_MAX_CANDIDATES = 20_000
-# Unit normals count as dependent below this.
-_DEPENDENT = 1e-9
+from gflow.nonsmooth.shallow.subdifferential import with_minimal_blocks
+from gflow.parameters import Net, split_trainable
+from gflow.risks import EmpiricalRisk, without_penalty
 
 
 def clarke_gradient(
@@ -48,8 +31,8 @@ def clarke_gradient(
     $$\arg\min\{\|g\| : g \in \partial^\circ L(\theta)\}, \qquad
       \partial^\circ L(\theta) = \mathrm{conv}\{\lim \nabla L(\theta_k) : \theta_k \to \theta\},$$
 
-    for a `ShallowNet` with any activation, smooth loss, weights and output size. Where no
-    preactivation of a ReLU or leaky ReLU is 0 it is the gradient. Minus it is the velocity of
+    for any network with smooth loss: the kinks of all its layers are found in its own computation.
+    Where no preactivation of a kink is 0 it is the gradient. Minus it is the velocity of
     `solve_flow` along slides, except that the flow keeps units with w = b = 0 where they are. The
     generalized gradient always takes the inactive side: it need not vanish at critical points on
     kinks, and can vanish where the risk is smooth and has a slope.
@@ -59,32 +42,40 @@ def clarke_gradient(
 
     **Arguments:**
 
-    - `risk`: an `EmpiricalRisk`. `net`: a `ShallowNet`.
+    - `risk`: an `EmpiricalRisk`, or a `PenalisedRisk` of one. `net`: any network.
     - `tol`: preactivations count as 0 up to |z_in| ≤ tol · ‖(x_n, 1)‖ · max_j ‖(w_j, b_j)‖ (x_n and
-      w_j without biases); by default 1e-9 for float64 parameters, 1e-5 for float32.
-    - `trainable`: as in `solve_flow`; the subdifferential is that in the trained parameters.
+      w_j without biases) for a `ShallowNet`; up to tol times the largest |z| of the unit on the
+      data for other networks, or a thousandth of the largest of its layer if that is more. By
+      default 1e-9 for float64 parameters, 1e-5 for float32.
+    - `trainable`: as in `solve_flow`.
 
     **Returns:** a network of the same structure that holds the element, None where a leaf is not
     trained.
 
-    Equal rows have one kink. If the normals of a unit's ties are linearly independent, every side
-    of each occurs with every side of the others, and the minimum is that over weights λ in [0, 1]
-    of the active sides. The same holds if its ∂L/∂a have one sign, since the risk is then convex
-    (or concave) across the ties. Otherwise (a unit with w = b = 0, or opposite rows without biases)
-    the patterns that occur are listed. Where they are too many (above about 1e4 candidates), all λ
-    in [0, 1] are allowed, with a warning: this is a superset of the subdifferential, so that the
-    norm can be too small.
+    **What is exact.** Equal rows have one kink. If the normals ∇z of all ties are linearly
+    independent, every side of each occurs with every side of the others. Within one layer the
+    minimum is then that over weights λ in [0, 1] of the active sides. Slopes of several layers in
+    one row multiply, so that gradients with all λ are no convex set; the minimum is that over the
+    hull of the patterns, which is larger. Where the minimum over their span has weights in [0, 1],
+    as on slides, it is the minimum over both.
+
+    Where normals are dependent (a unit with w = b = 0, opposite rows without biases, rows on which
+    all lower units are inactive) only the patterns that occur are allowed. In one layer this is
+    exact. Across layers these are the patterns that occur to first order. Kinks that touch can have
+    more: then this is a subset of the subdifferential, and the norm can be too large. Where the
+    patterns are too many to list (some thousands in one group of ties), all λ in [0, 1] are
+    allowed, with a warning: a superset, so that the norm can be too small.
 
     The minimum over λ is found by an active-set method, that over listed patterns by Wolfe's
-    algorithm; both run on the host, not under `jax.jit`.
+    algorithm (to about 1e-8 of the largest gradient); both run on the host, not under `jax.jit`.
 
     By the chain rule for subdifferentials (Lyu and Li, arXiv 1906.05890; Davis, Drusvyatskiy,
     Kakade and Lee, Found. Comput. Math. 2020), a curve with dθ/dt ∈ −∂°L(θ) moves with minus this
     element at almost all times. The generalized gradient is that of Eberle, Jentzen, Riekert and
     Weiss (arXiv 2108.08106).
 
-    **Raises:** `ArgumentError` for other risks and networks, for traced arrays, and if `tol` is not
-    a finite number of at least zero.
+    **Raises:** `ArgumentError` for other risks, for traced arrays, and if `tol` is not a finite
+    number of at least zero.
 
     ??? example
 
@@ -97,124 +88,26 @@ def clarke_gradient(
         ```
     """
     trained, frozen = split_trainable(net, trainable)
-    tol = _checked(risk, net, tol)
+    tol = _checked(risk, net, trained, tol)
     gradient = generalized_gradient(risk, net, trainable)
-    known = ShallowPatternRisk.of(risk, trained, frozen)
-    if known is None:
+    shallow = ShallowPatternRisk.of(risk, trained, frozen)
+    if shallow is not None:
+        return with_minimal_blocks(shallow, gradient, tol)
+    deep = DeepPatternRisk.of(risk, trained, frozen)
+    if deep is None:
         return gradient
-    shallow = known.net(flat(trained))
-    z = np.asarray(known.z(shallow))
-    largest = np.sqrt(np.max(np.asarray(shallow.incoming_squares())))
-    ties = np.abs(z) <= tol * largest * np.asarray(known.sizes)
-    if not ties.any():
-        return gradient
-    split = _at_ties(known, flat(trained), jnp.asarray(ties))
-    force, q = (np.asarray(a, float) for a in split)
-    normals = np.asarray(known.normals, float)
-    units = np.flatnonzero(ties.any(axis=1)).tolist()
-    blocks = [
-        _of_unit(force[i], q[i, ties[i]], normals[ties[i]], known.negative_slope, unit=i)
-        for i in units
-    ]
-    return _with_blocks(gradient, units, jnp.asarray(np.stack(blocks), z.dtype))
+    theta, unravel = ravel_pytree(trained)
+    found = minimal_element(deep, np.asarray(theta), tol)
+    return gradient if found is None else unravel(jnp.asarray(found, theta.dtype))
 
 
-def _checked(risk: Any, net: Any, tol: RealScalar | None) -> float:
-    if not isinstance(risk, EmpiricalRisk):
+def _checked(risk: Any, net: Any, trained: PyTree, tol: RealScalar | None) -> float:
+    if not isinstance(without_penalty(risk), EmpiricalRisk):
         raise ArgumentError("risk", Described(type(risk).__name__), "an EmpiricalRisk")
-    if not isinstance(net, ShallowNet):
-        raise ArgumentError("net", Described(type(net).__name__), "a ShallowNet")
+    if not callable(net):
+        raise ArgumentError("net", Described(type(net).__name__), "a network that can be called")
     if not is_concrete(risk, net):
         raise ArgumentError("net", Described("traced arrays"), "known ones: outside jax.jit")
     if tol is None:
-        return 1e-9 if net.w.dtype == jnp.float64 else 1e-5
+        return 1e-9 if jax.tree.leaves(trained)[0].dtype == jnp.float64 else 1e-5
     return positive("tol", tol, or_zero=True)
-
-
-@eqx.filter_jit
-def _at_ties(known: ShallowPatternRisk, theta: Array, ties: Bool[Array, "width rows"]):
-    """The gradient of each (w_i, b_i) without the ties, and ∂L/∂a of every pair."""
-    start = known.start(theta)
-    pattern = eqx.tree_at(lambda p: (p.active, p.sliding), start, (start.active & ~ties, ties))
-    parts = known.evaluate(theta, pattern)
-    return parts.force, parts.q
-
-
-def _with_blocks(gradient: PyTree, units: list[int], blocks: Float[Array, "units dim"]) -> PyTree:
-    """The gradient with the trained part of (w_i, b_i) replaced, for some units."""
-    rows = np.array(units)
-    if gradient.w is not None:
-        w = gradient.w.at[rows].set(blocks[:, : gradient.w.shape[1]])
-        gradient = eqx.tree_at(lambda g: g.w, gradient, w)
-    if gradient.b is not None:
-        gradient = eqx.tree_at(lambda g: g.b, gradient, gradient.b.at[rows].set(blocks[:, -1]))
-    return gradient
-
-
-def _of_unit(
-    force: Float[np.ndarray, " dim"],
-    q: Float[np.ndarray, " ties"],
-    normals: Float[np.ndarray, "ties dim"],
-    slope: float,
-    unit: int,
-) -> Float[np.ndarray, " dim"]:
-    """The minimal-norm element of conv{force + Σ q_n (slope + (1 − slope) S_n) m_n}."""
-    start, jumps = force + slope * (q @ normals), (1 - slope) * q[:, None] * normals
-    # A tie without a jump has no kink: q = 0, or a row that is 0 in a net without biases.
-    matters = np.any(jumps != 0, axis=1)
-    jumps, q, normals = jumps[matters], q[matters], normals[matters]
-    ties, rank = len(q), _span(normals).shape[1]
-    free = bool(np.all(q > 0) or np.all(q < 0) or rank == ties)
-    if not free and comb(ties, rank - 1) * 2**rank <= _MAX_CANDIDATES:
-        vertices = start + patterns(normals) @ jumps
-        return minimal_norm(lambda p: vertices[np.argmin(vertices @ p)], vertices[0])
-    if not free:
-        warnings.warn(
-            f"unit {unit} has {ties} ties with dependent normals, whose patterns are too many to "
-            "list: the norm of its Clarke element can be too small.",
-            stacklevel=3,
-        )
-    return start + box_constrained_weights(start, jumps) @ jumps
-
-
-def _span(normals: np.ndarray) -> np.ndarray:
-    """The unit normals in an orthonormal basis of their span: (ties, rank)."""
-    if len(normals) == 0:
-        return np.zeros((0, 0))
-    unit = normals / np.linalg.norm(normals, axis=1, keepdims=True)
-    _, sizes, axes = np.linalg.svd(unit, full_matrices=False)
-    return unit @ axes[sizes > _DEPENDENT * sizes[0]].T
-
-
-def patterns(normals: Float[np.ndarray, "ties dim"]) -> Bool[np.ndarray, "patterns ties"]:
-    """The values of (⟨d, m_n⟩ > 0)_n over the directions d that are orthogonal to no m_n.
-
-    These are the cells of an arrangement of hyperplanes through the origin. In the span of the
-    normals, of dimension k, every cell touches a ray where k − 1 independent hyperplanes meet; next
-    to a ray the cells are those of the hyperplanes through it.
-    """
-    unit = _span(normals)
-    ties, rank = unit.shape
-    if rank == ties:
-        return (np.arange(2**ties)[:, None] >> np.arange(ties)) % 2 == 1
-    found: list[np.ndarray] = []
-    for ray in _rays(unit):
-        beside = patterns(unit[ray == 0])
-        cells = np.broadcast_to(ray > 0, (len(beside), ties)).copy()
-        cells[:, ray == 0] = beside
-        found.append(cells)
-    return np.unique(np.concatenate(found), axis=0)
-
-
-def _rays(unit: np.ndarray) -> np.ndarray:
-    """For each ray where rank − 1 independent hyperplanes meet, the signs of its products with the
-    normals."""
-    ties, rank = unit.shape
-    if rank == 1:
-        lines = np.ones((1, 1))
-    else:
-        _, sizes, axes = np.linalg.svd(unit[np.array(list(combinations(range(ties), rank - 1)))])
-        lines = axes[sizes[:, -1] > _DEPENDENT, -1]
-    products = lines @ unit.T
-    signs = np.where(np.abs(products) > _DEPENDENT, np.sign(products), 0.0)
-    return np.unique(np.concatenate([signs, -signs]), axis=0)

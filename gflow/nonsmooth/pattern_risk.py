@@ -24,13 +24,15 @@ class KinkResolution(NamedTuple):
     """How finely kinks are told apart.
 
     `scales` are what preactivations are measured by, `distance` the margin at which a kink counts
-    as reached, and `slack` the tolerance of a pair whose slide has ended. `circling` says that
-    events at this time lead to one another without end, so that the flow has to rest.
+    as reached, and `slack` the tolerance of a pair whose slide has ended. Units up to the size
+    `unresolved` are errors of the flow. `circling` says that events at this time lead to one
+    another without end, so that the flow has to rest.
     """
 
     scales: Any
     distance: float
     slack: Float[Array, ""]
+    unresolved: Float[Array, ""]
     circling: Bool[Array, ""]
 
 

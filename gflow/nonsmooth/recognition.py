@@ -10,6 +10,7 @@ from gflow.nonsmooth.shallow.padding import padded, without_padding
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.nonsmooth.shallow.table_kinks import near_rows
 from gflow.parameters import TimeScales
+from gflow.risks import without_penalty
 
 __all__ = ["padded", "pattern_risk_of", "without_padding"]
 
@@ -23,6 +24,6 @@ def pattern_risk_of(
     """
     shallow = ShallowPatternRisk.of(risk, trained, frozen, time_scales)
     found = shallow or DeepPatternRisk.of(risk, trained, frozen, time_scales)
-    if found is not None and (words := near_rows(risk)) is not None:
+    if found is not None and (words := near_rows(without_penalty(risk))) is not None:
         warnings.warn(words, stacklevel=3)
     return found

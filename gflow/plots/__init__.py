@@ -1,12 +1,12 @@
 """Figures. Each function draws into `ax` (new axes if None) and returns it."""
 
+from gflow.plots.raster import kinks
 from gflow.plots.rates import gap, local_slopes, rate_figure
 from gflow.plots.spectra import spectrum
 from gflow.plots.trajectories import (
     breakpoints,
     distance,
     grad_norm,
-    kinks,
     learned_function,
     observed,
     order,

@@ -12,14 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, to_rgba
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from gflow.arguments import ArgumentError, Described
 from gflow.comparison import Comparison
 from gflow.convergence import ConvergenceOrder
 from gflow.indexing import taken
 from gflow.networks import ShallowNet
-from gflow.nonsmooth import KinkKind
 from gflow.piecewise import PiecewisePolynomial
 from gflow.plots.style import ACTIVE, FLOW, NEGATIVE, new_axes, space_ticks
 from gflow.trajectory import Trajectory, single_trajectory
@@ -193,60 +192,6 @@ def observed(
     if len(labelled) > 1:
         ax.legend(frameon=False, fontsize="small")
     ax.grid(alpha=0.25, lw=0.6)
-    return ax
-
-
-# Marker and colour.
-_KINK_STYLES = {
-    KinkKind.CROSS_TO_ACTIVE: ("|", "#9aa5b1"),
-    KinkKind.CROSS_TO_INACTIVE: ("|", "#5c6975"),
-    KinkKind.SLIDE_BEGINS: ("o", ACTIVE),
-    KinkKind.SLIDE_ENDS_TO_ACTIVE: ("^", NEGATIVE),
-    KinkKind.SLIDE_ENDS_TO_INACTIVE: ("v", NEGATIVE),
-    KinkKind.UNIT_DEGENERATES: ("X", "black"),
-    KinkKind.SLIDE_BRANCHES: ("*", NEGATIVE),
-}
-
-
-def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
-    """The kinks along a flow: units against log t, by kind, layer by layer from below. A red line
-    marks a slide."""
-    trajectory = single_trajectory("trajectory", trajectory)
-    ax = new_axes(ax)
-    log = trajectory.kinks
-    if log is None:
-        got = Described("one whose kinks were not located")
-        raise ArgumentError("trajectory", got, 'one of `solve_flow(kinks="locate")`')
-    # Kinks at 0 are drawn where the logarithmic axis begins.
-    time, saved = np.asarray(log.time), np.asarray(trajectory.ts)
-    later = np.append(saved[saved > 0], time[time > 0])
-    time = np.maximum(time, later.min(initial=np.inf)) if len(later) else time
-    layer, kinds = np.asarray(log.layer), np.asarray(log.kind)
-    unit, num_layers = np.asarray(log.unit), layer.max(initial=0) + 1
-    widths = [int(unit[layer == k].max(initial=0)) + 1 for k in range(num_layers)]
-    floors = np.cumsum([0, *widths])
-    unit = unit + floors[layer]
-    end, open_slides = float(trajectory.ts[-1]), {}
-    for t, i, datum, kind in zip(time, unit, np.asarray(log.datum), kinds):
-        if KinkKind(kind).begins_slide:
-            open_slides[i, datum] = t
-        elif KinkKind(kind).ends_slide:
-            ax.plot([open_slides.pop((i, datum)), t], [i, i], color=ACTIVE, lw=3, alpha=0.4)
-    for (i, _), t in open_slides.items():
-        ax.plot([t, end], [i, i], color=ACTIVE, lw=3, alpha=0.4)
-    for kind, (marker, colour) in _KINK_STYLES.items():
-        those = kinds == kind
-        if those.any():
-            size, edge = (13, 1.6) if marker == "|" else (7, 0)
-            style = {"color": colour, "label": kind.label, "ms": size, "mew": edge, "ls": ""}
-            ax.plot(time[those], unit[those], marker, **style)
-    for floor in floors[1:-1]:
-        ax.axhline(floor - 0.5, color="0.8", lw=0.8)
-    ax.set(xlabel="flow time t", ylabel="unit" if len(widths) == 1 else "unit, layer by layer")
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(time):
-        ax.set(xscale="log", ylim=(unit.min() - 0.6, unit.max() + 0.6))
-        ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncol=2)
     return ax
 
 

@@ -27,11 +27,22 @@ def logistic_loss(prediction: Float[Array, ""], target: Float[Array, ""]) -> Arr
     return jax.nn.softplus(-target * prediction)
 
 
+def cross_entropy_loss(prediction: Float[Array, " classes"], target: Int[Array, ""]) -> Array:
+    """−log softmax(prediction) at the class `target`, to all digits if it is small."""
+    here = jnp.arange(prediction.shape[0]) == target
+    ahead = prediction - jnp.sum(jnp.where(here, prediction, 0.0))
+    return jax.nn.softplus(jax.nn.logsumexp(jnp.where(here, -jnp.inf, ahead)))
+
+
 # Sorted rows are faster from these numbers of rows, and of rows times units, on.
 _MANY_ROWS, _MANY_PAIRS = 500, 30_000
 
-LossName = Literal["squared", "logistic"]
-LOSSES: dict[str, Callable] = {"squared": squared_loss, "logistic": logistic_loss}
+LossName = Literal["squared", "logistic", "cross-entropy"]
+LOSSES: dict[str, Callable] = {
+    "squared": squared_loss,
+    "logistic": logistic_loss,
+    "cross-entropy": cross_entropy_loss,
+}
 
 
 class EmpiricalRisk(Risk):
@@ -47,7 +58,8 @@ class EmpiricalRisk(Risk):
     - `y`: targets, shape (n,) for scalar output or (n, k) for output of shape (k,).
     - `weights`: shape (n,), not negative, scaled to sum to one; equal if None.
     - `loss`: "squared"; "logistic", log(1 + exp(−y N)), with targets −1 and 1 and scalar output;
-      or any function `loss(prediction, target) -> scalar` of one row.
+      "cross-entropy", −log softmax(N)_y, with targets 0, 1, ... and one output for each class; or
+      any function `loss(prediction, target) -> scalar` of one row.
 
     The network is any callable, such as an equinox module, that maps one row x_k to N(x_k).
 
@@ -59,7 +71,8 @@ class EmpiricalRisk(Risk):
     The tables take 96 bytes per row, and 16 more for each output beyond the first.
 
     **Raises:** `ArgumentError` (a `ValueError`) for shapes that do not match, no rows, entries that
-    are not finite, negative weights, and labels other than −1 and 1 for the logistic loss.
+    are not finite, negative weights, and labels other than −1 and 1 for the logistic loss or 0, 1,
+    ... for the cross-entropy.
     """
 
     x: Float[Array, "n in"]
@@ -80,6 +93,8 @@ class EmpiricalRisk(Risk):
         _check_data(self.x, self.y)
         if loss == "logistic":
             _check_labels(self.y)
+        elif loss == "cross-entropy":
+            self.y = _as_classes(self.y)
         self.weights = None if weights is None else _as_weights(weights, self.x.shape[0])
         self.rows_in_order = self._sorted()
 
@@ -129,7 +144,9 @@ class EmpiricalRisk(Risk):
     def _losses(self, net, x, y):
         _check_network(net, x.shape[1])
         predictions = jax.vmap(net)(x)
-        if self.loss in LOSSES.values() and predictions.shape != y.shape:
+        if self.loss is cross_entropy_loss:
+            _check_classes(predictions.shape[1:], y)
+        elif self.loss in LOSSES.values() and predictions.shape != y.shape:
             raise _unlike_targets(predictions.shape[1:], y.shape[1:])
         losses = jax.vmap(self.loss)(predictions, y)
         if losses.ndim != 1:
@@ -199,6 +216,27 @@ def _check_labels(y: Array) -> None:
             raise ArgumentError(
                 "y", Described(f"labels {values[:5]}"), "labels -1 and 1 (2*y - 1 maps 0 and 1)"
             )
+
+
+def _as_classes(y: Array) -> Int[Array, " n"]:
+    if y.ndim != 1:
+        raise ArgumentError("y", Described(f"shape {y.shape}"), "shape (n,) for the cross-entropy")
+    if is_concrete(y):
+        values = np.unique(np.asarray(y))
+        if (values < 0).any() or (values != np.round(values)).any():
+            wanted = "the numbers of classes, from 0 (np.unique(y, return_inverse=True)[1])"
+            raise ArgumentError("y", Described(f"labels {values[:5]}"), wanted)
+    return y.astype(int)
+
+
+def _check_classes(output: tuple[int, ...], y: Int[Array, " n"]) -> None:
+    if len(output) != 1 or output[0] < 2:
+        got = Described(f"output of shape {output} for one row of x")
+        wanted = "shape (classes,) for the cross-entropy, with two classes or more"
+        raise ArgumentError("net", got, wanted)
+    if is_concrete(y) and (largest := int(np.max(np.asarray(y)))) >= output[0]:
+        got = Described(f"{output[0]} outputs for labels up to {largest}")
+        raise ArgumentError("net", got, f"at least {largest + 1} outputs")
 
 
 def _as_weights(weights: Any, n: int) -> Array:

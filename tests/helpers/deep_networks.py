@@ -109,3 +109,35 @@ def logged(flow: gflow.Trajectory) -> list[Kink]:
     assert log is not None
     pairs = zip(log.layer.tolist(), log.unit.tolist(), log.datum.tolist())
     return [Kink(t, kind, *pair) for t, kind, pair in zip(log.time.tolist(), log.names, pairs)]
+
+
+def preactivations(net: OwnNetwork, x) -> list[jax.Array]:
+    """z of all units at one row, layer after layer."""
+    found = []
+    for matrix in net.matrices[:-1]:
+        found.append(matrix @ jnp.append(x, 1.0))
+        x = jnp.maximum(found[-1], 0)
+    return found
+
+
+def on_kinks(net: OwnNetwork, x, pairs: list[tuple[int, int, int]]) -> OwnNetwork:
+    """A network near this one with z = 0 at some pairs of layer, unit and datum."""
+    theta, unravel = jax.flatten_util.ravel_pytree(net)
+
+    @jax.jit
+    def heights(theta):
+        z = [preactivations(unravel(theta), row) for row in np.asarray(x)]
+        return jnp.stack([z[datum][layer][unit] for layer, unit, datum in pairs])
+
+    jacobian = jax.jit(jax.jacrev(heights))
+    for _ in range(30):
+        theta = theta - jnp.linalg.pinv(jacobian(theta)) @ heights(theta)
+    assert jnp.all(jnp.abs(heights(theta)) < 1e-14)
+    return unravel(theta)
+
+
+def random_own_network(sizes: list[int], seed: int) -> OwnNetwork:
+    """Normal matrices, of the size that keeps activations."""
+    rng = np.random.default_rng(seed)
+    draw = lambda a, b: jnp.asarray(rng.normal(size=(b, a + 1)) * np.sqrt(2 / (a + 1)))
+    return OwnNetwork([draw(a, b) for a, b in pairwise(sizes)])

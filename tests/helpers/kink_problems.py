@@ -68,5 +68,4 @@ def solve(risk, net, t1, **options):
 
 def kinks(flow) -> list[tuple[str, int, int]]:
     """The name, the unit and the datum of each kink that was met."""
-    log = flow.kinks
-    return list(zip(log.names, np.asarray(log.unit).tolist(), np.asarray(log.datum).tolist()))
+    return [(kink.kind.label, kink.unit, kink.datum) for kink in flow.kinks]

@@ -32,7 +32,7 @@ from gflow.nonsmooth.pairs import Pair, Pairs
 from gflow.nonsmooth.pattern_risk import KinkResolution, Transition, UnitPlaces
 from gflow.nonsmooth.shallow.kink_geometry import distinct_rows
 from gflow.parameters import UNSCALED, TimeScales, unflat
-from gflow.risks import EmpiricalRisk
+from gflow.risks import EmpiricalRisk, Penalty, penalty_of, without_penalty
 
 # For how many slides at a time there is room at first; where it cannot grow.
 _ROOM, _ROOM_IF_TRACED = 16, 64
@@ -67,6 +67,7 @@ class DeepPatternRisk(AbstractPassing):
     y: Array
     weights: Float[Array, " data"]
     time_scales: TimeScales
+    penalty: Penalty | None
     loss: Any = eqx.field(static=True)
     room: int = eqx.field(static=True)
 
@@ -76,6 +77,7 @@ class DeepPatternRisk(AbstractPassing):
     ) -> "DeepPatternRisk | None":
         """The pattern risk of a network and its data, or None where no kinks are found: other risks
         than an `EmpiricalRisk`, and smooth networks."""
+        penalty, risk = penalty_of(risk), without_penalty(risk)
         if not isinstance(risk, EmpiricalRisk) or not callable(eqx.combine(trained, frozen)):
             return None
         dtype = jax.tree.leaves(trained)[0].dtype
@@ -97,6 +99,7 @@ class DeepPatternRisk(AbstractPassing):
             y=as_floats(risk.y),
             weights=weights.astype(dtype),
             time_scales=time_scales,
+            penalty=penalty,
             loss=risk.loss,
             room=_ROOM if is_concrete(risk, trained, frozen) else _ROOM_IF_TRACED,
         )
@@ -127,7 +130,7 @@ class DeepPatternRisk(AbstractPassing):
 
         def value(theta, extra):
             output, z = self.outputs(theta, sides, extra, pattern.loose)
-            return self._loss(output), z
+            return self._loss(output) + self._penalty_at(theta), z
 
         none = jnp.zeros(sides.shape, theta.dtype)
         found = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(theta, none)
@@ -304,6 +307,11 @@ class DeepPatternRisk(AbstractPassing):
         if group is not None:
             outputs = jax.tree.map(lambda a: a[group], outputs)
         return self.weights @ jax.vmap(self.loss)(outputs, self.y)
+
+    def _penalty_at(self, theta: Float[Array, " size"]) -> Float[Array, ""]:
+        if self.penalty is None:
+            return jnp.zeros((), theta.dtype)
+        return self.penalty(eqx.combine(self.params(theta), self.frozen))
 
     # ---- slides ----------------------------------------------------------------------------------
 

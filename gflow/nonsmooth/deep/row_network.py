@@ -31,7 +31,8 @@ class RowNetwork:
 
     A unit is one entry of one site, in the order of the computation: a site is a layer of units. At
     units with `ties` two quantities are
-    compared, which may be equal for good. `reasons` say what kinks are not followed.
+    compared, which may be equal for good. Units that are `clipped` have the slope 0 where they are
+    inactive, as those of ReLU have. `reasons` say what kinks are not followed.
     """
 
     def __init__(self, jaxpr: ClosedJaxpr, structure: Any, found: Findings):
@@ -42,6 +43,8 @@ class RowNetwork:
         layers = np.repeat(np.arange(len(sizes)), sizes)
         self.places = UnitPlaces(layers, np.concatenate(numbers))
         self.ties = np.repeat([site.ties for site in found.sites.values()], sizes)
+        clips = [site.kind == "max" and not site.ties for site in found.sites.values()]
+        self.clipped = np.repeat(clips, sizes)
         self.reasons = found.reasons
 
     def __call__(

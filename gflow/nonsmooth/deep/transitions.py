@@ -64,7 +64,7 @@ def transition(
     over = jnp.min(margins) <= resolution.distance
     after, event = jax.lax.cond(
         over,
-        lambda: _leave(pattern, weights, margins, resolution.slack),
+        lambda: _leave(pattern, weights, margins, resolution),
         lambda: _arrive(risk, theta, pattern, evaluation, resolution),
     )
     turned = jnp.any((after.active != pattern.active) & ~after.sliding, axis=0)
@@ -107,7 +107,7 @@ def _leave(
     pattern: DeepPattern,
     weights: Float[Array, " slots"],
     margins: Float[Array, " slots"],
-    slack: Float[Array, ""],
+    resolution: KinkResolution,
 ) -> PatternAfter:
     """The end of the slide whose λ has left [0, 1] farthest.
 
@@ -116,10 +116,11 @@ def _leave(
     slot = jnp.argmin(margins)
     pair = Pair(*(a[slot] for a in pattern.slots))
     active = weights[slot] > 0.5
-    after = pattern.without_slide(slot, active, slack)
+    after = pattern.without_slide(slot, active, resolution.slack)
     ends = KinkKind.SLIDE_ENDS_TO_ACTIVE, KinkKind.SLIDE_ENDS_TO_INACTIVE
     kinds = [jnp.where(a, *ends) for a in (active, ~active)]
     branches = weights[slot] == -1.0
+    branches &= resolution.scales[pair.unit] > resolution.unresolved
     kinds = [jnp.where(branches, KinkKind.SLIDE_BRANCHES, kind) for kind in kinds]
     members = pattern.members(slot)
     return PatternAfter(after, _event(pair, members, pattern.multiple, *kinds))

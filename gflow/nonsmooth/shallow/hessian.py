@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gflow.nonsmooth.shallow.pattern import ShallowPattern
+from gflow.nonsmooth.shallow.units import free
 from gflow.parameters import ParameterLayout
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _free_hessian(
         jnp.broadcast_to(eye, (rows, outs, outs)),
     )
     curved = jnp.einsum("rop,rpn->ron", curvature, g)
-    hessian = jnp.einsum("rom,ron->mn", g, curved)
+    hessian = jnp.einsum("rom,ron->mn", g, curved) + _of_penalty(risk, theta, pattern)
     if risk.trained.v is None:
         return hessian
 
@@ -68,6 +69,18 @@ def _free_hessian(
     first = int(ParameterLayout(risk.trained).places.v.flat[0])
     of_v = slice(first, first + width * outs)
     return hessian.at[of_v].add(tall).at[:, of_v].add(tall.T)
+
+
+def _of_penalty(risk: "ShallowPatternRisk", theta: Array, pattern: ShallowPattern) -> Array:
+    """The Hessian of the penalty between the projectors, 0 if there is none."""
+    if risk.penalty is None:
+        return jnp.zeros((), theta.dtype)
+
+    def along(direction: Array) -> Array:
+        u = risk.by_units(jnp.append(direction, 0.0))
+        return direction + risk.moved(free(pattern, u) - u)
+
+    return jax.vmap(along)(jax.vmap(along)(jax.hessian(risk.penalty_at)(theta)).T)
 
 
 def _derivatives_of_loss(risk: "ShallowPatternRisk", outputs: Array) -> tuple[Array, Array]:

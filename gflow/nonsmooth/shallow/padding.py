@@ -2,7 +2,8 @@
 
 Units that are added have w = b = v = 0, and rows that are added have weight 0. Their pairs count as
 sliding from the start (`ShallowPatternRisk.start`): their slopes are 0, and they reach no kink. So
-every sum over units or rows is what it was; the norms of errors leave the added entries out.
+every sum over units or rows is what it was; the norms of errors leave the added entries out. Weight
+decay does not move what is zero; other penalties could.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from gflow.nonsmooth.shallow.kink_geometry import NormalLines
 from gflow.nonsmooth.shallow.risk import Added, ShallowPatternRisk
 from gflow.nonsmooth.shallow.table_kinks import Inputs, kept_for
 from gflow.parameters import ParameterLayout
-from gflow.risks import EmpiricalRisk
+from gflow.risks import EmpiricalRisk, PenalisedRisk, penalty_of, without_penalty
 from gflow.risks.base import Risk
 
 # Larger networks and tables keep their sizes: there every pair costs.
@@ -49,7 +50,7 @@ class PaddedFlow(NamedTuple):
     """What a flow in padded shapes solves; `parts` are the trained part of the network and the
     other."""
 
-    risk: PaddedRisk
+    risk: Risk
     parts: tuple[Any, Any]
     pattern_risk: ShallowPatternRisk
 
@@ -58,8 +59,12 @@ def padded(risk: Any, pattern_risk: Any) -> PaddedFlow | None:
     """A risk and its pattern risk in padded shapes.
 
     None where shapes are kept: of networks and tables that are large or traced, with time scales,
-    and of other risks and networks, subclasses of `EmpiricalRisk` and `ShallowNet` included.
+    and of other risks and networks, subclasses of `EmpiricalRisk` and `ShallowNet` included; with
+    other penalties than weight decay, too.
     """
+    penalty, risk = penalty_of(risk), without_penalty(risk)
+    if penalty is not None and not penalty.only_decays:
+        return None
     if type(risk) is not EmpiricalRisk or not isinstance(pattern_risk, ShallowPatternRisk):
         return None
     scaled = pattern_risk.time_scales.roots is not None
@@ -83,6 +88,8 @@ def padded(risk: Any, pattern_risk: Any) -> PaddedFlow | None:
     changed = {"trained": trained, "frozen": frozen, "added": added, **table.parts}
     scale = np.asarray(net.output_scale, net.w.dtype)
     wide_risk = PaddedRisk(table.risk, scale)
+    if penalty is not None:
+        wide_risk = PenalisedRisk(wide_risk, weight_decay=penalty.weight_decay)
     return PaddedFlow(wide_risk, (trained, frozen), replace(pattern_risk, **changed))
 
 

@@ -151,7 +151,7 @@ class ShallowPattern(AbstractPattern):
             ),
         )
 
-    def projected(self, unit, normals: Float[Array, "rows dim"], whole: bool) -> "ShallowPattern":
+    def projected(self, unit, normals: Float[Array, "rows dim"], whole: Any) -> "ShallowPattern":
         """With lift and projector of one unit made from its slots.
 
         `whole` says that a unit that slides in all directions is zero, and stays so.

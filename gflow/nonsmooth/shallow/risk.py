@@ -38,7 +38,7 @@ from gflow.nonsmooth.shallow.table_kinks import Inputs, table_kinks
 from gflow.nonsmooth.shallow.transitions import transition
 from gflow.nonsmooth.shallow.units import AbstractPairsOfUnits, free
 from gflow.parameters import UNSCALED, ParameterLayout, TimeScales, unflat
-from gflow.risks import EmpiricalRisk
+from gflow.risks import EmpiricalRisk, Penalty, penalty_of, without_penalty
 from gflow.rows import with_row
 
 _MAX_SLIDES = 64
@@ -61,7 +61,8 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
     datum belongs, `first_datum` which datum stands for each. `normals` are the rows' normals in the
     trained ones of (w_i, b_i), in the coordinates of the time scales. Preactivations are measured
     by the norms of their unit, at the start of a step, and of their row, in `sizes`. What was
-    `added` takes no part; None if nothing was.
+    `added` takes no part; None if nothing was. A `penalty` adds its gradient to the field, and
+    `moves_zero_units` says whether that of units with w = b = 0 may not vanish.
     """
 
     trained: PyTree
@@ -77,6 +78,8 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
     time_scales: TimeScales
     output_scale: Float[Array, ""]
     added: Added | None
+    penalty: Penalty | None
+    moves_zero_units: Bool[Array, ""] | None
     loss: Any = eqx.field(static=True)
     negative_slope: float = eqx.field(static=True)
 
@@ -89,7 +92,7 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         That is where the risk is not the `EmpiricalRisk` of a `ShallowNet`, its activation is
         smooth, or neither w nor b is trained.
         """
-        net = eqx.combine(trained, frozen)
+        net, penalty, risk = eqx.combine(trained, frozen), penalty_of(risk), without_penalty(risk)
         if not isinstance(risk, EmpiricalRisk) or not isinstance(net, ShallowNet):
             return None
         activation = net.activation
@@ -114,6 +117,8 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
             time_scales=time_scales,
             output_scale=jax.device_put(np.asarray(net.output_scale, net.w.dtype)),
             added=None,
+            penalty=penalty,
+            moves_zero_units=None if penalty is None else penalty.moves_zero_units(net),
             loss=risk.loss,
             negative_slope=activation.negative_slope,
         )
@@ -164,8 +169,15 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
         else:
             force = by_normals(slopes * (v @ r.T), self.inputs)
             by_v = self.output_scale * (a @ r)
-        force = self._by_u(force)
-        velocity = self.assembled(free(pattern, -force), -by_v, -jnp.sum(r, axis=0))
+        force, by_c = self._by_u(force), jnp.sum(r, axis=0)
+        if self.penalty is None:
+            velocity = self.assembled(free(pattern, -force), -by_v, -by_c)
+        else:
+            penalty, slope = jax.value_and_grad(self.penalty_at)(theta)
+            by_units = self.by_units(jnp.append(slope, penalty))
+            value, force = value + penalty, force + by_units
+            velocity = self.assembled(free(pattern, -force), -by_v, -by_c)
+            velocity = velocity - (slope - self.moved(by_units))
         field = jnp.append(velocity, velocity @ velocity)
         return Evaluation(z, v, r, force, field, value)
 
@@ -268,11 +280,17 @@ class ShallowPatternRisk(AbstractPairsOfUnits):
     # ---- one hidden layer -----------------------------------------------------------------------
 
     @property
-    def whole(self) -> bool:
+    def whole(self) -> Any:
         """Whether a unit held in all directions is zero, and stays so."""
         zero = self.trained.w is not None and self.frozen.b is None
         # For a single weight, 0 is a kink like any other.
-        return zero and self.normals.shape[1] > 1
+        stays = zero and self.normals.shape[1] > 1
+        return stays if self.moves_zero_units is None else stays & ~self.moves_zero_units
+
+    def penalty_at(self, theta: Float[Array, " size"]) -> Float[Array, ""]:
+        """The penalty of the risk at θ."""
+        assert self.penalty is not None
+        return self.penalty(self.net(theta))
 
     def net(self, theta: Float[Array, " size"]) -> ShallowNet:
         return eqx.combine(unflat(self.trained, self.time_scales.theta(theta)), self.frozen)

@@ -35,7 +35,7 @@ def transition(
     over = jnp.min(slides.margins) <= resolution.distance
     change, kinds = jax.lax.cond(
         over,
-        lambda: leave(risk, pattern, slides, resolution.slack),
+        lambda: leave(risk, pattern, slides, resolution),
         lambda: arrive(risk, pattern, evaluation, resolution),
     )
     event = Event(change.unit, change.row, change.members, kinds)
@@ -130,7 +130,10 @@ def _last_slide(
 
 
 def leave(
-    risk: "ShallowPatternRisk", pattern: ShallowPattern, slides: Slides, slack: Array
+    risk: "ShallowPatternRisk",
+    pattern: ShallowPattern,
+    slides: Slides,
+    resolution: KinkResolution,
 ) -> tuple[Change, Int[Array, " rows"]]:
     """The end of the slide whose λ has left [0, 1] farthest.
 
@@ -147,7 +150,8 @@ def leave(
         slot=slot,
         begins=jnp.asarray(False),
         ends=jnp.asarray(True),
-        slack=slack,
+        slack=resolution.slack,
     )
     ends = jnp.where(sides, KinkKind.SLIDE_ENDS_TO_ACTIVE, KinkKind.SLIDE_ENDS_TO_INACTIVE)
-    return change, jnp.where(slides.pulled[unit, slot], ends, KinkKind.SLIDE_BRANCHES)
+    branches = ~slides.pulled[unit, slot] & (resolution.scales[unit] > resolution.unresolved)
+    return change, jnp.where(branches, KinkKind.SLIDE_BRANCHES, ends)
