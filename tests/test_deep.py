@@ -221,3 +221,42 @@ def test_stiff_solvers_go_through_kinks_and_along_slides(mlp_flow, solver):
     stiff = gflow.solve_flow(risk, net, t1=8.0, ts=np.linspace(0, 8, 9), solver=solver, rtol=1e-8)
     assert [kink[2:] for kink in logged(stiff)] == [kink[2:] for kink in logged(flow)]
     np.testing.assert_allclose(as_vector(stiff.final), as_vector(flow.final), atol=1e-5)
+
+
+# ---- across kinks that are not looked for -------------------------------------------------------
+
+
+def test_where_kinks_are_many_the_flow_goes_across_them(mlp_flow):
+    """Its error remains of the size of the tolerance, and its log says on which sides pairs end."""
+    risk, net, exact = mlp_flow
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gflow.flow.pace._MANY", 0)
+        flow = gflow.solve_flow(risk, net, t1=8.0, ts=[0.0, 4.0, 8.0], rtol=1e-5, atol=1e-7)
+    reached = as_vector(exact.final)
+    assert 1e-9 < np.linalg.norm(as_vector(flow.final) - reached) < 1e-3 * np.linalg.norm(reached)
+    assert drift(flow) < 1e-3
+
+    known, _ = pattern_risk(net, risk)
+    sides = lambda net: np.array(known.start(flat(split_trainable(net)[0])).active)
+    numbers = enumerate(zip(known.places.layer.tolist(), known.places.unit.tolist()))
+    unit_of = {place: number for number, place in numbers}
+    now, open_slides = sides(net), set()
+    for kink in logged(flow):
+        pair = unit_of[kink.layer, kink.unit], kink.datum
+        if kink.kind == "slide begins":
+            open_slides.add(pair)
+            continue
+        open_slides -= {pair} if kink.kind.startswith("slide ends") else set()
+        now[pair] = kink.kind.endswith(" active")
+    settled = np.ones_like(now)
+    for pair in open_slides:
+        settled[pair] = False
+    np.testing.assert_array_equal(now[settled], sides(flow.final)[settled])
+
+
+def test_with_each_kink_located_none_is_gone_across(mlp_flow):
+    risk, net, _ = mlp_flow
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gflow.flow.pace._MANY", 0)
+        flow = gflow.solve_flow(risk, net, t1=1.0, rtol=1e-4, kinks="all")
+    assert not np.any(flow.kinks.passed)

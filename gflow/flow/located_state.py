@@ -13,6 +13,7 @@ from gflow.flow.events import Aim
 from gflow.flow.output import SavedStates, StepCounts
 from gflow.flow.pace import Pace
 from gflow.nonsmooth.kink_kinds import KinkKind
+from gflow.nonsmooth.pairs import Pairs
 from gflow.nonsmooth.passages import Passed
 from gflow.nonsmooth.pattern import AbstractPattern, Event
 from gflow.results import RESULTS
@@ -48,13 +49,24 @@ class EventLog(NamedTuple):
         located: Bool[Array, " pairs"],
     ) -> "EventLog":
         """With those crossings of a step to t_end that have `turned`, as passed or `located`."""
-        pairs, cross = passed.pairs, KinkKind
+        cross = KinkKind
         kinds = jnp.where(passed.was_active, cross.CROSS_TO_INACTIVE, cross.CROSS_TO_ACTIVE)
-        entries, times = _entries(pairs.unit, pairs.row, kinds, ~located), t_end - passed.age
+        return self.with_pairs(passed.pairs, turned, t_end - passed.age, kinds, ~located)
+
+    def with_pairs(
+        self,
+        pairs: Pairs,
+        wanted: Bool[Array, " pairs"],
+        times: Float[Array, " pairs"],
+        kinds: Int[Array, " pairs"],
+        passed: Bool[Array, " pairs"],
+    ) -> "EventLog":
+        """With an entry for each of those pairs that are `wanted`."""
+        entries = _entries(pairs.unit, pairs.row, kinds, passed)
 
         def one(c):
             k, log = c
-            return k + 1, log.with_entry(times[k], entries[k], turned[k])
+            return k + 1, log.with_entry(times[k], entries[k], wanted[k])
 
         number = jnp.sum(pairs.filled)
         return jax.lax.while_loop(lambda c: c[0] < number, one, (jnp.asarray(0), self))[1]

@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from gflow.flow.events import SLIDES, Aim
-from gflow.flow.located_state import LocatedState, Trial
+from gflow.flow.located_state import EventLog, LocatedState, Trial
+from gflow.nonsmooth.kink_kinds import KinkKind
 from gflow.nonsmooth.pairs import Pairs
 from gflow.nonsmooth.passages import Passed
 from gflow.nonsmooth.pattern import AbstractLoosePattern
@@ -43,6 +44,15 @@ def with_crossings(
     return s._replace(log=log._replace(num_logged=before.log.num_logged + number))
 
 
+def _without_slides(loop: "Loop", s: LocatedState, z: Float[Array, "units rows"]) -> EventLog:
+    """The log with the ends of all slides, to the sides that their pairs are on."""
+    pairs = Pairs.where(s.pattern.sliding, loop.most_pairs)
+    active = z[pairs.unit, pairs.row] > 0
+    ends = KinkKind.SLIDE_ENDS_TO_ACTIVE, KinkKind.SLIDE_ENDS_TO_INACTIVE
+    times = jnp.broadcast_to(s.t, active.shape)
+    return s.log.with_pairs(pairs, pairs.filled, times, jnp.where(active, *ends), pairs.filled)
+
+
 def is_loose(s: LocatedState) -> Bool[Array, ""]:
     """Whether the pattern is loose."""
     pattern = s.pattern
@@ -66,6 +76,7 @@ def next_turn(loop: "Loop", s: LocatedState) -> LocatedState:
         none = Aim(jnp.full_like(s.t, jnp.inf), jnp.asarray(SLIDES, int))
         stepping = s.stepping._replace(aim=none, made_jump=jnp.asarray(True))
         now = loop.risk.evaluate(s.y[:-1], after).kept()
+        s = s._replace(log=_without_slides(loop, s, now.z))
         return s._replace(pattern=after, now=now, stepping=stepping), jnp.asarray(False)
 
     s, _ = jax.lax.while_loop(lambda c: c[1], changed, (s, changes))
