@@ -73,12 +73,6 @@ def kink_step(
         made_jump=jnp.where(keep, after.changed, s.stepping.made_jump),
         rate=rate,
     )
-    counts = StepCounts(
-        s.counts.steps + 1,
-        s.counts.rejected + (~keep & ~cut),
-        s.counts.shortened + cut,
-        total(s.counts.work, loop.work(s, trial, True), after.num_evaluations),
-    )
     state = LocatedState(
         t=jnp.where(keep, t, s.t),
         y=jnp.where(keep, after.y, s.y),
@@ -86,7 +80,7 @@ def kink_step(
         now=fresh(after.now, s.now),
         stepping=stepping,
         saved=s.saved,
-        counts=counts,
+        counts=_counted(loop, s, trial, after, keep, cut),
         # Entries past their number are no part of a log.
         log=after.log._replace(num_logged=jnp.where(keep, after.log.num_logged, s.log.num_logged)),
         repelled=s.repelled,
@@ -94,11 +88,18 @@ def kink_step(
         crowded=after.pattern.crowded,
         result=s.result,
         steps=None if s.steps is None else s.steps.with_step(s.t, t, trial.dense, keep),
-        pace=None
-        if s.pace is None
-        else s.pace.after_step(jnp.asarray(True), jnp.sum(pairs.filled)),
+        pace=s.pace_after(jnp.asarray(True), jnp.sum(pairs.filled)),
     )
     return state._replace(result=loop.result(state, keep)), passed, after.passed
+
+
+def _counted(loop: "Loop", s: LocatedState, trial: Trial, after: Resolved, keep, cut) -> StepCounts:
+    return StepCounts(
+        s.counts.steps + 1,
+        s.counts.rejected + (~keep & ~cut),
+        s.counts.shortened + cut,
+        total(s.counts.work, loop.work(s, trial, True), after.num_evaluations),
+    )
 
 
 def _look_back(

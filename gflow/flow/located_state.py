@@ -137,6 +137,10 @@ class LocatedState(NamedTuple):
     steps: Steps | None
     pace: Pace | None
 
+    def pace_after(self, at_kinks: Bool[Array, ""], pairs: Int[Array, ""]) -> Pace | None:
+        """The pace after a step, at kinks or not, with so many pairs behind it."""
+        return None if self.pace is None else self.pace.after_step(at_kinks, pairs)
+
 
 class Trial(NamedTuple):
     """A step that was tried: where it leads, its dense output from 0 on, the estimate of its error

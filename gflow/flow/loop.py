@@ -216,7 +216,7 @@ class Loop(eqx.Module):
         after = after._replace(result=self.result(after, keep))
         if s.pace is None:
             return after
-        pace = jax.tree.map(known, s.pace.after_step(jnp.asarray(False), jnp.asarray(0)), s.pace)
+        pace = jax.tree.map(known, s.pace_after(jnp.asarray(False), jnp.asarray(0)), s.pace)
         return with_crossings(self, after._replace(pace=pace), s, trial, keep)
 
     # ---- what steps with and without kinks have in common ---------------------------------------
