@@ -316,6 +316,17 @@ def test_a_flow_that_ends_at_zero_arrives_there_and_branches_at_no_rounding():
     assert stopped.result_name == "reached_grad_norm" and stopped.ts[-1] < 40
 
 
+@pytest.mark.slow
+def test_what_has_decayed_far_below_the_tolerance_has_no_kinks():
+    """The stiff solver takes all parameters of a deep network to 1e-17, with errors of any sign."""
+    net = eqx.nn.MLP(1, "scalar", 6, 2, key=jax.random.key(1))
+    risk = PenalisedRisk(small_problem()[0], weight_decay=1.0)
+    flow = gflow.solve_flow(risk, net, t1=1e4, ts=[1e4], max_steps=1000)
+    assert flow.switches and flow.kinks.time[-1] < 100
+    size = max(np.abs(a).max() for a in jax.tree.leaves(eqx.filter(flow.final, eqx.is_array)))
+    assert size < 1e-12 and flow.stats["num_shortened_steps"] < 50
+
+
 def test_units_at_zero_stay_unless_the_penalty_moves_them():
     """Away from (1, 0.5) nothing pulls, and the row is inactive on one side and fitted there."""
     net = NET([[0.0, 0.0]], None, [1.0], None)

@@ -33,6 +33,8 @@ from gflow.solvers.work import Work, is_counted, nothing_done, total, work_of_st
 
 # How many pairs one step can have behind it: so many, or one in some.
 _FEW_PAIRS, _PAIRS_FOR_EACH = 256, 512
+# The largest entry of θ, in tolerances, up to which no kinks are looked for.
+_UNRESOLVED = 1e-2
 
 
 class Loop(eqx.Module):
@@ -119,9 +121,12 @@ class Loop(eqx.Module):
         else:
             none = jnp.zeros_like(s.pattern.active)
             suspects = jax.lax.cond(is_loose(s), lambda: none, look)
+        # Where θ has decayed far below the tolerance, the sides of kinks are those of errors.
+        resolved = jnp.max(jnp.abs(thetas)) > _UNRESOLVED * self.method.atol
+        suspects = suspects & resolved
         pairs = Pairs.where(suspects, self.most_pairs)
         ended = jax.lax.cond(
-            s.pattern.slides(),
+            s.pattern.slides() & resolved,
             lambda: jnp.min(self.risk.slide_margins(end, s.pattern)) <= -eps / SLIDE_SCALE,
             lambda: jnp.asarray(False),
         )

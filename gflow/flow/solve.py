@@ -94,8 +94,8 @@ def solve_flow(
       `diffrax.Tsit5()` and change to `gflow.BDF5()` or `gflow.ROCK4()` where the flow is stiff
       (`Trajectory.switches` says when).
     - `kinks`: "locate" finds each kink of a network with ReLU, leaky ReLU, maxima and the like on
-      the rows of an `EmpiricalRisk`, in the network's own computation, and crosses it, or slides
-      along it if the field points at it from both sides.
+      the rows of an `EmpiricalRisk`, with a penalty or without, in the network's own computation,
+      and crosses it, or slides along it if the field points at it from both sides.
       G is then the minimal-norm element of the Clarke subdifferential; units with w = b = 0 stay
       so. Kinks that the tolerance cannot feel are passed within a step, and what they do to the
       flow is made good to first order (docs/theory.md, section 5). "all" ends a step at each, and

@@ -36,13 +36,16 @@ class Penalty(eqx.Module):
 
     def moves_zero_units(self, net: ShallowNet) -> Bool[Array, ""] | None:
         """Whether units with w = b = 0 have a slope; None if it is known that they have none."""
-        if self.only_decays:
-            return None
-        none = lambda a: None if a is None else jnp.zeros_like(a)
-        names = lambda n: (n.w, n.b)
-        zero = eqx.tree_at(names, net, tuple(map(none, names(net))), is_leaf=lambda a: a is None)
-        slope = eqx.filter_grad(self)(zero)
-        return jnp.any(jnp.array([jnp.any(a != 0) for a in names(slope) if a is not None]))
+        return None if self.only_decays else _moves_zero_units(self, net)
+
+
+@eqx.filter_jit
+def _moves_zero_units(penalty: Penalty, net: ShallowNet) -> Bool[Array, ""]:
+    zeros = lambda a: None if a is None else jnp.zeros_like(a)
+    names = lambda n: (n.w, n.b)
+    zero = eqx.tree_at(names, net, tuple(map(zeros, names(net))), is_leaf=lambda a: a is None)
+    slope = eqx.filter_grad(penalty)(zero)
+    return jnp.any(jnp.array([jnp.any(a != 0) for a in names(slope) if a is not None]))
 
 
 class PenalisedRisk(Risk):
