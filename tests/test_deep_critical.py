@@ -71,6 +71,14 @@ def test_a_kink_that_repels_makes_a_saddle():
         assert risk(eqx.tree_at(lambda n: n.b, point.net, 1e-3 * direction.b)) < point.risk
 
 
+def test_a_weakly_active_kink_that_repels_makes_a_saddle():
+    # λ₁ = 0 and q₁ = −½: the risk falls where z₁ > 0 and b₂ = −z₁ keeps z₂ on its kink.
+    point = two_kinks((0.0, 0.0), w=1.0, p=-1.0, k=0.0, l=-0.5)
+    assert point.kind is SADDLE and "weakly active" in point.message
+    (direction,) = point.descent_directions
+    np.testing.assert_allclose(direction.b, np.array([1.0, -1.0]) / np.sqrt(2), rtol=1e-12)
+
+
 def test_no_point_is_called_critical_where_the_slopes_are_none():
     # 0 is in the subdifferential, but by no slopes: q₁ = 0 with λ₂ = ½. The risk falls from there.
     constants = {"w": -2.0, "p": 1.0, "k": -0.4, "l": -0.5}
@@ -151,6 +159,7 @@ def test_manufactured_points_are_found_with_their_slopes(made):
     assert norm(gflow.clarke_gradient(made.risk, point.net)) < 1e-14
 
 
+@pytest.mark.slow
 def test_the_spectrum_is_that_of_the_risk_along_curved_kinks():
     made = manufactured(49)
     point = gflow.refine(made.risk, made.net)
@@ -259,6 +268,7 @@ def test_dead_units_are_named():
     assert point.zeros == (11, 6, 5, 0)
 
 
+@pytest.mark.slow
 def test_the_start_of_a_flow_is_near_no_critical_point():
     rng = np.random.default_rng(0)
     risk = gflow.EmpiricalRisk(rng.normal(size=(30, 2)), rng.normal(size=30))

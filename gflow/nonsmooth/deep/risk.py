@@ -43,6 +43,16 @@ _ROUNDINGS = 16
 _SMALLEST_UNIT = 1e-3
 
 
+class FirstOrder(NamedTuple):
+    """A risk, the preactivations, and its derivatives by θ and by the activations, these times the
+    jumps of their slopes."""
+
+    value: Float[Array, ""]
+    z: Float[Array, "units rows"]
+    gradient: Float[Array, " size"]
+    q: Float[Array, "units rows"]
+
+
 class _Along(NamedTuple):
     """The gradient along the kinks that the flow slides on, and what an evaluation says of them."""
 
@@ -123,14 +133,8 @@ class DeepPatternRisk(AbstractPassing):
 
     def evaluate(self, theta: Float[Array, " size"], pattern: DeepPattern) -> DeepEvaluation:
         sides = pattern.open_sides()
-
-        def value(theta, extra):
-            output, z = self.outputs(theta, sides, extra)
-            return self._loss(output), z
-
         none = jnp.zeros(sides.shape, theta.dtype)
-        found = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(theta, none)
-        (value_, z), (gradient, q) = found
+        value, z, gradient, q = self.first_order(theta, sides, none)
 
         def along_kinks() -> _Along:
             normals = self.normals(theta, pattern)
@@ -151,7 +155,7 @@ class DeepPatternRisk(AbstractPassing):
             normals=along.normals,
             multipliers=along.multipliers,
             field=field,
-            value=value_,
+            value=value,
         )
 
     def preactivations(
@@ -286,6 +290,21 @@ class DeepPatternRisk(AbstractPassing):
         rows, by_units = jax.vmap(normal)(*pattern.slots)
         used = pattern.used[:, None]
         return normals_of(jnp.where(used, rows, 0.0), jnp.where(used, by_units, 0.0))
+
+    def first_order(
+        self,
+        theta: Float[Array, " size"],
+        sides: Bool[Array, "units rows"],
+        extra: Float[Array, "units rows"],
+    ) -> FirstOrder:
+        """The risk on these sides, with some amounts added to the activations."""
+
+        def value(theta, extra):
+            output, z = self.outputs(theta, sides, extra)
+            return self._loss(output), z
+
+        (found, z), slopes = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(theta, extra)
+        return FirstOrder(found, z, *slopes)
 
     def _loss(self, outputs: Any) -> Float[Array, ""]:
         group = self.group
