@@ -275,3 +275,17 @@ def test_the_start_of_a_flow_is_near_no_critical_point():
     for seed in range(5):
         with pytest.raises(gflow.NotFoundError, match="no critical point"):
             gflow.refine(risk, random_own_network([2, 3, 3, 1], seed), radius=0.01)
+
+
+def test_a_degenerate_unit_of_a_higher_layer_stays():
+    net = random_own_network([2, 3, 3, 1], 3)
+    net = eqx.tree_at(lambda n: n.matrices[1], net, net.matrices[1].at[1].set(0.0))
+    x = np.random.default_rng(0).normal(size=(80, 2))
+    risk = gflow.EmpiricalRisk(x, jax.vmap(net)(x))
+    apart = eqx.tree_at(lambda n: n.matrices[0], net, net.matrices[0] + 1e-4)
+    point = gflow.refine(risk, apart)
+    assert point.kind is gflow.CriticalKind.GLOBAL_MINIMUM and point.distance > 1e-5
+    assert point.units.degenerate == (4,)
+    np.testing.assert_allclose(point.net.matrices[1][1], 0, atol=1e-15)
+    # Its four incoming parameters do not move. The one that leads out of it has no effect.
+    assert len(point.spectrum.eigenvalues) == 21 and point.zeros == (6, 1, 5, 0)
