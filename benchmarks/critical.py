@@ -10,8 +10,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,11 +65,20 @@ def gaussian(k: int) -> tuple[Any, Any]:
     return gflow.GaussianRisk(teacher), net
 
 
+def deep(k: int, rows: int, width: int) -> tuple[Any, Any]:
+    """Random rows of two features, random targets, two or three hidden layers."""
+    rng = np.random.default_rng(k)
+    risk = gflow.EmpiricalRisk(rng.normal(size=(rows, 2)), rng.normal(size=rows))
+    return risk, eqx.nn.MLP(2, "scalar", width, 2 + k % 2, key=jax.random.key(k))
+
+
 FAMILIES: dict[str, tuple[Callable[[int], tuple[Any, Any]], int]] = {
     "data on a line": (on_a_line, 30),
     "data in a plane": (in_a_plane, 30),
     "population risk": (population, 20),
     "Gaussian risk": (gaussian, 20),
+    "deep, 12 rows": (partial(deep, rows=12, width=4), 10),
+    "deep, 30 rows": (partial(deep, rows=30, width=3), 10),
 }
 
 

@@ -107,6 +107,7 @@ def shallow_at_ties(seed: int, kind: str):
     return gflow.EmpiricalRisk(x, y), net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["generic", "leaky", "degenerate", "opposite rows"])
 def test_it_agrees_with_the_closed_form_of_one_layer(kind):
     from_generalized = []
@@ -127,6 +128,7 @@ def test_it_agrees_with_the_closed_form_of_one_layer(kind):
 TIES = [(0, 1, 0), (0, 2, 1), (1, 0, 0), (1, 2, 2), (1, 1, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_it_is_the_shortest_of_the_hull_of_gradients_nearby(seed):
     """Random points at a distance of 1e-9 have the gradients of all patterns."""

@@ -71,6 +71,14 @@ def test_a_kink_that_repels_makes_a_saddle():
         assert risk(eqx.tree_at(lambda n: n.b, point.net, 1e-3 * direction.b)) < point.risk
 
 
+def test_a_weakly_active_kink_that_repels_makes_a_saddle():
+    # λ₁ = 0 and q₁ = −½: the risk falls where z₁ > 0 and b₂ = −z₁ keeps z₂ on its kink.
+    point = two_kinks((0.0, 0.0), w=1.0, p=-1.0, k=0.0, l=-0.5)
+    assert point.kind is SADDLE and "weakly active" in point.message
+    (direction,) = point.descent_directions
+    np.testing.assert_allclose(direction.b, np.array([1.0, -1.0]) / np.sqrt(2), rtol=1e-12)
+
+
 def test_no_point_is_called_critical_where_the_slopes_are_none():
     # 0 is in the subdifferential, but by no slopes: q₁ = 0 with λ₂ = ½. The risk falls from there.
     constants = {"w": -2.0, "p": 1.0, "k": -0.4, "l": -0.5}
@@ -151,6 +159,7 @@ def test_manufactured_points_are_found_with_their_slopes(made):
     assert norm(gflow.clarke_gradient(made.risk, point.net)) < 1e-14
 
 
+@pytest.mark.slow
 def test_the_spectrum_is_that_of_the_risk_along_curved_kinks():
     made = manufactured(49)
     point = gflow.refine(made.risk, made.net)
@@ -259,9 +268,24 @@ def test_dead_units_are_named():
     assert point.zeros == (11, 6, 5, 0)
 
 
+@pytest.mark.slow
 def test_the_start_of_a_flow_is_near_no_critical_point():
     rng = np.random.default_rng(0)
     risk = gflow.EmpiricalRisk(rng.normal(size=(30, 2)), rng.normal(size=30))
     for seed in range(5):
         with pytest.raises(gflow.NotFoundError, match="no critical point"):
             gflow.refine(risk, random_own_network([2, 3, 3, 1], seed), radius=0.01)
+
+
+def test_a_degenerate_unit_of_a_higher_layer_stays():
+    net = random_own_network([2, 3, 3, 1], 3)
+    net = eqx.tree_at(lambda n: n.matrices[1], net, net.matrices[1].at[1].set(0.0))
+    x = np.random.default_rng(0).normal(size=(80, 2))
+    risk = gflow.EmpiricalRisk(x, jax.vmap(net)(x))
+    apart = eqx.tree_at(lambda n: n.matrices[0], net, net.matrices[0] + 1e-4)
+    point = gflow.refine(risk, apart)
+    assert point.kind is gflow.CriticalKind.GLOBAL_MINIMUM and point.distance > 1e-5
+    assert point.units.degenerate == (4,)
+    np.testing.assert_allclose(point.net.matrices[1][1], 0, atol=1e-15)
+    # Its four incoming parameters do not move. The one that leads out of it has no effect.
+    assert len(point.spectrum.eigenvalues) == 21 and point.zeros == (6, 1, 5, 0)

@@ -44,10 +44,12 @@ class KinksAtPoint(NamedTuple):
 
 
 class _PatternKinks(NamedTuple):
-    """The kinks that are held, the others, and the norm of the minimal-norm subgradient."""
+    """The kinks that are held, the others, directions across concave ones of these, and the norm of
+    the minimal-norm subgradient."""
 
     held: KinksAtPoint
     weak: KinksAtPoint
+    beyond: Float[np.ndarray, "concave size"]
     residual: float
 
 
@@ -61,7 +63,8 @@ class Candidate:
     - `eigen`: the eigenvalues of its Hessian; those that the last step changed by a tenth count as
       zero, and with none of these it is `settled`. `zeros`: how many are zero, and why.
     - `held`: the kinks along which the point is critical. `weak`: those for one side of which it
-      is, with normals that point to this side.
+      is, with normals that point to this side; `beyond`: directions to the other side of those
+      across which the risk is concave.
     - `residual`: the norm of the minimal-norm subgradient. `units`: the hidden units in groups;
       `marginal`: those that a small step can make active.
     - `risk_scale`, `size`: changes of the risk, and of θ, are measured by these.
@@ -76,6 +79,7 @@ class Candidate:
     zeros: Zeros
     held: KinksAtPoint
     weak: KinksAtPoint
+    beyond: Float[np.ndarray, "concave size"]
     residual: float
     units: UnitGroups | None
     marginal: list[MarginalUnit]
@@ -92,11 +96,11 @@ class Candidate:
         moving = unsettled(newton, eigen)
         eigen = eigen._replace(zero=eigen.zero | moving)
         if isinstance(land, AbstractPatternLandscape):
-            held, weak, residual = _kinks_of_pattern(land, theta)
+            held, weak, beyond, residual = _kinks_of_pattern(land, theta)
         else:
             held = KinksAtPoint((), np.zeros(0), np.zeros((0, len(theta))))
             weak = KinksAtPoint((), np.zeros(len(edges)), edges)
-            residual = eigen.norm
+            beyond, residual = held.normals, eigen.norm
         known = _structure(risk, land, theta, net, held)
         return cls(
             risk=risk,
@@ -108,6 +112,7 @@ class Candidate:
             zeros=explained_zeros(eigen, known.symmetries),
             held=held,
             weak=weak,
+            beyond=beyond,
             residual=residual,
             units=known.units,
             marginal=known.marginal,
@@ -156,7 +161,9 @@ def _kinks_of_pattern(land: AbstractPatternLandscape, theta: np.ndarray) -> _Pat
         land.jumps(theta, slopes, ties),
         land.sides_of_kinks(theta, ties),
     )
-    return _PatternKinks(held, weak, residual)
+    concave = np.flatnonzero(weak.jumps < 0).tolist()
+    beyond = np.reshape([land.across(theta, ties, place) for place in concave], (-1, len(theta)))
+    return _PatternKinks(held, weak, beyond, residual)
 
 
 def _risk_scale(risk: FlatRisk, net: Any, at_start: float) -> float:

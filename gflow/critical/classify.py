@@ -96,12 +96,10 @@ def _on_their_side(
 
 
 def _descents_beyond_kinks(point: Candidate) -> Float[np.ndarray, "size some"]:
-    """The directions across weakly active kinks that are concave, along the held ones, in which the
+    """The directions across weakly active kinks that are concave, along the others, in which the
     risk is seen to fall."""
-    basis, weak = point.search.newton.expansion.basis, point.weak
-    across = -(weak.normals[weak.jumps < 0] @ basis) @ basis.T
     found = [np.zeros((len(point.theta), 0))]
-    for direction in across:
+    for direction in point.beyond:
         size = np.linalg.norm(direction)
         if size > 0 and any(
             _is_below(point, point.theta + step * point.size * direction / size)

@@ -25,7 +25,7 @@ from gflow.critical.pattern_landscape import (
     weights_of,
 )
 from gflow.critical.point import ActiveKink
-from gflow.nonsmooth.deep.first_order import FirstOrder, first_order, heights, second_order
+from gflow.nonsmooth.deep.first_order import FirstOrderAtPairs, first_order, heights, second_order
 from gflow.nonsmooth.deep.risk import DeepPatternRisk
 
 # Normals are parallel, and independent, to this part of their length.
@@ -41,7 +41,7 @@ class _AtTheta(NamedTuple):
     """The risk to first order at one θ, with the normals of the held kinks first, then of the pairs
     of degenerate units; and the members of the held kinks."""
 
-    first: FirstOrder
+    first: FirstOrderAtPairs
     members: tuple[KinkMembers, ...]
     places: tuple[Int[np.ndarray, " members"], ...]
 

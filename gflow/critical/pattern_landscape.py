@@ -111,6 +111,15 @@ class AbstractPatternLandscape(AbstractLandscape):
         sides = np.array([1.0 if self.active[kink] else -1.0 for kink in kinks])
         return sides[:, None] * self.normals(theta, kinks)
 
+    def across(
+        self, theta: np.ndarray, kinks: Sequence[Kink], place: int
+    ) -> Float[np.ndarray, " size"]:
+        """The shortest direction to the other side of one kink, with speed 1, along the other kinks
+        and the held ones, as they are on that side."""
+        beyond = self.crossed(theta, kinks[place])
+        normals = beyond.normals(theta, [*kinks, *self.held])
+        return np.linalg.pinv(normals)[:, place] * (-1.0 if self.active[kinks[place]] else 1.0)
+
     def are_independent(self, theta: np.ndarray) -> bool:
         """Whether the normals of the held kinks are linearly independent."""
         normals = self.normals(theta, self.held)

@@ -33,8 +33,8 @@ MINIMA = (CriticalKind.GLOBAL_MINIMUM, CriticalKind.LOCAL_MINIMUM)
 
 class Zeros(NamedTuple):
     """How many eigenvalues of the Hessian are zero to rounding, and how many of these are explained
-    by dead and degenerate units, by the symmetry (w, b, v) → (aw, ab, v/a) of the others, and by
-    neither."""
+    by dead and degenerate units, by the symmetry (w, b, v) → (aw, ab, v/a) of the others, with v
+    the weights that lead to the next layer, and by neither."""
 
     total: int
     dead: int
@@ -64,7 +64,8 @@ class CriticalPoint(Shown, Portable):
       `risk_change`: its risk minus that of the start. If it is positive, no flow leads here from
       there.
     - `spectrum`: a `Spectrum` of all eigenvalues of the Hessian, without eigenvectors. On kinks it
-      is the Hessian of the pattern, in the directions along all active kinks. Where a kink lies at
+      is the Hessian of the pattern, in the directions along all active kinks, with the curvature of
+      these where they are in several layers. Where a kink lies at
       an edge of the support, the Hessian of the true risk jumps; this is that of the inside.
       `zeros`: how many of the eigenvalues count as zero, and why.
     - `rate`: for a minimum 2λ, λ the smallest positive eigenvalue of those whose eigenvectors carry

@@ -52,22 +52,26 @@ def refine(
 
     Newton's method, in the form of Levenberg and Marquardt, on ∇L = 0. It ends at critical points
     of every kind. It converges quadratically where critical points form a manifold, too, as those
-    of ReLU networks do. On the data of a `ShallowNet` with ReLU or leaky ReLU, it solves the
+    of ReLU networks do. On data, for a network with kinks in any layers, it solves the
     Karush–Kuhn–Tucker conditions
 
-    $$\nabla L_S(\theta) + \sum_{k \in K} \lambda_k j_k \nabla z_k = 0, \qquad
+    $$\nabla L_S(\theta) + \sum_{k \in K} \lambda_k q_k \nabla z_k = 0, \qquad
       z_k(\theta) = 0, \qquad 0 \le \lambda_k \le 1,$$
 
     with $L_S$ the risk of an activation pattern in which the pairs K of unit and datum are
-    inactive, and j_k the jump of the slope across z_k = 0: so 0 is in the Clarke subdifferential.
-    Pairs within 1e-9 of their kink, relative to unit and row, count as on it. Where a step meets
-    another kink, the search goes on along it if that attracts, and crosses it otherwise; it leaves
-    kinks whose multiplier is not inside (0, 1). After 60 such changes it ends.
+    inactive, and q_k the jump of the slope across z_k = 0, with the weights λ in higher layers: so
+    0 is in the Clarke subdifferential, by slopes that a slide of the flow would have. If all q_k
+    are positive, the risk falls in no direction across the kinks.
+    Pairs within 1e-9 of their kink, relative to the unit (and to the row, for a `ShallowNet`),
+    count as on it. Where a step meets another kink, the search goes on along it if that attracts,
+    and crosses it otherwise; it leaves kinks whose multiplier is not inside (0, 1). After 60 such
+    changes it ends. Kinks of higher layers are curved: the Hessian is that of the Lagrangian along
+    them, and each step is put back on them.
 
     **Arguments:**
 
     - `risk`: any function of the network to a scalar. Its Hessian is made by JAX; on data with
-      kinks it is that of the pattern, in closed form. At most 4,000 parameters are trained.
+      kinks it is that of the pattern. At most 4,000 parameters are trained.
     - `net`: the start: the end of a flow or of a descent, `flow.final`. The search is in float64,
       to which a network in float32 is converted.
     - `radius`: how far the search may go, as a fraction of ‖θ‖ (of 1 at θ = 0).

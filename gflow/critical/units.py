@@ -16,13 +16,16 @@ _SAME = 1e-8
 
 @dataclass(frozen=True)
 class UnitGroups:
-    """Numbers of hidden units of a `ShallowNet`, in groups.
+    """Numbers of hidden units, in groups; of several layers they are counted through, from the
+    first hidden layer on.
 
     - `dead`: ReLU units that are active nowhere in the data, or in the support of the density;
       `always_active`: those that are active everywhere there. Empty where this is not known.
-    - `degenerate`: w_i = b_i = 0.
+    - `degenerate`: w_i = b_i = 0; in several layers, units that are on their kinks at all rows, of
+      which the normals depend on each other.
     - `duplicates`: groups of units with the same kink and side, (w_i, b_i) being positive multiples
-      of each other; of other activations than ReLU, with the same (w_i, b_i).
+      of each other; of other activations than ReLU, with the same (w_i, b_i). Not looked for in
+      networks with several layers.
     """
 
     dead: tuple[int, ...]

@@ -233,7 +233,9 @@ def hessian_spectrum(
 
     from stochastic Lanczos quadrature (Ghorbani, Krishnan and Xiao, arXiv 1901.10159), exact in the
     mean for moments of order below 2 · depth. The Hessian of a ReLU network is that of the fixed
-    activation pattern, which is the Hessian away from kinks.
+    activation pattern, which is the Hessian away from kinks. On a kink, as at many critical points,
+    the unit counts as inactive there, and directions across it are included: `refine` has the
+    spectrum along the kinks, with their curvature.
 
     **Arguments:**
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import lsq_linear
 
-# A relative gap of squared norms counts as none below this.
+# A gap ⟨p, p − vertex⟩ counts as none below this part of ‖p‖ and the largest norm of a vertex.
 _ROUNDING = 1e-15
 
 
@@ -48,11 +48,11 @@ def minimal_norm(
     the norm, so that no corral comes twice and the algorithm ends.
     """
     corral, weights = start[None], np.ones(1)
-    p, largest = start, start @ start
+    p, largest = start, np.linalg.norm(start)
     while True:
         vertex = lowest(p)
-        largest = max(largest, vertex @ vertex)
-        if p @ p - p @ vertex <= _ROUNDING * largest:
+        largest = max(largest, np.linalg.norm(vertex))
+        if p @ p - p @ vertex <= _ROUNDING * np.linalg.norm(p) * largest:
             return p
         corral, weights = _inside(np.vstack([corral, vertex]), np.append(weights, 0.0))
         nearer = weights @ corral

@@ -42,7 +42,7 @@ class Heights(NamedTuple):
         return near & ~(risk.network.ties[:, None] & (self.z == 0))
 
 
-class FirstOrder(NamedTuple):
+class FirstOrderAtPairs(NamedTuple):
     """The risk on given sides: its `value` and `gradient`; of all pairs the preactivations `z` and
     `q`, the derivatives of the risk by the activations times the jumps of their slopes; of some
     pairs the `normals`, and the derivatives of their z by the activations in their row, times the
@@ -72,14 +72,19 @@ def first_order(
     sides: Bool[np.ndarray, "units rows"],
     units: Int[np.ndarray, " pairs"],
     rows: Int[np.ndarray, " pairs"],
-) -> FirstOrder:
-    """The risk to first order on the given sides, with the normals of some pairs."""
+    extra: Float[np.ndarray, "units rows"] | None = None,
+) -> FirstOrderAtPairs:
+    """The risk to first order on the given sides, with the normals of some pairs, and with `extra`
+    added to the activations."""
     count = len(units)
     length = max(_SHORTEST, 1 << max(count - 1, 0).bit_length())
     pad = lambda a: jnp.asarray(np.pad(np.asarray(a, int), (0, length - count)))
-    found = _first_order(risk, jnp.asarray(theta), jnp.asarray(sides), Pair(pad(units), pad(rows)))
-    value, gradient, z, q, normals, by_units = (np.asarray(a, float) for a in found)
-    return FirstOrder(float(value), gradient, z, q, normals[:count], by_units[:count])
+    extra = np.zeros(sides.shape) if extra is None else extra
+    at, added = jnp.asarray(theta), jnp.asarray(extra, theta.dtype)
+    pairs = Pair(pad(units), pad(rows))
+    found = _first_order(risk, at, jnp.asarray(sides), added, pairs)
+    value, z, gradient, q, normals, by_units = (np.asarray(a, float) for a in found)
+    return FirstOrderAtPairs(float(value), gradient, z, q, normals[:count], by_units[:count])
 
 
 def second_order(
@@ -103,18 +108,19 @@ def _heights(risk: DeepPatternRisk, theta: Array, sides: Array | None):
 
 
 @eqx.filter_jit
-def _first_order(risk: DeepPatternRisk, theta: Array, sides: Array, pairs: Pair):
+def _first_order(risk: DeepPatternRisk, theta: Array, sides: Array, extra: Array, pairs: Pair):
     pattern = DeepPattern.without_slides(sides, 1, theta.dtype)
-    now = risk.evaluate(theta, pattern)
+    now = risk.first_order(theta, sides, extra)
     normals = jax.vmap(lambda unit, row: risk.normal(theta, pattern, unit, row))(*pairs)
-    return now.value, -now.field[:-1], now.z, now.q, *normals
+    return *now, *normals
 
 
 @eqx.filter_jit
 def _second_order(risk: DeepPatternRisk, theta: Array, sides: Array, multipliers: Array):
     pattern = DeepPattern.without_slides(sides, 1, theta.dtype)
     z = lambda theta: jnp.sum(multipliers * risk.preactivations(theta, pattern))
-    gradient = lambda theta: -risk.evaluate(theta, pattern).field[:-1] + jax.grad(z)(theta)
+    none = jnp.zeros(sides.shape, theta.dtype)
+    gradient = lambda theta: risk.first_order(theta, sides, none).gradient + jax.grad(z)(theta)
     product = lambda v: jax.jvp(gradient, (theta,), (v,))[1]
     directions = jnp.eye(len(theta), dtype=theta.dtype)
     if len(theta) <= _AT_ONCE:

@@ -43,6 +43,16 @@ _ROUNDINGS = 16
 _SMALLEST_UNIT = 1e-3
 
 
+class FirstOrder(NamedTuple):
+    """A risk, the preactivations, and its derivatives by θ and by the activations, these times the
+    jumps of their slopes."""
+
+    value: Float[Array, ""]
+    z: Float[Array, "units rows"]
+    gradient: Float[Array, " size"]
+    q: Float[Array, "units rows"]
+
+
 class _Along(NamedTuple):
     """The gradient along the kinks that the flow slides on, and what an evaluation says of them."""
 
@@ -127,14 +137,8 @@ class DeepPatternRisk(AbstractPassing):
 
     def evaluate(self, theta: Float[Array, " size"], pattern: DeepPattern) -> DeepEvaluation:
         sides = pattern.open_sides()
-
-        def value(theta, extra):
-            output, z = self.outputs(theta, sides, extra, pattern.loose)
-            return self._loss(output) + self._penalty_at(theta), z
-
         none = jnp.zeros(sides.shape, theta.dtype)
-        found = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(theta, none)
-        (value_, z), (gradient, q) = found
+        value, z, gradient, q = self.first_order(theta, sides, none, pattern.loose)
 
         def along_kinks() -> _Along:
             normals = self.normals(theta, pattern)
@@ -155,7 +159,7 @@ class DeepPatternRisk(AbstractPassing):
             normals=along.normals,
             multipliers=along.multipliers,
             field=field,
-            value=value_,
+            value=value,
         )
 
     def preactivations(
@@ -301,6 +305,22 @@ class DeepPatternRisk(AbstractPassing):
         rows, by_units = jax.vmap(normal)(*pattern.slots)
         used = pattern.used[:, None]
         return normals_of(jnp.where(used, rows, 0.0), jnp.where(used, by_units, 0.0))
+
+    def first_order(
+        self,
+        theta: Float[Array, " size"],
+        sides: Bool[Array, "units rows"],
+        extra: Float[Array, "units rows"],
+        loose: Bool[Array, ""] | None = None,
+    ) -> FirstOrder:
+        """The risk on the sides of `outputs`, with some amounts added to the activations."""
+
+        def value(theta, extra):
+            output, z = self.outputs(theta, sides, extra, loose)
+            return self._loss(output) + self._penalty_at(theta), z
+
+        (found, z), slopes = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(theta, extra)
+        return FirstOrder(found, z, *slopes)
 
     def _loss(self, outputs: Any) -> Float[Array, ""]:
         group = self.group

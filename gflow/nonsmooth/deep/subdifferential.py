@@ -26,6 +26,8 @@ from gflow.nonsmooth.minimal_norm import box_constrained_weights, minimal_norm
 
 # Normals count as zero or dependent below this, relative to the largest.
 _DEPENDENT = 1e-9
+# Weights count as in [0, 1] up to this, elements as the shortest up to that part of their terms.
+_WEIGHT, _ROUNDINGS = 1e-9, 1e-14
 # The most patterns of a group that are listed, and the most linear programs that are solved for it.
 _MOST_PATTERNS, _MOST_PROGRAMS = 4096, 2000
 
@@ -46,7 +48,9 @@ class Ties(NamedTuple):
         places = heights(risk, theta)
         tied = places.tied(risk, tol)
         units, rows = np.nonzero(tied)
-        found = first_order(risk, theta, places.active & ~tied, units, rows)
+        # Activations that count as 0 keep their values: only slopes depend on the sides.
+        kept = np.where(tied & places.active, places.z, 0.0)
+        found = first_order(risk, theta, places.active & ~tied, units, rows, kept)
         couplings = np.where(rows[:, None] == rows, found.by_units[:, units], 0.0)
         return cls(found.gradient, found.q[units, rows], found.normals, couplings)
 
@@ -107,8 +111,14 @@ def _slide(ties: Ties) -> Float[np.ndarray, " size"] | None:
         return None
     mu = np.linalg.lstsq(unit.T, -ties.gradient)[0] / lengths
     q = ties.q + mu @ ties.couplings
-    inside = np.all((mu * q >= 0) & (np.abs(mu) <= np.abs(q)))
-    return ties.with_multipliers(mu) if inside else None
+    weights = np.divide(mu, q, out=np.zeros(len(q)), where=q != 0)
+    # Weights that are 0 or 1 may be beyond by rounding.
+    if not np.all((weights >= -_WEIGHT) & (weights <= 1 + _WEIGHT)):
+        return None
+    found = ties.with_multipliers(ties.multipliers(np.clip(weights, 0.0, 1.0)))
+    size = np.linalg.norm(ties.gradient) + np.abs(mu) @ lengths
+    shortest = np.linalg.norm(ties.with_multipliers(mu))
+    return found if np.linalg.norm(found) <= shortest + _ROUNDINGS * size else None
 
 
 def _rank(unit: Float[np.ndarray, "ties size"]) -> int:
