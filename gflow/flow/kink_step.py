@@ -79,20 +79,17 @@ def kink_step(
         s.counts.shortened + cut,
         total(s.counts.work, loop.work(s, trial, True), after.num_evaluations),
     )
-    state = LocatedState(
+    state = s._replace(
         t=jnp.where(keep, t, s.t),
         y=jnp.where(keep, after.y, s.y),
         pattern=fresh(after.pattern, s.pattern),
         now=fresh(after.now, s.now),
         stepping=stepping,
-        saved=s.saved,
         counts=counts,
         # Entries past their number are no part of a log.
         log=after.log._replace(num_logged=jnp.where(keep, after.log.num_logged, s.log.num_logged)),
-        repelled=s.repelled,
         branched=s.branched | (keep & after.branched),
         crowded=after.pattern.crowded,
-        result=s.result,
         steps=None if s.steps is None else s.steps.with_step(s.t, t, trial.dense, keep),
         pace=None
         if s.pace is None
