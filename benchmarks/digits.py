@@ -91,6 +91,11 @@ def measured(args: Any) -> list[harness.Row]:
             risk, net, t1=t1, ts=[t1], rtol=rtol, atol=1e-2 * rtol, kinks=kinks, max_steps=10**6
         )
 
+    def descent(size: float, t1: float) -> gflow.Trajectory:
+        steps = max(1, round(t1 / size))
+        # Only the end is recorded.
+        return gflow.descend(risk, net, step_size=size, num_steps=steps, record=[steps])
+
     def measure(method: str, setting: str, run: Callable[[float], gflow.Trajectory]) -> None:
         row: harness.Row = {"method": method, "setting": setting}
         with harness.failure_in(row):
@@ -110,10 +115,7 @@ def measured(args: Any) -> list[harness.Row]:
         for rtol in args.rtols if kinks == "locate" else args.rtols[:-1]:
             measure(method, f"{rtol:.0e}", partial(flow, rtol, kinks))
     for size in args.step_sizes:
-        descent = lambda t1, size=size: gflow.descend(
-            risk, net, step_size=size, num_steps=max(1, round(t1 / size)), record=1
-        )
-        measure("descent", f"h = {size:g}", descent)
+        measure("descent", f"h = {size:g}", partial(descent, size))
     reference = ends.get(f"gflow {args.rtols[-1]:.0e}")
     for row in rows:
         end = ends.get(f"{row['method']} {row['setting']}")

@@ -73,20 +73,17 @@ def kink_step(
         made_jump=jnp.where(keep, after.changed, s.stepping.made_jump),
         rate=rate,
     )
-    state = LocatedState(
+    state = s._replace(
         t=jnp.where(keep, t, s.t),
         y=jnp.where(keep, after.y, s.y),
         pattern=fresh(after.pattern, s.pattern),
         now=fresh(after.now, s.now),
         stepping=stepping,
-        saved=s.saved,
         counts=_counted(loop, s, trial, after, keep, cut),
         # Entries past their number are no part of a log.
         log=after.log._replace(num_logged=jnp.where(keep, after.log.num_logged, s.log.num_logged)),
-        repelled=s.repelled,
         branched=s.branched | (keep & after.branched),
         crowded=after.pattern.crowded,
-        result=s.result,
         steps=None if s.steps is None else s.steps.with_step(s.t, t, trial.dense, keep),
         pace=s.pace_after(jnp.asarray(True), jnp.sum(pairs.filled)),
     )
