@@ -84,27 +84,16 @@ def test_stop_and_observe(flow):
 
 
 @pytest.mark.slow
-def test_dense_output_between_saved_times(flow):
-    dense = gflow.solve_flow(RISK, mlp(), ts=[T1], dense=True, **OPTIONS)
-    for k in (2, 5):
-        np.testing.assert_allclose(
-            as_vector(dense(float(flow.ts[k]))), as_vector(flow[k]), atol=1e-5
-        )
-
-
-@pytest.mark.slow
-def test_a_common_time_scale_is_another_clock(flow):
-    faster = gflow.solve_flow(RISK, mlp(), t1=T1 / 2, ts=flow.ts / 2, rtol=1e-6, time_scales=2.0)
-    np.testing.assert_allclose(states(faster), states(flow), atol=1e-5)
-
-
-@pytest.mark.slow
-def test_time_scales_by_layer_slide_in_their_metric():
+def test_time_scales(flow):
+    """A common one is another clock; with one of a layer's own slides are in its metric."""
     net = mlp()
-    scales = eqx.tree_at(lambda net: net.layers[1].weight, jax.tree.map(lambda _: 1.0, net), 0.1)
-    loose, close = (
-        gflow.solve_flow(RISK, net, t1=T1, rtol=rtol, time_scales=scales) for rtol in (1e-6, 1e-9)
+    solve = lambda scales, factor, rtol: gflow.solve_flow(
+        RISK, net, t1=T1 / factor, ts=flow.ts / factor, rtol=rtol, time_scales=scales
     )
+    common = jax.tree.map(lambda _: 2.0, net)
+    np.testing.assert_allclose(states(solve(common, 2, 1e-6)), states(flow), atol=1e-5)
+    by_layer = eqx.tree_at(lambda net: net.layers[1].weight, common, 0.1)
+    loose, close = (solve(by_layer, 1, rtol) for rtol in (1e-6, 1e-9))
     assert np.max(np.abs(close.diagnostics.energy)) < 1e-8
     np.testing.assert_allclose(as_vector(loose[-1]), as_vector(close[-1]), atol=1e-5)
 
@@ -125,14 +114,17 @@ def test_weights_are_repeated_rows():
 
 
 @pytest.mark.slow
-def test_layers_that_are_frozen_stay():
+def test_frozen_layers_stay_and_dense_output_is_accurate():
     net = mlp()
     trainable = eqx.tree_at(
         lambda net: (net.layers[0].weight, net.layers[0].bias),
         jax.tree.map(eqx.is_inexact_array, net),
         (False, False),
     )
-    flow = gflow.solve_flow(RISK, net, trainable=trainable, **OPTIONS)
+    flow = gflow.solve_flow(RISK, net, trainable=trainable, dense=True, **OPTIONS)
     np.testing.assert_array_equal(flow[-1].layers[0].weight, net.layers[0].weight)
     assert {layer for layer, *_ in pairs_met(flow)} == {1}
     assert np.max(np.abs(flow.diagnostics.energy)) < 1e-5
+    for k in (120, 190):
+        between = as_vector(flow(float(flow.ts[k])))
+        np.testing.assert_allclose(between, as_vector(flow[k]), atol=1e-6)

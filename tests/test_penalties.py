@@ -177,10 +177,8 @@ def test_deep_networks_decay_through_their_kinks():
 @pytest.mark.parametrize(
     ("options", "scales"),
     [
-        ({"activation": "leaky_relu(0.2)"}, None),
-        ({"out_size": 2}, {"v": 0.3, "w": 2.0}),
-        ({"trainable": ("b", "v")}, None),
-        ({"use_bias": False, "output_scale": 0.5}, None),
+        ({"activation": "leaky_relu(0.2)", "out_size": 2}, {"v": 0.3, "w": 2.0}),
+        ({"trainable": ("b", "v"), "output_scale": 0.5}, None),
     ],
 )
 def test_field_and_jacobian_of_a_pattern(options, scales):
