@@ -10,17 +10,18 @@ $$g + \sum_j \mu_j m_j, \qquad \mu_j = \lambda_j q_j, \qquad
 where k are the pairs of the same row in higher layers: a polynomial in λ, linear in each.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from gflow.nonsmooth.deep.pattern import DeepPattern
 from gflow.nonsmooth.deep.risk import DeepPatternRisk
 from gflow.nonsmooth.pairs import Pair
+from gflow.programs import always, program
 
 # Pairs fill lists of these lengths, and of powers of 2 beyond: each length is compiled once.
 _SHORTEST = 8
@@ -62,7 +63,7 @@ def heights(
     sides: Bool[np.ndarray, "units rows"] | None = None,
 ) -> Heights:
     """Where all pairs are at θ on given sides, or on those that the generalized gradient takes."""
-    found = _heights(risk, jnp.asarray(theta), None if sides is None else jnp.asarray(sides))
+    found = _heights(risk, theta, sides)
     return Heights(*(np.asarray(a) for a in found))
 
 
@@ -78,11 +79,10 @@ def first_order(
     added to the activations."""
     count = len(units)
     length = max(_SHORTEST, 1 << max(count - 1, 0).bit_length())
-    pad = lambda a: jnp.asarray(np.pad(np.asarray(a, int), (0, length - count)))
+    pad: Any = lambda a: np.pad(np.asarray(a, int), (0, length - count))
     extra = np.zeros(sides.shape) if extra is None else extra
-    at, added = jnp.asarray(theta), jnp.asarray(extra, theta.dtype)
     pairs = Pair(pad(units), pad(rows))
-    found = _first_order(risk, at, jnp.asarray(sides), added, pairs)
+    found = _first_order(risk, theta, sides, np.asarray(extra, theta.dtype), pairs)
     value, z, gradient, q, normals, by_units = (np.asarray(a, float) for a in found)
     return FirstOrderAtPairs(float(value), gradient, z, q, normals[:count], by_units[:count])
 
@@ -94,29 +94,28 @@ def second_order(
     multipliers: Float[np.ndarray, "units rows"],
 ) -> Float[np.ndarray, "size size"]:
     """The Hessian of the risk on the given sides, and of Σ μ z over all pairs."""
-    arrays = (jnp.asarray(a) for a in (theta, sides, multipliers))
-    return np.asarray(_second_order(risk, *arrays))
+    return np.asarray(_second_order(risk, theta, sides, multipliers))
 
 
-@eqx.filter_jit
-def _heights(risk: DeepPatternRisk, theta: Array, sides: Array | None):
+@partial(program, is_brief=always)
+def _heights(risk: DeepPatternRisk, theta: Any, sides: Any):
     pattern = risk.start(theta)
     if sides is not None:
         pattern = DeepPattern.without_slides(sides, 1, theta.dtype)
-    now = risk.evaluate(theta, pattern)
-    return now.z, pattern.active, risk.scales(theta, pattern, now)
+    z = risk.preactivations(theta, pattern)
+    return z, pattern.active, risk.scales_of(z)
 
 
-@eqx.filter_jit
-def _first_order(risk: DeepPatternRisk, theta: Array, sides: Array, extra: Array, pairs: Pair):
+@partial(program, is_brief=always)
+def _first_order(risk: DeepPatternRisk, theta: Any, sides: Any, extra: Any, pairs: Pair):
     pattern = DeepPattern.without_slides(sides, 1, theta.dtype)
     now = risk.first_order(theta, sides, extra)
     normals = jax.vmap(lambda unit, row: risk.normal(theta, pattern, unit, row))(*pairs)
     return *now, *normals
 
 
-@eqx.filter_jit
-def _second_order(risk: DeepPatternRisk, theta: Array, sides: Array, multipliers: Array):
+@partial(program, is_brief=always)
+def _second_order(risk: DeepPatternRisk, theta: Any, sides: Any, multipliers: Any):
     pattern = DeepPattern.without_slides(sides, 1, theta.dtype)
     z = lambda theta: jnp.sum(multipliers * risk.preactivations(theta, pattern))
     none = jnp.zeros(sides.shape, theta.dtype)

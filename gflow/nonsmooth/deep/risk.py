@@ -170,8 +170,11 @@ class DeepPatternRisk(AbstractPassing):
     def scales(
         self, theta: Float[Array, " size"], pattern: DeepPattern, evaluation: DeepEvaluation
     ) -> Float[Array, " units"]:
+        return self.scales_of(evaluation.z)
+
+    def scales_of(self, z: Float[Array, "units rows"]) -> Float[Array, " units"]:
         """The largest preactivation of each unit."""
-        largest = jnp.max(jnp.abs(evaluation.z), axis=1)
+        largest = jnp.max(jnp.abs(z), axis=1)
         layers = jnp.asarray(self.network.places.layer)
         of_layers = jax.ops.segment_max(largest, layers, int(self.network.places.layer[-1]) + 1)
         of_layers = jnp.where(of_layers > 0, of_layers, 1.0)
