@@ -62,15 +62,11 @@ class Network(eqx.Module):
         return self.last(jax.nn.relu(self.hidden(image.ravel())))
 
 
-def cross_entropy(output: jax.Array, label: jax.Array) -> jax.Array:
-    return -jax.nn.log_softmax(output)[label]
-
-
 def problem(draw: int, images: int) -> tuple[gflow.EmpiricalRisk, Network]:
     """The first `images` of the digits, and a network drawn at random."""
     digits: Any = load_digits()
     x, labels = digits.data[:images] / 16.0, digits.target[:images]
-    risk = gflow.EmpiricalRisk(x, jnp.asarray(labels), loss=cross_entropy)
+    risk = gflow.EmpiricalRisk(x, labels, loss="cross-entropy")
     return risk, Network(jax.random.key(draw))
 
 
