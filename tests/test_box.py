@@ -141,7 +141,9 @@ def test_vector_output():
 # Whole numbers give lines through corners, along edges and the diagonal, equal lines, units with
 # w = 0 and degenerate units.
 WHOLE = st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0])
-ANY = st.floats(-3, 3) | WHOLE | st.sampled_from([1e-8, -1e-8, 1e-150, -1e-17])
+# XLA takes some subnormal numbers for 0, NumPy does not.
+NORMAL = st.floats(-3, 3, allow_subnormal=False)
+ANY = NORMAL | WHOLE | st.sampled_from([1e-8, -1e-8, 1e-150, -1e-17])
 
 
 @pytest.mark.slow
