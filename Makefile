@@ -1,8 +1,9 @@
 # make run: install and run the main job. make test: all tests. make check: the quick ones.
+# make gallery: the claims of papers, each as an experiment.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check lint bench clean
+.PHONY: run test check lint gallery bench clean
 .DELETE_ON_ERROR:
 
 run: .venv/app.stamp
@@ -20,6 +21,9 @@ lint: .venv/dev.stamp
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m notebooks.check
+
+gallery: .venv/app.stamp
+	$(BIN)/gflow gallery
 
 .PHONY: notebooks
 notebooks: .venv/dev.stamp

@@ -1,4 +1,4 @@
-"""The command line: `gflow run`, `gflow resume` and `gflow report`."""
+"""The command line: `gflow run`, `gflow resume`, `gflow report` and `gflow gallery`."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from gflow.app.streams import discard, open_closed_streams, say
 from gflow.interrupts import ProgramInterrupts
 
 if TYPE_CHECKING:
-    from gflow.app.commands import ReportCommand, ResumeCommand, RunCommand
+    from gflow.app.commands import GalleryCommand, ReportCommand, ResumeCommand, RunCommand
     from gflow.app.experiment import Outcome
     from gflow.app.run_directory import Run
     from gflow.app.summary import EndRow, SummaryRow
@@ -52,7 +52,7 @@ def _dispatch(arguments: list[str], interrupts: ProgramInterrupts) -> int:
         print(f"gflow {version('gflow-jax')}")
         return 0
     try:
-        from gflow.app.commands import ReportCommand, parse
+        from gflow.app.commands import GalleryCommand, ReportCommand, parse
     except ModuleNotFoundError as missing:
         say(
             f"gflow: the command line needs {missing.name}, which is not installed: "
@@ -66,6 +66,8 @@ def _dispatch(arguments: list[str], interrupts: ProgramInterrupts) -> int:
             _keep_programs()
         if isinstance(command, ReportCommand):
             return _report(command, interrupts)
+        if isinstance(command, GalleryCommand):
+            return _gallery(command, interrupts)
         return _run(command, interrupts)
 
 
@@ -156,6 +158,19 @@ def _report(command: "ReportCommand", interrupts: ProgramInterrupts) -> int:
     with jax.enable_x64(True):
         print(f"Report: {write_report(command.directory, figures=command.figures)}")
     return 0
+
+
+def _gallery(command: "GalleryCommand", interrupts: ProgramInterrupts) -> int:
+    from gflow.app.gallery import list_experiments, show_gallery
+
+    interrupts.start_computing()
+    if command.list:
+        list_experiments()
+        return 0
+    stands = show_gallery(
+        command.names, long=command.long, as_json=command.json, figures=command.figures
+    )
+    return 0 if stands else 1
 
 
 def _print_summary(run: "Run") -> None:

@@ -45,7 +45,28 @@ class ReportCommand:
     """Keep compiled programs in the user's cache directory for later runs."""
 
 
-def parse(arguments: list[str]) -> RunCommand | ResumeCommand | ReportCommand:
+@dataclass(frozen=True)
+class GalleryCommand:
+    """Run experiments on the claims of papers; without names, all of them."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Which experiments."""
+    list: bool = False
+    """Only list them."""
+    long: bool = False
+    """With more cases, for minutes."""
+    json: bool = False
+    """Print JSON."""
+    figures: Path | None = None
+    """Write the figures to this directory, as SVG and PNG."""
+    cache: bool = True
+    """Keep compiled programs in the user's cache directory for later runs."""
+
+
+Command = RunCommand | ResumeCommand | ReportCommand | GalleryCommand
+
+
+def parse(arguments: list[str]) -> Command:
     """The command that the arguments ask for. Exits after `--help`, and with 2 and one sentence for
     options that cannot be used.
 
@@ -58,7 +79,8 @@ def parse(arguments: list[str]) -> RunCommand | ResumeCommand | ReportCommand:
             command = tyro.cli(
                 Annotated[RunCommand, tyro.conf.subcommand("run", default=defaults)]
                 | Annotated[ResumeCommand, tyro.conf.subcommand("resume")]
-                | Annotated[ReportCommand, tyro.conf.subcommand("report")],
+                | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+                | Annotated[GalleryCommand, tyro.conf.subcommand("gallery")],
                 args=arguments,
                 prog="gflow",
                 description="Gradient flow of neural networks against gradient descent. "

@@ -1,0 +1,45 @@
+"""The gallery: claims of the papers behind gflow, each an experiment with theory's number beside
+the measured one.
+
+An experiment is a module of this package with a function `exhibit(*, long=False)`, which uses
+gflow as anybody would and returns an `Exhibit`. `gflow gallery` lists and runs them.
+"""
+
+import importlib
+
+from gflow.arguments import ArgumentError
+from gflow.gallery.claims import Claim, Exhibit
+
+# In the order in which they are told.
+NAMES = (
+    "constant_slope",
+    "generalized_gradients",
+    "affine_targets",
+    "dead_networks",
+)
+
+__all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "title"]
+
+
+def exhibit(name: str, *, long: bool = False) -> Exhibit:
+    """Runs an experiment of the gallery, in float64, as `jax.enable_x64(True)` sets it.
+
+    **Arguments:** `name`: one of `gflow.gallery.NAMES`. `long`: with more cases, for minutes.
+
+    **Returns:** its claims and figure. **Raises:** `ArgumentError` for an unknown name.
+    """
+    import jax
+
+    with jax.enable_x64(True):
+        return _module(name).exhibit(long=long)
+
+
+def title(name: str) -> str:
+    """What the experiment is about, in a line."""
+    return (_module(name).__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+def _module(name: str):
+    if name not in NAMES:
+        raise ArgumentError("name", name, f"one of {', '.join(NAMES)}")
+    return importlib.import_module(f"gflow.gallery.{name}")
