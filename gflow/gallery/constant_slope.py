@@ -62,10 +62,10 @@ def exhibit(*, long: bool = False) -> Exhibit:
 
 def _figure(*flows: gflow.Trajectory) -> Figure:
     figure, axes = panels(2)
-    labels = ("all active", "some active", "none active")
-    named: dict[str, gflow.Trajectory] = dict(zip(labels, flows, strict=True))
-    gflow.plots.risk(named, ax=axes[0])
-    for name, flow in named.items():
+    for flow, name in zip(flows, ("all active", "some active", "none active"), strict=True):
+        axes[0].semilogy(flow.ts, flow.risk, label=name)
         axes[1].loglog(np.sqrt(flow.risk), flow.grad_norm, label=name)
+    axes[0].set(xlabel="t", ylabel="risk")
     axes[1].set(xlabel="root mean square residual", ylabel="norm of the gradient")
+    axes[0].legend(title="rows at the start")
     return figure
