@@ -49,7 +49,8 @@ def exhibit(*, long: bool = False) -> Exhibit:
     factor = (1 - 2 * STEP * slowest) ** 2
     arrived = float(np.linalg.norm(_lines(across)[-1] - BEST))
     moved = float(np.max(np.abs(_lines(dead) - _lines(dead)[0])))
-    joins = f"inactive rows join in, across {int(across.stats['num_kinks'])} kinks: distance to the line"
+    number = int(across.stats["num_kinks"])
+    joins = f"inactive rows join in, across {number} kinks: distance to the line"
     claims = (
         at_most("the flow is that of least squares: largest error", SOURCE, 1e-8, error),
         equal("the risk falls as exp(−4 λ_min(M) t)", SOURCE, 4 * slowest, rate, 1e-3),
