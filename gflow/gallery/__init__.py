@@ -16,6 +16,8 @@ NAMES = (
     "generalized_gradients",
     "affine_targets",
     "dead_networks",
+    "spurious_minima",
+    "early_alignment",
 )
 
 __all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "title"]
