@@ -14,10 +14,16 @@ from gflow.gallery.claims import Claim, Exhibit
 NAMES = (
     "constant_slope",
     "generalized_gradients",
+    "rate_one",
+    "relu_chains",
+    "degenerate_units",
     "affine_targets",
+    "constant_targets",
     "dead_networks",
+    "chatterjee_criterion",
     "spurious_minima",
     "early_alignment",
+    "jump_target",
 )
 
 __all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "title"]
