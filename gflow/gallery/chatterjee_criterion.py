@@ -60,6 +60,8 @@ def exhibit(*, long: bool = False) -> Exhibit:
         ]
         ax.semilogy(ts, flow.risk, "k", ts, promised, "k--")
         ax.semilogy(descent.ts, descent.risk, "C3", descent.ts, steps, "C3--")
-        ax.set(xlabel="t", ylabel=f"{words}: risk", xlim=(0, ts[-1]))
+        ax.set(
+            xlabel="t", ylabel=f"{words}: risk", xlim=(0, ts[-1]), ylim=(1e-3 * promised[-1], None)
+        )
     axes[0].legend(["flow", "its envelope", "descent", "its envelope"])
     return Exhibit(tuple(claims), figure)

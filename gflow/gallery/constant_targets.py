@@ -59,6 +59,6 @@ def exhibit(*, long: bool = False) -> Exhibit:
         ]
         (line,) = axes.loglog(ts, flow.risk, label=f"{hidden} hidden")
         axes.loglog(ts, bound, "--", color=line.get_color(), label="bound")
-    axes.set(xlabel="t", ylabel="risk", ylim=(1e-16, 1e3))
+    axes.set(xlabel="t", ylabel="risk", ylim=(1e-7, 1e2), xlim=(1e-3, T1))
     axes.legend()
     return Exhibit(tuple(claims), figure)

@@ -1,9 +1,9 @@
 r"""Flows that do not diverge converge, and their risk falls at least like 1/t.
 
 For piecewise polynomial targets and densities every flow of bounded θ has a limit ϑ with G(ϑ) = 0,
-and there are C and β with
+and there are C and β with, for all t,
 
-$$\|\theta(t) - \vartheta\| \le C (1 + t)^{-\beta}, \quad L(\theta(t)) - L(\vartheta) \le C (1+t)^{-1}.$$
+$$\|\theta(t) - \vartheta\| \le C (1 + t)^{-\beta}, \quad L(\theta(t)) - L(\vartheta) \le C/(1+t).$$
 """
 
 import jax
@@ -51,6 +51,6 @@ def exhibit(*, long: bool = False) -> Exhibit:
             words = f"{words}: smallest exponent, {number - len(powers)} others exponential"
             claims.append(at_least(words, SOURCE, 1.0, min(powers)))
     axes.loglog(ts, 1 / ts, "k--", label="1/t")
-    axes.set(xlabel="t", ylabel="risk − its limit", ylim=(1e-22, 10))
+    axes.set(xlabel="t", ylabel="risk − its limit", ylim=(1e-17, 10))
     axes.legend()
     return Exhibit(tuple(claims), figure)
