@@ -24,6 +24,7 @@ NAMES = (
     "spurious_minima",
     "early_alignment",
     "jump_target",
+    "normalised_units",
 )
 
 __all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "title"]
