@@ -119,11 +119,11 @@ def _flow_rate(seed: int) -> tuple[gflow.Rate | None, float | None]:
     limit; None if it ends near no minimum, or before 20 over that rate."""
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(12, 2)), rng.normal(size=12)
-    net = gflow.ShallowNet.init(jax.random.key(seed), 6, in_size=2)
-    risk = gflow.DataRisk(x, y)
-    flow: Any = gflow.solve_flow(risk, net, t1=1e4, num_saves=300)
+    net = gflow.ShallowNet(2, 6, key=jax.random.key(seed))
+    risk = gflow.EmpiricalRisk(x, y)
+    flow: Any = gflow.solve_flow(risk, net, t1=1e4)
     point = gflow.refine(risk, flow.final)
-    if not point.converged or point.rate is None or point.distance > 1e-2:
+    if not point.found or point.rate is None or point.distance > 1e-2:
         return None, None
     gap = np.asarray(flow.risk) - point.risk
     if point.rate * float(flow.ts[-1]) < 20:

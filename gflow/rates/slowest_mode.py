@@ -26,6 +26,8 @@ _MAX_LOSS = 8.0
 # Slower modes do not change over the tail. Earlier points say nothing about slow ones.
 _SLOWEST, _EARLIEST = 0.02, 0.01
 MIN_POINTS, _NESTING = 13, 0.7
+# Deviations of noise grow at most so much from a tail to one that holds it.
+_MAX_GROWTH = 2.5
 # In noise, modes of so many times its size count as seen.
 _SEEN_ABOVE_NOISE = 5.0
 # Beside negative modes, the slowest is searched for as one of at least the first weight; slow ones
@@ -89,17 +91,28 @@ def slowest_mode(ends: np.ndarray, logs: np.ndarray) -> SlowestMode | None:
     """
     u = ends / ends[-1, -1]
     first = int(np.searchsorted(u[:, 0], _EARLIEST))
-    tails: list[tuple[np.ndarray, np.ndarray, float]] = []
+    tails: list[tuple[_Tail, float]] = []
     while len(logs) - first >= MIN_POINTS:
-        found, local = _positive(u[first:], logs[first:])
-        if found.fits:
-            return _interval(found)
-        tails.append((u[first:], logs[first:], local))
+        tails.append(_positive(u[first:], logs[first:]))
         first += max(1, int((1 - _NESTING) * (len(logs) - first)))
-    for tail, y, local in tails:
-        if (found := _signed(tail, y, local)) is not None:
-            return _interval(found)
-    return None
+    for k, (tail, _) in enumerate(tails):
+        if _is_good(tail, [later for later, _ in tails[k + 1 :]]):
+            return _interval(tail)
+    # Sums with negative modes cost more: from the shortest tail on, as long as they fit.
+    found: list[_Tail] = []
+    for tail, local in reversed(tails):
+        longer = _signed(tail.u, tail.logs, local)
+        if longer is None or not _is_good(longer, found):
+            break
+        found.append(longer)
+    return _interval(found[-1]) if found else None
+
+
+def _is_good(tail: _Tail, within: list[_Tail]) -> bool:
+    """Whether a sum fits, and no much better on the tails within: deviations that get smaller are
+    not noise, but what the sum lacks."""
+    smallest = min((other.size for other in within), default=np.inf)
+    return tail.fits and tail.size <= max(_MAX_GROWTH * smallest, SMALLEST_DEVIATION)
 
 
 def _positive(u: np.ndarray, y: np.ndarray) -> tuple[_Tail, float]:
@@ -117,11 +130,18 @@ def _positive(u: np.ndarray, y: np.ndarray) -> tuple[_Tail, float]:
 
 def _signed(u: np.ndarray, y: np.ndarray, local: float) -> _Tail | None:
     """The best sum with negative modes, around a rate at the end; None if none fits."""
-    sums = Sums(u, y)
-    square = lambda rate: sums.best(rate, _LEADING, enough=_ENOUGH, signed=True).square
-    rate, _ = _least(square, local, _NEAR_LOCAL * local)
-    mixture = sums.best(rate, _LEADING, enough=_ENOUGH, signed=True)
-    found = _Tail(u, y, np.ones(len(y)), sums.deviations(mixture), signed=True)
+    sums, precision = Sums(u, y), np.ones(len(y))
+    for last in (False, True):
+        square = lambda rate, sums=sums: (
+            sums.best(rate, _LEADING, enough=_ENOUGH, signed=True).square
+        )
+        rate, _ = _least(square, local, _NEAR_LOCAL * local)
+        mixture = sums.best(rate, _LEADING, enough=_ENOUGH, signed=True)
+        deviations = sums.deviations(mixture)
+        if last or (precision := _precision(deviations, y)).min() == 1:
+            break
+        sums = Sums(u, y, precision)
+    found = _Tail(u, y, precision, precision * deviations, signed=True)
     small = -mixture.weights[mixture.signs < 0].sum() <= MIN_WEIGHT
     return found if small and found.fits else None
 
