@@ -183,10 +183,15 @@ def _with_local_rates(fit: Fit, mode: SlowestMode, end: float) -> Fit:
     back = 1 - fit.window[0] / end
     grown = mode.weights * np.exp(np.minimum(mode.rates * back, 700.0))
     at_start = float(mode.rates @ grown / grown.sum()) / end
-    low, high = fit.interval
+    value, (low, high) = fit.value, fit.interval
+    if not high - low < value:
+        # The sum says more than this.
+        value = low = high = mode.value / end
     at_end = mode.local / end
     interval = (min(low, at_start, at_end), max(high, at_start, at_end))
-    return dataclasses.replace(fit, interval=interval) if np.isfinite(interval).all() else fit
+    if not np.isfinite(interval).all():
+        return fit
+    return dataclasses.replace(fit, value=value, interval=interval)
 
 
 def _drift(fit: Fit, points: tails.Points, deviations: np.ndarray) -> float:

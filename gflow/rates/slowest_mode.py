@@ -26,10 +26,12 @@ _MAX_LOSS = 8.0
 # Slower modes do not change over the tail. Earlier points say nothing about slow ones.
 _SLOWEST, _EARLIEST = 0.02, 0.01
 MIN_POINTS, _NESTING = 13, 0.7
+# A tail shows enough of a sum at so many times 1/rate; on shorter ones, any sum fits.
+_ENOUGH_SEEN = 3.0
 # Deviations of noise grow at most so much from a tail to one that holds it.
-_MAX_GROWTH = 2.5
+_MAX_GROWTH = 3.0
 # In noise, modes of so many times its size count as seen.
-_SEEN_ABOVE_NOISE = 5.0
+_SEEN_ABOVE_NOISE = 8.0
 # Beside negative modes, the slowest is searched for as one of at least the first weight; slow ones
 # are seen from the second on.
 _LEADING, _MIN_SIGNED = 0.5, 0.05
@@ -61,14 +63,21 @@ class SlowestMode:
     correlation: float
 
 
-class _Tail(NamedTuple):
+class _ModeTail(NamedTuple):
     """A tail on which a sum of modes fits."""
 
     u: np.ndarray
     logs: np.ndarray
     precision: np.ndarray
     deviations: np.ndarray
+    num_modes: int
     signed: bool = False
+
+    @property
+    def noise(self) -> float:
+        """The size of the deviations had no mode been fitted to them."""
+        count = len(self.logs)
+        return self.size * float(np.sqrt(count / max(count - 2 * self.num_modes, count / 2)))
 
     @property
     def size(self) -> float:
@@ -91,31 +100,37 @@ def slowest_mode(ends: np.ndarray, logs: np.ndarray) -> SlowestMode | None:
     """
     u = ends / ends[-1, -1]
     first = int(np.searchsorted(u[:, 0], _EARLIEST))
-    tails: list[tuple[_Tail, float]] = []
+    tails: list[tuple[_ModeTail, float]] = []
     while len(logs) - first >= MIN_POINTS:
         tails.append(_positive(u[first:], logs[first:]))
         first += max(1, int((1 - _NESTING) * (len(logs) - first)))
-    for k, (tail, _) in enumerate(tails):
+    for k, (tail, local) in enumerate(tails):
         if _is_good(tail, [later for later, _ in tails[k + 1 :]]):
-            return _interval(tail)
+            if local * (1 - tail.u[0, 0]) >= _ENOUGH_SEEN:
+                return _interval(tail)
+            break
+    else:
+        tail = None
     # Sums with negative modes cost more: from the shortest tail on, as long as they fit.
-    found: list[_Tail] = []
-    for tail, local in reversed(tails):
-        longer = _signed(tail.u, tail.logs, local)
+    found: list[_ModeTail] = []
+    for shorter, local in reversed(tails):
+        longer = _signed(shorter.u, shorter.logs, local)
         if longer is None or not _is_good(longer, found):
             break
         found.append(longer)
-    return _interval(found[-1]) if found else None
+    if found and (tail is None or len(found[-1].logs) > len(tail.logs)):
+        tail = found[-1]
+    return None if tail is None else _interval(tail)
 
 
-def _is_good(tail: _Tail, within: list[_Tail]) -> bool:
+def _is_good(tail: _ModeTail, within: list[_ModeTail]) -> bool:
     """Whether a sum fits, and no much better on the tails within: deviations that get smaller are
     not noise, but what the sum lacks."""
-    smallest = min((other.size for other in within), default=np.inf)
-    return tail.fits and tail.size <= max(_MAX_GROWTH * smallest, SMALLEST_DEVIATION)
+    smallest = min((other.noise for other in within), default=np.inf)
+    return tail.fits and tail.noise <= max(_MAX_GROWTH * smallest, 2 * SMALLEST_DEVIATION)
 
 
-def _positive(u: np.ndarray, y: np.ndarray) -> tuple[_Tail, float]:
+def _positive(u: np.ndarray, y: np.ndarray) -> tuple[_ModeTail, float]:
     """The best sum of positive modes, and its rate at the end."""
     sums = Sums(u, y)
     mixture = sums.best(_SLOWEST, 0.0, enough=_ENOUGH)
@@ -125,10 +140,11 @@ def _positive(u: np.ndarray, y: np.ndarray) -> tuple[_Tail, float]:
         sums = Sums(u, y, precision)
         mixture = sums.best(_SLOWEST, 0.0, enough=_ENOUGH)
         deviations = precision * sums.deviations(mixture)
-    return _Tail(u, y, precision, deviations), _local(mixture)
+    count = len(_merged(np.unique(mixture.rates)))
+    return _ModeTail(u, y, precision, deviations, count), _local(mixture)
 
 
-def _signed(u: np.ndarray, y: np.ndarray, local: float) -> _Tail | None:
+def _signed(u: np.ndarray, y: np.ndarray, local: float) -> _ModeTail | None:
     """The best sum with negative modes, around a rate at the end; None if none fits."""
     sums, precision = Sums(u, y), np.ones(len(y))
     for last in (False, True):
@@ -141,7 +157,8 @@ def _signed(u: np.ndarray, y: np.ndarray, local: float) -> _Tail | None:
         if last or (precision := _precision(deviations, y)).min() == 1:
             break
         sums = Sums(u, y, precision)
-    found = _Tail(u, y, precision, precision * deviations, signed=True)
+    count = len(_merged(np.unique(mixture.rates)))
+    found = _ModeTail(u, y, precision, precision * deviations, count, signed=True)
     small = -mixture.weights[mixture.signs < 0].sum() <= MIN_WEIGHT
     return found if small and found.fits else None
 
@@ -166,7 +183,7 @@ def _precision(deviations: np.ndarray, logs: np.ndarray) -> np.ndarray:
     return 1 / np.sqrt(1 + late / early * grown)
 
 
-def _interval(tail: _Tail) -> SlowestMode:
+def _interval(tail: _ModeTail) -> SlowestMode:
     """The rates that lose no more of the likelihood than allowed."""
     y, size = tail.logs, tail.size
     correlation = _correlation(tail.deviations) if size > SMALLEST_DEVIATION else 0.0
