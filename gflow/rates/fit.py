@@ -203,12 +203,13 @@ def _drift(fit: Fit, points: tails.Points, deviations: np.ndarray) -> float:
 
 
 def _asymptotic(mode: SlowestMode | None, fit: Fit, end: float, fits: bool) -> AsymptoticRate:
-    """The rates for t → ∞. Where an exponential fits its tail up to noise, its own interval, if it
-    overlaps, is part of theirs."""
+    """The rates for t → ∞. Where an exponential fits its tail up to noise, or the rate is
+    approached from below, its own interval, if it overlaps, is part of theirs."""
     if mode is None:
         return AsymptoticRate(np.nan, (0.0, np.inf), 0.0, np.zeros(0), np.zeros(0))
     low, high = mode.interval[0] / end, mode.interval[1] / end
-    if fits and fit.law == "exponential" and fit.interval[0] <= high and low <= fit.interval[1]:
+    own = fits or bool(np.any(mode.weights < 0))
+    if own and fit.law == "exponential" and fit.interval[0] <= high and low <= fit.interval[1]:
         low, high = min(low, fit.interval[0]), max(high, fit.interval[1])
     return AsymptoticRate(
         value=mode.value / end,
