@@ -143,13 +143,16 @@ def _misfit(found: Evidence) -> str | None:
     if fit.law == "exponential" and found.mode is None:
         return "no sum of decaying exponentials fits either"
     if fit.law == "exponential" or is_noise(found.deviations) or size <= SMALLEST_DEVIATION / 10:
-        return None if found.drift <= _MAX_DRIFT else _drifts(found)
+        return _drifts(found)
     if size > _MAX_MISFIT:
         return f"deviations of {size:.2g} in log gap are systematic, not noise"
-    return None if found.drift <= _MAX_DRIFT else _drifts(found)
+    return _drifts(found)
 
 
-def _drifts(found: Evidence) -> str:
+def _drifts(found: Evidence) -> str | None:
+    low, high = found.fit.interval
+    if found.drift <= max(_MAX_DRIFT, (high - low) / (high + low)):
+        return None
     return f"the exponent at earlier times differs by {100 * found.drift:.2g} %: it drifts"
 
 

@@ -61,7 +61,7 @@ def fit_rate(
     by 10 or more, on the tail of the law whose value is known best; the second term is below the
     third of the first that is allowed; the tail has 13 points and shows half a decade of t + t0, or
     a decade of T − t; deviations are noise or small, and the value at earlier times is the same to
-    half a percent. In each case the rate is positive with its whole interval, and the gap, if its
+    half a percent or within its interval. In each case the rate is positive with its whole interval, and the gap, if its
     limit is known, falls over the tail by a factor of 2, 1.3, or 10. Otherwise `Rate.law` is
     "undecided", and `Rate.status` and `Rate.reason` say why. Powers of t above 11.4 cannot be told
     from exponentials and count as such; powers of T − t lie between 0.2 and 12.
@@ -158,7 +158,8 @@ def _evidence(points: tails.Points, changes: np.ndarray, *, whole: bool) -> Evid
     tail = slice(-fit.num_points, None)
     law, params = fit.estimate.law, fit.estimate.params
     deviations = deviations_from(law, params, u[tail], points.logs[tail])
-    if mode is not None and better == "exponential" and not is_noise(deviations):
+    uneven = better == "exponential" and fit.rms > _EXACT and not is_noise(deviations)
+    if mode is not None and uneven and (fit.interval[0] > 0 or is_sharp(mode)):
         fits[better] = fit = _with_local_rates(fit, mode, end)
     drifting = 0.0
     if better == "power" and fit.rms > _EXACT and fit.value > 0:

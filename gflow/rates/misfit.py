@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from gflow.rates.estimates import Tail, longest_tail
+from gflow.rates.estimates import longest_tail
 from gflow.rates.laws import Law, at_ends
 
 # Increments of an autoregressive process of order one differ by √2 to √3 times their own size, and
 # those of a curve through many points hardly.
 _ROUGHNESS = 0.9
-# The fractions of the points that earlier tails end at.
-_EARLIER = (0.67, 0.85)
+# The fraction of the points that the earlier tail ends at.
+_EARLIER = 0.85
 
 
 def is_noise(deviations: np.ndarray) -> bool:
@@ -26,12 +26,7 @@ def deviations_from(law: Law, params: np.ndarray, u: np.ndarray, logs: np.ndarra
 
 
 def drift(forms: tuple[Law, ...], ends: np.ndarray, logs: np.ndarray, value: float) -> float:
-    """The largest difference between the value of a law and those that were found at earlier times,
-    by tails that end at two thirds and at five sixths of the points."""
-    found: list[Tail] = []
-    for fraction in _EARLIER:
-        count = int(fraction * len(logs))
-        tail = longest_tail(forms, ends[:count] / ends[count - 1, -1], logs[:count])
-        if tail is not None:
-            found.append(tail)
-    return max((abs(tail.value - value) for tail in found), default=0.0)
+    """How far the value of a law is from the one found earlier, without the last 15 % of points."""
+    count = int(_EARLIER * len(logs))
+    tail = longest_tail(forms, ends[:count] / ends[count - 1, -1], logs[:count])
+    return 0.0 if tail is None else abs(tail.value - value)
