@@ -151,7 +151,8 @@ def _misfit(found: Evidence) -> str | None:
 
 def _drifts(found: Evidence) -> str | None:
     low, high = found.fit.interval
-    if found.drift <= max(_MAX_DRIFT, (high - low) / (high + low)):
+    # Twice the drift is in the interval.
+    if found.drift <= max(_MAX_DRIFT, (high - low) / (high + low) - 2 * found.drift):
         return None
     return f"the exponent at earlier times differs by {100 * found.drift:.2g} %: it drifts"
 

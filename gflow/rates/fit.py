@@ -61,8 +61,9 @@ def fit_rate(
     by 10 or more, on the tail of the law whose value is known best; the second term is below the
     third of the first that is allowed; the tail has 13 points and shows half a decade of t + t0, or
     a decade of T − t; deviations are noise or small, and the value at earlier times is the same to
-    half a percent or within its interval. In each case the rate is positive with its whole interval, and the gap, if its
-    limit is known, falls over the tail by a factor of 2, 1.3, or 10. Otherwise `Rate.law` is
+    half a percent or within its interval, to which twice the change is added. In each case the rate
+    is positive with its whole interval, and the gap, if its limit is known, falls over the tail by
+    a factor of 2, 1.3, or 10. Otherwise `Rate.law` is
     "undecided", and `Rate.status` and `Rate.reason` say why. Powers of t above 11.4 cannot be told
     from exponentials and count as such; powers of T − t lie between 0.2 and 12.
 
@@ -164,6 +165,9 @@ def _evidence(points: tails.Points, changes: np.ndarray, *, whole: bool) -> Evid
     drifting = 0.0
     if better == "power" and fit.rms > _EXACT and fit.value > 0:
         drifting = _drift(fit, points, deviations)
+        reach = 2 * drifting * fit.value
+        interval = (fit.interval[0] - reach, fit.interval[1] + reach)
+        fits[better] = dataclasses.replace(fit, interval=interval)
     inside = changes[(changes > fit.window[0]) & (changes < fit.window[1])]
     return Evidence(
         better=better,
