@@ -165,7 +165,7 @@ def _evidence(points: tails.Points, changes: np.ndarray, *, whole: bool) -> Evid
     drifting = 0.0
     if better == "power" and fit.rms > _EXACT and fit.value > 0:
         drifting = _drift(fit, points, deviations)
-        reach = 2 * drifting * fit.value
+        reach = min(2 * drifting * fit.value, max(fit.interval[0], 0.0) / 2)
         interval = (fit.interval[0] - reach, fit.interval[1] + reach)
         fits[better] = dataclasses.replace(fit, interval=interval)
     inside = changes[(changes > fit.window[0]) & (changes < fit.window[1])]
