@@ -41,6 +41,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.spectrum --quick
 	$(BIN)/python -m benchmarks.critical --quick
 	$(BIN)/python -m benchmarks.orders --quick
+	$(BIN)/python -m benchmarks.rate_coverage --quick
 
 clean:
 	rm -rf .venv .cache runs benchmarks/results

@@ -59,12 +59,18 @@ class Analysis:
                     "verdict": rate.verdict,
                     "value": rate.value,
                     "interval": list(rate.interval),
+                    "asymptotic_interval": [_finite(x) for x in rate.asymptotic.interval],
                     "window": list(rate.window),
                     "limit": rate.limit,
                 }
                 for label, rate in self.rates.items()
             },
         }
+
+
+def _finite(x: float) -> float | None:
+    """JSON has no infinity."""
+    return x if np.isfinite(x) else None
 
 
 def analyse(run: Run) -> Analysis:
@@ -85,8 +91,9 @@ def _rate(trajectory: Trajectory, end: EndPoint | None) -> Rate | None:
     rounding = 1e-12 * float(risk[0])
     try:
         if end is not None and end.found and end.risk <= float(risk[-1]) + rounding:
-            return fit_rate(ts, risk - end.risk, predicted=end.rate)
-        return fit_rate(ts, risk, known_limit=False)
+            gap, predicted = risk - end.risk, end.rate
+            return fit_rate(ts, gap, predicted=predicted, kinks=trajectory.kinks)
+        return fit_rate(ts, risk, known_limit=False, kinks=trajectory.kinks)
     except ArgumentError:  # too few points, or a risk that does not decrease
         return None
 

@@ -171,7 +171,10 @@ def _rate_answer(run: Run, analysis: Analysis) -> str:
     low, high = rate.interval
     number = {"exponential": "rate", "power": "exponent"}.get(rate.better, "final time")
     text = f"The risk approaches its limit like {rate.formula()}, with the {number} in "
-    text += f"{_as_interval(low, high)} (95 % interval)"
+    text += _as_interval(low, high)
+    if rate.better == "exponential":
+        text += f" on the tail and in {_as_interval(*rate.asymptotic.interval)} for t → ∞"
+    text += " (95 % interval)"
     end = followed.end
     if rate.better == "exponential" and end is not None and end.rate is not None:
         text += f"; the Hessian at the critical point predicts {end.rate:.5g}"

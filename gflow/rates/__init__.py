@@ -2,6 +2,15 @@
 
 from gflow.rates.fit import fit_rate
 from gflow.rates.lojasiewicz import Lojasiewicz, lojasiewicz
-from gflow.rates.rate import Fit, Rate, RateStatus
+from gflow.rates.rate import AsymptoticRate, Fit, Prediction, Rate, RateStatus
 
-__all__ = ["Fit", "Lojasiewicz", "Rate", "RateStatus", "fit_rate", "lojasiewicz"]
+__all__ = [
+    "AsymptoticRate",
+    "Fit",
+    "Lojasiewicz",
+    "Prediction",
+    "Rate",
+    "RateStatus",
+    "fit_rate",
+    "lojasiewicz",
+]

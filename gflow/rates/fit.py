@@ -1,31 +1,29 @@
 """Fits laws of decay to the tail of a gap, and decides whether one of them is called."""
 
-from typing import Any, NamedTuple
+import dataclasses
+import warnings
+from typing import Any
 
 import numpy as np
 
 from gflow.arguments import RealScalar, finite
 from gflow.rates import tails
+from gflow.rates.calls import MIN_SEEN, Call, Evidence, call, call_on_fall, is_sharp
 from gflow.rates.estimates import Estimate, Tail, longest_tail
-from gflow.rates.gap_checks import checked_gap, checked_window
-from gflow.rates.laws import FORMS, MAX_POWER, MAX_SECOND_TERM, LawName
+from gflow.rates.gap_checks import checked_gap, checked_window, ends_at_itself
+from gflow.rates.laws import FORMS, MAX_POWER, LawName
 from gflow.rates.local_slopes import local_slopes
-from gflow.rates.rate import NOUNS, Fit, Rate, RateStatus
+from gflow.rates.misfit import deviations_from, drift, is_noise
+from gflow.rates.patterns import after_last, pattern_changes
+from gflow.rates.rate import AsymptoticRate, Fit, Rate, RateStatus
+from gflow.rates.slowest_mode import SlowestMode, slowest_mode
 
-# Differences of the information criterion from here on are "very strong" (Kass and Raftery, 1995).
-_DECISIVE = 10.0
-# How much of a law has to be seen before it is called: two times 1/r, half a decade of t + t0, or a
-# decade of T − t.
-_MIN_SEEN: dict[LawName, float] = {
-    "exponential": 2.0,
-    "power": 0.5 * np.log(10.0),
-    "finite time": np.log(10.0),
-}
-# The factor by which the gap has to fall over the tail.
-_MIN_FALL: dict[LawName, float] = {"exponential": 2.0, "power": 1.3, "finite time": 10.0}
 # Smaller and larger powers of T − t imitate other laws.
 _MIN_FINITE_POWER, _MAX_FINITE_POWER = 0.2, 12.0
 _STEEP = 0.95 * MAX_POWER
+# Laws that fit to rounding do not drift.
+_EXACT = 1e-9
+_FEW = 20
 
 
 def fit_rate(
@@ -35,6 +33,8 @@ def fit_rate(
     window: tuple[RealScalar, RealScalar] | None = None,
     known_limit: bool = True,
     predicted: RealScalar | None = None,
+    since: RealScalar | None = None,
+    kinks: Any = None,
 ) -> Rate:
     r"""Decides by which law a gap closes, and fits the law to the tail:
 
@@ -49,18 +49,28 @@ def fit_rate(
     the spread over the tails within it, and the change if its last third is left out. The tail ends
     where the gap reaches rounding error.
 
-    **When a law is called.** Its information criterion, −2 log likelihood + (parameters) · log
-    (independent deviations), is lower than that of the other laws by 10 or more, on the tail of the
-    law whose value is known best; its rate is positive with its whole interval; its second term
-    is below the third of the first that is allowed; the tail shows enough of it: two times 1/r,
-    half a decade of t + t0, or a decade of T − t; and the gap, if its limit is known, falls over
-    the tail by a factor of 2, 1.3, or 10. Otherwise `Rate.law` is "undecided", and `Rate.status`
-    says why. Powers of t above 11.4 cannot be told from exponentials and count as such; powers of
-    T − t lie between 0.2 and 12.
+    **The rate for t → ∞.** Near a minimum a gap is a sum of exponentials with positive weights, and
+    the rate on the tail is above that of the slowest one. `Rate.asymptotic` has the rates that the
+    slowest mode can have: those for which a sum agrees with the tail in which no mode is slower and
+    that one carries 1 % of the gap at the end, or more in noise. Such sums are fitted by variable
+    projection (Golub and Pereyra, SIAM J. Numer. Anal. 10, 1973), with no negative weights.
+
+    **When a law is called.** Exponentials: the ends of the interval for t → ∞ differ by a factor of
+    at most 2, and the tail shows two times 1/r. Other laws: the information criterion, −2 log
+    likelihood + (parameters) · log (independent deviations), is lower than that of the other laws
+    by 10 or more, on the tail of the law whose value is known best; the second term is below the
+    third of the first that is allowed; the tail has 13 points and shows half a decade of t + t0, or
+    a decade of T − t; deviations are noise or small, and the value at earlier times is the same to
+    half a percent or within its interval, to which twice the change is added. In each case the rate
+    is positive with its whole interval, and the gap, if its limit is known, falls over the tail by
+    a factor of 2, 1.3, or 10. Otherwise `Rate.law` is
+    "undecided", and `Rate.status` and `Rate.reason` say why. Powers of t above 11.4 cannot be told
+    from exponentials and count as such; powers of T − t lie between 0.2 and 12.
 
     If the limit of the risk is not known (`known_limit=False`), pass the risk itself: the laws are
     then fitted to the decreases between saved times, from which the limit drops out; it is
-    estimated afterwards.
+    estimated afterwards. A gap whose last entry alone is zero, as that of `risk - risk[-1]`, is
+    treated so, with a warning.
 
     **Arguments:**
 
@@ -70,6 +80,10 @@ def fit_rate(
     - `known_limit`: whether the limit of `gap` is zero.
     - `predicted`: an exponential rate to compare with, such as twice the smallest positive
       eigenvalue of the Hessian of the risk at the limit.
+    - `since`: the tail begins at this time or later.
+    - `kinks`: `trajectory.kinks`, or times at which the pattern of a flow changes: the tail begins
+      after the last one, where the risk is analytic. If too little of the gap is left there, all of
+      it is used, and no law is called where the tail passes through several patterns.
 
     **Returns:** a `Rate`. Over 200 synthetic trajectories with correlated deviations and further
     terms its 95 % intervals hold the truth for 90 to 99 % (`tests/test_rates.py`). If the saved
@@ -83,11 +97,53 @@ def fit_rate(
     """
     prediction = None if predicted is None else finite("predicted", predicted)
     t, g = checked_gap(ts, gap)
-    window = checked_window(window, t)
-    points = tails.of_gaps(t, g, window) if known_limit else tails.of_decreases(t, g, window)
+    if since is not None:
+        later = t >= finite("since", since)
+        t, g = t[later], g[later]
+    window, changes = checked_window(window, t), pattern_changes(kinks)
+    zeroed = known_limit and ends_at_itself(g)
+    if zeroed:
+        warnings.warn(
+            "`gap`: the last entry is 0 by construction; laws are fitted to decreases, as with "
+            "`known_limit=False`",
+            stacklevel=2,
+        )
+    known_limit = known_limit and not zeroed
+    find = tails.of_gaps if known_limit else tails.of_decreases
+    points = find(t, g, window)
+    if (kept := after_last(changes, t, points)).any():
+        t, g = t[kept], g[kept]
+        points = find(t, g, window)
+    found = _evidence(points, changes, whole=window is not None)
+    fit = found.fits[found.better]
+    limit = 0.0 if known_limit else float(g[t <= fit.window[1]][-1] - fit(fit.window[1]))
+    decision = call(found)
+    if known_limit and decision.status is not RateStatus.NOT_DECREASING:
+        fallen = call_on_fall(fit, t, g)
+        decision = decision if fallen.status is RateStatus.CALLED else fallen
+    # A mean of squares has no limit below zero; rounding apart.
+    negative = not known_limit and limit < -1e-9 * np.max(g) and np.min(g) >= 0
+    if negative and not zeroed:
+        reason = "the limit of the better law is below zero"
+        decision = Call(RateStatus.NOT_YET_CONVERGED, reason)
+    return Rate(
+        better=found.better,
+        status=decision.status,
+        reason=decision.reason,
+        limit=limit,
+        fits=found.fits,
+        criterion=found.criterion,
+        slopes=local_slopes(points.ends, points.logs),
+        asymptotic=found.asymptotic,
+        patterns=found.patterns,
+        predicted=prediction,
+    )
+
+
+def _evidence(points: tails.Points, changes: np.ndarray, *, whole: bool) -> Evidence:
+    """The fitted laws, the better one, and what speaks for and against it."""
     end = float(points.ends[-1, -1])
     u = points.ends / end
-    whole = window is not None
     found: dict[LawName, Tail] = {
         name: tail
         for name, forms in FORMS.items()
@@ -95,23 +151,77 @@ def fit_rate(
     }
     fits: dict[LawName, Fit] = {name: _fit(tail, u, end) for name, tail in found.items()}
     better, criterion = _compare(found, _contradicted(fits, points))
-    limit = 0.0 if known_limit else float(g[t <= end][-1] - fits[better](end))
-    call = _call(fits[better], criterion)
-    if known_limit and call.status is RateStatus.CALLED:
-        call = _call_on_fall(fits[better], t, g)
-    # A mean of squares has no limit below zero; rounding apart.
-    if not known_limit and limit < -1e-9 * np.max(g) and np.min(g) >= 0:
-        reason = "the limit of the better law is below zero"
-        call = _Call(RateStatus.NOT_YET_CONVERGED, reason)
-    return Rate(
+    mode = slowest_mode(points.ends, points.logs)
+    if is_sharp(mode) and "exponential" in fits:
+        # No power of t and no finite time has a slowest mode that can be told from zero.
+        better = "exponential"
+    fit = fits[better]
+    tail = slice(-fit.num_points, None)
+    law, params = fit.estimate.law, fit.estimate.params
+    deviations = deviations_from(law, params, u[tail], points.logs[tail])
+    uneven = better == "exponential" and fit.rms > _EXACT and not is_noise(deviations)
+    if mode is not None and uneven and (fit.interval[0] > 0 or is_sharp(mode)):
+        fits[better] = fit = _with_local_rates(fit, mode, end)
+    drifting = 0.0
+    if better == "power" and fit.rms > _EXACT and fit.value > 0:
+        drifting = _drift(fit, points, deviations)
+        reach = min(2 * drifting * fit.value, max(fit.interval[0], 0.0) / 2)
+        interval = (fit.interval[0] - reach, fit.interval[1] + reach)
+        fits[better] = dataclasses.replace(fit, interval=interval)
+    inside = changes[(changes > fit.window[0]) & (changes < fit.window[1])]
+    return Evidence(
         better=better,
-        status=call.status,
-        reason=call.reason,
-        limit=limit,
         fits=fits,
         criterion=criterion,
-        slopes=local_slopes(points.ends, points.logs),
-        predicted=prediction,
+        deviations=deviations,
+        drift=drifting,
+        mode=mode,
+        asymptotic=_asymptotic(mode, fit, end, is_noise(deviations)),
+        patterns=1 + len(inside),
+        last_change=float(inside[-1]) if len(inside) else 0.0,
+    )
+
+
+def _with_local_rates(fit: Fit, mode: SlowestMode, end: float) -> Fit:
+    """The fit of an exponential where the rate changes along its tail: its interval holds the rates
+    at both ends of the tail."""
+    back = 1 - fit.window[0] / end
+    grown = mode.weights * np.exp(np.minimum(mode.rates * back, 700.0))
+    at_start = float(mode.rates @ grown / grown.sum()) / end
+    value, (low, high) = fit.value, fit.interval
+    if not high - low < value:
+        # The sum says more than this.
+        value = low = high = mode.value / end
+    at_end = mode.local / end
+    interval = (min(low, at_start, at_end), max(high, at_start, at_end))
+    if not np.isfinite(interval).all():
+        return fit
+    return dataclasses.replace(fit, value=value, interval=interval)
+
+
+def _drift(fit: Fit, points: tails.Points, deviations: np.ndarray) -> float:
+    """How much the exponent at earlier times differs, relatively. Zero where deviations are noise,
+    which takes some points to tell."""
+    if len(deviations) >= _FEW and is_noise(deviations):
+        return 0.0
+    return drift(FORMS[fit.law], points.ends, points.logs, fit.value) / fit.value
+
+
+def _asymptotic(mode: SlowestMode | None, fit: Fit, end: float, fits: bool) -> AsymptoticRate:
+    """The rates for t → ∞. Where an exponential fits its tail up to noise, or the rate is
+    approached from below, its own interval, if it overlaps, is part of theirs."""
+    if mode is None:
+        return AsymptoticRate(np.nan, (0.0, np.inf), 0.0, np.zeros(0), np.zeros(0))
+    low, high = mode.interval[0] / end, mode.interval[1] / end
+    own = fits or bool(np.any(mode.weights < 0))
+    if own and fit.law == "exponential" and fit.interval[0] <= high and low <= fit.interval[1]:
+        low, high = min(low, fit.interval[0]), max(high, fit.interval[1])
+    return AsymptoticRate(
+        value=mode.value / end,
+        interval=(low, high),
+        min_weight=mode.min_weight,
+        rates=mode.rates / end,
+        weights=mode.weights,
     )
 
 
@@ -132,7 +242,7 @@ def _fit(tail: Tail, u: np.ndarray, end: float) -> Fit:
 
 def _shows_enough(estimate: Estimate, first: float) -> bool:
     law = estimate.law
-    return bool(law.seen(estimate.params, first) >= _MIN_SEEN[law.name])
+    return bool(law.seen(estimate.params, first) >= MIN_SEEN[law.name])
 
 
 def _contradicted(fits: dict[LawName, Fit], points: tails.Points) -> set[LawName]:
@@ -180,48 +290,3 @@ def _compare(
     better = min(values, key=lambda law: values[law])
     smallest = values[better] if np.isfinite(values[better]) else 0.0
     return better, {law: value - smallest for law, value in values.items()}
-
-
-class _Call(NamedTuple):
-    """Whether a law is called, and if not, why."""
-
-    status: RateStatus
-    reason: str = ""
-
-
-def _call(fit: Fit, criterion: dict[LawName, float]) -> _Call:
-    """The better law is called unless its fit leaves a doubt."""
-    law = fit.law
-    if law != "finite time" and fit.interval[0] <= 0:
-        return _Call(RateStatus.NOT_DECREASING, "the rate may be zero or negative")
-    undecided = RateStatus.UNDECIDED
-    rivals: list[LawName] = [
-        other for other, c in criterion.items() if other != law and c < _DECISIVE
-    ]
-    if rivals:
-        laws = " and ".join(NOUNS[name] for name in (law, *rivals))
-        return _Call(undecided, f"{laws} fit about equally well")
-    # One power law may be taking over from another, and the tail does not show the later one.
-    if abs(fit.estimate.parameters.second_term) > 0.999 * MAX_SECOND_TERM:
-        reason = "a second term is still a third of the first at the end, or more"
-        return _Call(undecided, reason)
-    if fit.seen >= _MIN_SEEN[law]:
-        return _Call(RateStatus.CALLED)
-    if law == "exponential":
-        return _Call(undecided, f"the tail shows only {fit.seen:.2g} times 1/r")
-    decades = f"{fit.seen / np.log(10):.2g} decades"
-    return _Call(undecided, f"the tail shows only {decades} of {NOUNS[law]}")
-
-
-def _call_on_fall(fit: Fit, t: np.ndarray, g: np.ndarray) -> _Call:
-    """A law is not called if the gap falls too little over its tail: any law fits on a plateau,
-    such as that of a saddle or of a wrong limit."""
-    within = g[(t >= fit.window[0]) & (t <= fit.window[1]) & (g > 0)]
-    factor = float(within.max() / within.min()) if len(within) else 1.0
-    if factor >= _MIN_FALL[fit.law]:
-        return _Call(RateStatus.CALLED)
-    reason = (
-        f"the gap falls only by a factor of {factor:.3g} over the tail, less than "
-        f"{_MIN_FALL[fit.law]:g}: the flow has not yet converged, or the limit is wrong"
-    )
-    return _Call(RateStatus.UNDECIDED, reason)

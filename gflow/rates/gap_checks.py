@@ -8,6 +8,8 @@ import numpy as np
 from gflow.arguments import ArgumentError, Described, is_concrete, real_array
 
 MIN_POINTS = 6
+# Gaps above this fraction of the largest are no rounding errors.
+_NO_ROUNDING = 1e-11
 
 
 def checked_gap(ts: Any, gap: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -65,6 +67,14 @@ def checked_window(window: Any, t: np.ndarray) -> tuple[float, float] | None:
         span = f"at least {MIN_POINTS} of those from {t[0]:g} to {t[-1]:g}"
         raise ArgumentError("window", got, span)
     return first, last
+
+
+def ends_at_itself(g: np.ndarray) -> bool:
+    """Whether the last gap is 0 by construction, as that of `risk - risk[-1]`: it alone is 0, and
+    the one before is no rounding error."""
+    if len(g) < MIN_POINTS or g[-1] != 0:
+        return False
+    return bool(np.all(g[:-1] > 0) and g[-2] > _NO_ROUNDING * g.max())
 
 
 def no_law_for(t: np.ndarray, g: np.ndarray) -> ArgumentError:

@@ -2,7 +2,7 @@
 
 import enum
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ NOUNS: dict[LawName, str] = {
 
 
 class RateStatus(enum.StrEnum):
-    """Whether a law of decay is called, and why not. `fit_rate` returns all but the last."""
+    """Whether a law of decay is called, and why not."""
 
     CALLED = "called"
     UNDECIDED = "undecided"
@@ -29,7 +29,7 @@ class RateStatus(enum.StrEnum):
     NOT_DECREASING = "not decreasing"
     """The rate may be zero or negative."""
     NO_LAW_FITS = "no law fits"
-    """The deviations from every law are systematic. Reserved for a test of fit."""
+    """The deviations from every law are systematic, or its value drifts along the gap."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,6 +104,33 @@ class Fit(Shown):
         return f"exp(-({number}) t)" if self.law == "exponential" else f"t^-({number})"
 
 
+class AsymptoticRate(NamedTuple):
+    """The rate −d log gap / dt for t → ∞, that of the slowest mode of a sum of exponentials.
+
+    - `value`: that of the best sum; NaN if no sum fits.
+    - `interval`: all rates whose slowest mode agrees with the tail. It starts at 0 where a mode
+      that stays cannot be excluded, as for power laws, and ends at infinity if no sum fits.
+    - `min_weight`: the fraction of the gap at the end that the slowest mode has to carry. Modes
+      that carry less cannot be seen, and no interval can exclude them.
+    - `rates`, `weights`, shape (modes,): the best sum; the weights are fractions of the gap at the
+      end. Rates next to each other stand for one mode between them.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    min_weight: float
+    rates: np.ndarray
+    weights: np.ndarray
+
+
+class Prediction(NamedTuple):
+    """Gaps at later times, shape (times,): the value, and the ends of its 95 % interval."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
 @dataclass(frozen=True, repr=False)
 class Rate(Shown):
     """How fast a gap closes.
@@ -114,6 +141,9 @@ class Rate(Shown):
     - `value`, `interval`, `std_error`, `constant`: those of the better law: r of C e^{−rt}, p of
       C (t + t0)^{−p}, or the time T of C (T − t)^q, whose q is `exponent`; the 95 % interval.
     - `window`: the times of the fitted tail; `num_points`: the number of points in it.
+    - `asymptotic`: the rate for t → ∞, an `AsymptoticRate`, where `value` is that on the tail.
+    - `patterns`: the number of patterns that the gap passes through on its tail, 1 if no kinks were
+      given.
     - `limit`: the limit of the gap: 0, or its estimate with `known_limit=False`.
     - `fits`: the `Fit` of each law. `criterion`: the information criterion of each, less the
       smallest, on the tail of the law whose value is known best.
@@ -128,6 +158,8 @@ class Rate(Shown):
     fits: dict[LawName, Fit]
     criterion: dict[LawName, float]
     slopes: LocalSlopes
+    asymptotic: AsymptoticRate
+    patterns: int = 1
     predicted: float | None = None
 
     @property
@@ -171,6 +203,24 @@ class Rate(Shown):
         """The gap of the better law at times t."""
         return self.best(t)
 
+    def predict(self, ts: Any) -> Prediction:
+        """The gap at times after the tail, such as a decade ahead.
+
+        The interval is that of the better law: of an exponential, with rates from the lowest for
+        t → ∞ to the highest on the tail. If no law is called, it holds those of all laws that were
+        fitted, and of a gap that stays.
+        """
+        t = np.atleast_1d(np.asarray(ts, dtype=float))
+        value = self(t)
+        called = self.status is RateStatus.CALLED
+        fits = [self.best] if called else list(self.fits.values())
+        ranges = [_predicted(fit, self.asymptotic, t) for fit in fits]
+        low = np.min([low for low, _ in ranges], axis=0)
+        high = np.max([high for _, high in ranges], axis=0)
+        if not called:
+            high = np.maximum(high, self(self.window[1]))
+        return Prediction(value, np.exp(low), np.exp(high))
+
     def formula(self) -> str:
         """The better law, with its value rounded to its standard error."""
         return self.best.formula()
@@ -183,7 +233,12 @@ class Rate(Shown):
         if self.status is not RateStatus.CALLED:
             return f"{self.status}: {self.reason}; best {self.formula()}, {where}"
         name = "power law" if self.better == "power" else self.better
-        return f"{name} {self.formula()} {where}{self._others()}{self._prediction()}"
+        asymptotic = ""
+        if self.better == "exponential":
+            low, high = self.asymptotic.interval
+            asymptotic = f"; for t → ∞ the rate is between {low:.5g} and {high:.5g}"
+        ends = f"{asymptotic}{self._others()}{self._prediction()}"
+        return f"{name} {self.formula()} {where}{ends}"
 
     def _others(self) -> str:
         rest: dict[LawName, float] = {
@@ -192,6 +247,8 @@ class Rate(Shown):
         if not rest:
             return ""
         law = min(rest, key=lambda other: rest[other])
+        if rest[law] <= self.criterion[self.better]:
+            return ""
         if not np.isfinite(rest[law]):
             return f"; {NOUNS[law]} does not fit"
         # Deviations of equal likelihood, with the price of the parameters left out.
@@ -201,8 +258,8 @@ class Rate(Shown):
         if self.predicted is None or self.better != "exponential":
             return ""
         text = f"; the spectrum predicts {self.predicted:.6g}, "
-        low, high = self.interval
-        if low <= self.predicted <= high:
+        intervals = (self.interval, self.asymptotic.interval)
+        if any(low <= self.predicted <= high for low, high in intervals):
             return text + "inside the interval"
         percent = 100 * (self.predicted / self.value - 1)
         side = "above" if percent > 0 else "below"
@@ -219,6 +276,25 @@ class Rate(Shown):
 
     def __repr__(self) -> str:
         return f"Rate: {self.verdict}"
+
+
+def _predicted(fit: Fit, asymptotic: AsymptoticRate, t: np.ndarray) -> tuple[Any, Any]:
+    """The logs of the lowest and highest gaps at times t by one law."""
+    end, (low, high) = fit.window[1], fit.interval
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        level = np.log(fit(end))
+        margin = 2 * fit.rms
+        if fit.law == "exponential":
+            slowest, fastest = min(asymptotic.interval[0], low), max(asymptotic.interval[1], high)
+            slowest = max(slowest, 0.0)
+            return level - fastest * (t - end) - margin, level - slowest * (t - end) + margin
+        if fit.law == "power":
+            offset = fit.estimate.parameters.offset * end
+            reach = (high - low) / 2 * np.log((t + offset) / (end + offset)) + margin
+            return np.log(fit(t)) - reach, np.log(fit(t)) + reach
+        power = fit.estimate.parameters.slope
+        left = lambda last: np.log(np.maximum(last - t, 0.0) / max(last - end, 1e-300))
+        return level + power * left(low) - margin, level + power * left(high) + margin
 
 
 def _rounded(value: float, error: float) -> str:

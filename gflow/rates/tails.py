@@ -68,13 +68,14 @@ def of_decreases(t, risk, window: tuple[RealScalar, RealScalar] | None) -> Point
     t, first = np.unique(t[inside], return_index=True)
     risk = risk[inside][first]
     best: Points | None = None
+    noise = _noise_of_decreases(-np.diff(risk))
     if len(t) > 1:
         fallen = risk - risk[-1]
         height = np.log(np.maximum(fallen, _ROUNDING * max(fallen.max(), np.finfo(float).tiny)))
         for max_decreases in _MAX_DECREASES:
             kept = _thinned(np.log(t), height, max_decreases)
             ends, fall = np.stack([t[kept][:-1], t[kept][1:]], axis=1), -np.diff(risk[kept])
-            seen = 100 * _ROUNDING * np.abs(risk[kept][1:])
+            seen = np.maximum(100 * _ROUNDING * np.abs(risk[kept][1:]), 10 * noise)
             count = _before_noise(fall, seen)
             use = (fall > seen)[:count]
             points = Points(ends[:count][use], np.log(fall[:count][use]))
@@ -114,6 +115,20 @@ def _above_floor(g: np.ndarray) -> tuple[int, float]:
         if len(above) >= 20:
             break
     return (int(above[-1]) + 1 if len(above) else 0), floor
+
+
+def _noise_of_decreases(fall: np.ndarray) -> float:
+    """The size of the noise in which the risk ends: of the decreases from the first one on from
+    which a third are not positive, and the second half is no smaller than half the first."""
+    missed = fall <= 0
+    fraction = np.cumsum(missed[::-1])[::-1] / np.arange(len(fall), 0, -1)
+    for k in np.flatnonzero(missed & (fraction > 1 / 3)):
+        if len(fall) - k < MIN_POINTS:
+            break
+        first, second = np.array_split(np.abs(fall[k:]), 2)
+        if np.median(second) >= 0.5 * np.median(first):
+            return float(np.abs(fall[k:]).max())
+    return 0.0
 
 
 def _before_noise(fall: np.ndarray, seen: np.ndarray) -> int:
