@@ -39,7 +39,7 @@ def test_a_mode_that_leads_late_is_found_before_it_leads():
     rate = gflow.fit_rate(T, np.exp(-T) + 100 * np.exp(-1.1 * T))
     # The rate of the gap at the end of its tail is still 1.08, and the slower mode is seen.
     assert rate.law == "exponential" and holds(rate, 1.0) and rate.asymptotic.interval[1] < 1.01
-    assert rate.interval[0] > 1.05
+    assert rate.tail_interval[0] > 1.05
     assert "for t → ∞ the rate is between 0.9" in rate.verdict
 
 

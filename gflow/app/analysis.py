@@ -57,9 +57,10 @@ class Analysis:
                     "status": rate.status,
                     "better": rate.better,
                     "verdict": rate.verdict,
+                    "tail_value": rate.tail_value,
+                    "tail_interval": list(rate.tail_interval),
                     "value": rate.value,
-                    "interval": list(rate.interval),
-                    "asymptotic_interval": [_finite(x) for x in rate.asymptotic.interval],
+                    "interval": [_finite(x) for x in rate.interval],
                     "window": list(rate.window),
                     "limit": rate.limit,
                 }

@@ -168,12 +168,12 @@ def _rate_answer(run: Run, analysis: Analysis) -> str:
     if rate.status is not RateStatus.CALLED:
         text = f"How fast the risk approaches its limit is open ({rate.reason}); "
         return text + f"the best law is {rate.formula()}."
-    low, high = rate.interval
+    low, high = rate.tail_interval
     number = {"exponential": "rate", "power": "exponent"}.get(rate.better, "final time")
     text = f"The risk approaches its limit like {rate.formula()}, with the {number} in "
     text += _as_interval(low, high)
     if rate.better == "exponential":
-        text += f" on the tail and in {_as_interval(*rate.asymptotic.interval)} for t → ∞"
+        text += f" on the tail and in {_as_interval(*rate.interval)} for t → ∞"
     text += " (95 % interval)"
     end = followed.end
     if rate.better == "exponential" and end is not None and end.rate is not None:

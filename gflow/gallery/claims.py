@@ -52,12 +52,12 @@ def equal(says: str, source: str, expected: float, obtained: float, within: floa
 
 def at_most(says: str, source: str, bound: float, obtained: float) -> Claim:
     """A claim that a number is at most a bound."""
-    return Claim(says, source, f"≤ {bound:.3g}", f"{obtained:.3g}", bool(obtained <= bound))
+    return Claim(says, source, f"≤ {bound:.6g}", f"{obtained:.6g}", bool(obtained <= bound))
 
 
 def at_least(says: str, source: str, bound: float, obtained: float) -> Claim:
     """A claim that a number is at least a bound."""
-    return Claim(says, source, f"≥ {bound:.3g}", f"{obtained:.3g}", bool(obtained >= bound))
+    return Claim(says, source, f"≥ {bound:.6g}", f"{obtained:.6g}", bool(obtained >= bound))
 
 
 def _digits(within: float) -> int:

@@ -63,10 +63,10 @@ def local_slopes(
     if plateau is not None:
         _mark_plateau(ax, plateau, power)
     if rate.better == kind:
-        low, high = rate.interval
+        low, high = rate.tail_interval
         ax.axhspan(low, high, color=ACTIVE, alpha=0.25, lw=0, zorder=0)
-        label = f"fit, {rate.value:.4g}"
-        ax.plot(rate.window, [rate.value] * 2, color=ACTIVE, lw=1.2, label=label)
+        label = f"fit, {rate.tail_value:.4g}"
+        ax.plot(rate.window, [rate.tail_value] * 2, color=ACTIVE, lw=1.2, label=label)
     if plateau is not None:
         ax.set_ylim(0, 2 * plateau.value)
     ylabel = "−d log gap / d log t" if power else "−d log gap / dt"

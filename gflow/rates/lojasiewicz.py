@@ -134,7 +134,7 @@ def lojasiewicz(
     if distance is not None:
         power = 1.0
         if distance_rate is not None and distance_rate.law == "power":
-            power = distance_rate.value
+            power = distance_rate.tail_value
         distance_bound = _bound(*distance, power)
     return Lojasiewicz(
         exponent=found.exponent,
@@ -203,9 +203,9 @@ def _agree(law: LawName, implied: ImpliedRate | None, rate: Rate) -> bool:
         return True
     value, (low, high) = implied
     if law == "exponential":
-        return rate.value >= 0.99 * value
-    overlap = low <= rate.interval[1] and rate.interval[0] <= high
-    return bool(overlap or abs(value / rate.value - 1) <= 0.01)
+        return rate.tail_value >= 0.99 * value
+    overlap = low <= rate.tail_interval[1] and rate.tail_interval[0] <= high
+    return bool(overlap or abs(value / rate.tail_value - 1) <= 0.01)
 
 
 def _gaps(trajectory: Trajectory, limit: float) -> tuple[np.ndarray, np.ndarray]:

@@ -138,10 +138,13 @@ class Rate(Shown):
     - `law`: "exponential", "power", "finite time" or "undecided". `status`: a `RateStatus`;
       `reason`: why no law is called, "" if one is. `better`: the law of the three that fits best,
       also if none is called.
-    - `value`, `interval`, `std_error`, `constant`: those of the better law: r of C e^{−rt}, p of
-      C (t + t0)^{−p}, or the time T of C (T − t)^q, whose q is `exponent`; the 95 % interval.
+    - `tail_value`, `tail_interval`, `std_error`, `constant`: those of the better law on its tail: r
+      of C e^{−rt}, p of C (t + t0)^{−p}, or the time T of C (T − t)^q, whose q is `exponent`; the
+      95 % interval.
+    - `value`, `interval`: the same for t → ∞. For an exponential that is the rate of the slowest
+      mode, in an interval as wide as modes require that cannot be seen yet, of `asymptotic`, an
+      `AsymptoticRate`; for other laws it is that of the tail.
     - `window`: the times of the fitted tail; `num_points`: the number of points in it.
-    - `asymptotic`: the rate for t → ∞, an `AsymptoticRate`, where `value` is that on the tail.
     - `patterns`: the number of patterns that the gap passes through on its tail, 1 if no kinks were
       given.
     - `limit`: the limit of the gap: 0, or its estimate with `known_limit=False`.
@@ -173,6 +176,18 @@ class Rate(Shown):
 
     @property
     def value(self) -> float:
+        low, high = self.interval
+        # The better law says it to more digits, where it is that of the slowest mode.
+        if low <= self.tail_value <= high or np.isnan(self.asymptotic.value):
+            return self.tail_value
+        return self.asymptotic.value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.asymptotic.interval if self.better == "exponential" else self.tail_interval
+
+    @property
+    def tail_value(self) -> float:
         return self.best.value
 
     @property
@@ -180,7 +195,7 @@ class Rate(Shown):
         return self.best.std_error
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def tail_interval(self) -> tuple[float, float]:
         return self.best.interval
 
     @property
