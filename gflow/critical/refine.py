@@ -24,6 +24,7 @@ from gflow.critical.classify import classify
 from gflow.critical.deep_landscape import DeepLandscape
 from gflow.critical.landscapes import FlatRisk, SmoothLandscape
 from gflow.critical.marginal_units import degenerate_entries
+from gflow.critical.modes import modes_of
 from gflow.critical.newton import SearchLimits, newton
 from gflow.critical.point import MINIMA, CriticalKind, CriticalPoint, NotFoundError
 from gflow.critical.shallow_landscape import ShallowLandscape
@@ -32,9 +33,8 @@ from gflow.nonsmooth.deep.risk import DeepPatternRisk
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import flat, split_trainable, unflat
 
-# Modes that carry a smaller fraction of the gap of the risk do not decide its rate. The start is
-# the point up to this distance, relative to ‖θ‖.
-_CARRIED, _APART = 0.1, 1e-7
+# Below this norm θ is at the origin, where there is nothing to measure distances by.
+_AT_ORIGIN = 1e-8
 # The Hessian is a dense matrix.
 _MAX_PARAMETERS = 4000
 
@@ -74,7 +74,7 @@ def refine(
       kinks it is that of the pattern. At most 4,000 parameters are trained.
     - `net`: the start: the end of a flow or of a descent, `flow.final`. The search is in float64,
       to which a network in float32 is converted.
-    - `radius`: how far the search may go, as a fraction of ‖θ‖ (of 1 at θ = 0).
+    - `radius`: how far the search may go, as a fraction of ‖θ‖ (of 1 where ‖θ‖ is below 1e-8).
     - `optimum`: the minimum of the risk, if it is known: it identifies global minima.
     - `trainable`: as in `solve_flow`.
     - `throw`: raise a `NotFoundError` if no critical point is found. With False the result is a
@@ -114,8 +114,10 @@ def refine(
         got = Described("a network whose risk or parameters are not finite")
         raise ArgumentError("net", got, "a network of finite risk")
     of_theta = FlatRisk(risk, trained, frozen)
-    reach = radius * (float(np.linalg.norm(theta)) or 1.0)
-    end = Candidate.of(of_theta, _search(of_theta, theta, reach), start)
+    norm = float(np.linalg.norm(theta))
+    size = norm if norm > _AT_ORIGIN else 1.0
+    search = SearchResult.checked(_search(of_theta, theta, radius * size), size)
+    end = Candidate.of(of_theta, search, start)
     point = _critical_point(end, start, optimum)
     if throw and not point.found:
         raise NotFoundError(point)
@@ -166,7 +168,7 @@ def _critical_point(end: Candidate, start: Start, optimum: float) -> CriticalPoi
         risk_change=end.value - start.value,
         spectrum=Spectrum.complete_of(end.eigen.values),
         zeros=end.zeros,
-        rate=_rate(end, start) if kind in MINIMA else None,
+        modes=modes_of(end, start) if kind in MINIMA else None,
         active_kinks=end.held.kinks,
         weakly_active=end.weak.kinks,
         descent_directions=tuple(unflat(end.risk.trained, jnp.asarray(d)) for d in descents.T),
@@ -176,21 +178,21 @@ def _critical_point(end: Candidate, start: Start, optimum: float) -> CriticalPoi
     )
 
 
-def _rate(end: Candidate, start: Start) -> float | None:
-    """Twice the smallest positive eigenvalue of the modes that carry the gap of the risk."""
-    now, off = end.eigen, start.theta - end.theta
-    positive = ~now.zero & (now.values > 0)
-    if not positive.any():
-        return None
-    if np.linalg.norm(off) > _APART * end.size:
-        gaps = np.where(positive, now.values * (now.vectors.T @ off) ** 2, 0.0)
-        positive &= gaps >= _CARRIED * np.sum(gaps)
-    return float(2 * np.min(now.values[positive]))
-
-
 def _why(search: SearchResult) -> str:
     """Why no critical point was found, and what to try."""
     norm = f"the final subgradient norm is {search.newton.residual:.1e}"
+    if (falls := search.valley) is not None and falls.endless and falls.outward:
+        return (
+            "The parameters run to infinity, as far as can be seen from here: the risk falls "
+            f"outwards with slope {falls.slope:.1e}, which halves over lengths that do not shrink. "
+            "`gflow.asymptotics(flow, risk)` follows the flow."
+        )
+    if falls is not None and search.newton.small:
+        return (
+            "The gradient is small, but not zero: the risk still falls with slope "
+            f"{falls.slope:.1e} in a direction of little curvature. The flow has not yet "
+            "converged, or diverges; `gflow.asymptotics(flow, risk)` says which."
+        )
     if search.num_patterns > MAX_PATTERNS:
         return (
             f"The search passed through {search.num_patterns - 1} activation patterns and found no "
