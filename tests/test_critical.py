@@ -270,3 +270,46 @@ def test_what_was_passed_in_by_mistake(affine):
         gflow.refine(lambda net: net["x"], {"x": jnp.zeros(2)})
     with pytest.raises(gflow.NotFoundError, match="larger `radius`"):
         gflow.refine(lambda net: jnp.sum((net["x"] - 1) ** 2) + 1, {"x": jnp.array([0.8])})
+
+
+# ---- what runs to infinity ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("risk", "x"),
+    [
+        (lambda x: jax.nn.softplus(-x), 30.0),
+        (lambda x: jax.nn.softplus(-x), 200.0),
+        (lambda x: 1 + 1 / x, 1e6),
+        (lambda x: 1 / jnp.log(x), 1e9),
+    ],
+)
+def test_nothing_is_critical_where_the_risk_falls_to_infinity(risk, x):
+    of_both = lambda net: risk(net["x"]) + net["y"] ** 2
+    point = gflow.refine(of_both, {"x": jnp.array(x), "y": jnp.array(1e-3)}, throw=False)
+    assert not point.found and "infinity" in point.message
+
+
+@pytest.mark.parametrize("power", [4, 6, 10])
+def test_a_degenerate_minimum_is_critical_though_its_slope_is_known(power):
+    risk = lambda net: 1 + (net["x"] - 1) ** power + net["y"] ** 2
+    point = gflow.refine(risk, {"x": jnp.array(1.05), "y": jnp.array(1e-3)})
+    assert point.kind is gflow.CriticalKind.DEGENERATE
+
+
+@pytest.mark.parametrize("size", [1e-17, 1e-12])
+def test_starts_within_rounding_of_the_origin(size):
+    risk = lambda net: 1 + net["x"] ** 2 + net["y"] ** 2
+    point = gflow.refine(risk, {"x": jnp.array(size), "y": jnp.array(-size)})
+    assert point.kind is gflow.CriticalKind.LOCAL_MINIMUM
+
+
+def test_the_rate_is_that_along_the_kinks_on_which_the_flow_slides():
+    x = np.linspace(-1, 1, 12)
+    risk = gflow.EmpiricalRisk(x[:, None], np.sin(3 * x))
+    flow = gflow.solve_flow(risk, gflow.ShallowNet(1, 4, key=jax.random.key(5)), t1=300.0)
+    point = gflow.refine(risk, flow.final)
+    assert len(flow.kinks.sliding_at(300.0)) == point.modes.num_kinks_along == 2
+    # The Hessian along both kinks, by autodiff; on one side of them it is 11 % off.
+    rate = gflow.fit_rate(flow.ts, flow.risk - point.risk)
+    assert point.rate == pytest.approx(rate.value, rel=5e-3)

@@ -75,13 +75,13 @@ def _why_not(rate: Rate, predicted: float, modes: GapModes) -> str:
     fraction = modes.fractions[nearest]
     if abs(modes.rates[nearest] / rate.value - 1) <= 0.05 and np.isfinite(fraction):
         return (
-            f"a mode of rate {modes.rates[nearest]:.5g}, which carries {fraction:.2g} of the gap at "
-            "the end, was faster or slower than the others on this tail"
+            f"a mode of rate {modes.rates[nearest]:.5g}, which carries {fraction:.2g} of the gap "
+            "at the end, was faster or slower than the others on this tail"
         )
     if rate.value < modes.rates[0]:
         return (
-            f"the gap falls more slowly than by the slowest mode, of rate {modes.rates[0]:.5g}: the "
-            "tail lies before the region where the risk is a quadratic, or across other kinks"
+            f"the gap falls more slowly than by the slowest mode, of rate {modes.rates[0]:.5g}: "
+            "the tail lies before the region where the risk is a quadratic, or across other kinks"
         )
     below = int(np.sum((modes.rates < rate.value) & (modes.fractions < CARRIED)))
     slower = f", and {below} slower ones carry less than a tenth of the gap" if below else ""
