@@ -10,9 +10,9 @@ from gflow.flow import solve_flow
 from gflow.limits.path import Path
 from gflow.trajectory import Trajectory
 
-# Slopes are about 1/t, and their squares must not underflow by far. One solve spans so many decades
+# Slopes are about 1/t, and their squares must not underflow. One solve spans so many decades
 # as float64 can tell times apart.
-_LATEST, _STAGE = 1e220, 1e10
+_LATEST, _STAGE = 1e140, 1e10
 _TIMES_PER_STAGE, _MAX_STEPS = 20, 5_000
 
 
@@ -23,7 +23,7 @@ def far_path(
     trained: Callable[[Any], Any],
     trainable: Any,
 ) -> Path | None:
-    """The flow from its end to t = 1e220; None if it does not get there.
+    """The flow from its end to t = 1e140, at least; None if it does not get there.
 
     Where the norm grows like a power of log t, all else changes by fractions of itself from decade
     to decade, so that each takes a few steps only.
