@@ -42,7 +42,9 @@ def risk_limit(path: Path, lowest: float) -> RiskLimit:
     low, high = max(low, lowest), min(max(high, lowest), last)
     value = min(max(values[-1] if np.isfinite(values[-1]) else last, low), high)
     # A risk that may have fallen to its lower bound, and comes near it, does.
-    if low <= lowest and high - lowest < 0.2 * (last - lowest):
+    near = low <= lowest and high - lowest < 0.2 * (last - lowest)
+    if near or last - lowest < 1e-6 * (float(path.risk[0]) - lowest):
+        low = lowest
         value = lowest
     return RiskLimit(value, (low, high))
 
