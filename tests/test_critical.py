@@ -184,8 +184,19 @@ def test_networks_in_single_precision(affine):
     point = gflow.refine(affine, single)
     assert point.net.w.dtype == jnp.float64 and point.kind is gflow.CriticalKind.SADDLE
     assert point.risk == pytest.approx(critical_value(2), abs=1e-15)
-    with jax.enable_x64(False), pytest.raises(gflow.ArgumentError, match="float64"):
-        gflow.refine(affine, single)
+
+
+def test_where_jax_runs_in_single_precision():
+    x = np.linspace(-1, 1, 7)
+    with jax.enable_x64(False):
+        risk = gflow.EmpiricalRisk(x[:, None], x + x**2)
+        net = gflow.ShallowNet.from_arrays([[1.0]], [2.0], [1.0], -2.0)
+        point = gflow.refine(risk, net, trainable=("v", "c"), radius=1.0)
+        assert point.net.v.dtype == jnp.float32 and "float64" in point.message
+    # Least squares, of data that are rounded to float32.
+    exact = np.linalg.lstsq(np.stack([x + 2, np.ones(7)], axis=1), x + x**2)[0]
+    assert point.kind is gflow.CriticalKind.LOCAL_MINIMUM and point.residual < 1e-14
+    assert [float(point.net.v[0]), float(point.net.c)] == pytest.approx(exact, rel=1e-6)
 
 
 def test_how_it_reads(affine):

@@ -1,6 +1,7 @@
 """From the end of a trajectory to the critical point it leads to."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -73,7 +74,8 @@ def refine(
     - `risk`: any function of the network to a scalar. Its Hessian is made by JAX; on data with
       kinks it is that of the pattern. At most 4,000 parameters are trained.
     - `net`: the start: the end of a flow or of a descent, `flow.final`. The search is in float64,
-      to which a network in float32 is converted.
+      to which a network in float32 is converted; where JAX runs in float32, the network that is
+      found is rounded to it.
     - `radius`: how far the search may go, as a fraction of ‖θ‖ (of 1 where ‖θ‖ is below 1e-8).
     - `optimum`: the minimum of the risk, if it is known: it identifies global minima.
     - `trainable`: as in `solve_flow`.
@@ -102,9 +104,35 @@ def refine(
         raise ArgumentError("risk", Described(type(risk).__name__), "a function of the network")
     if not is_concrete(net, risk):
         raise ArgumentError("net", Described("traced arrays"), "known ones: outside jax.jit")
+    radius, optimum = positive("radius", radius), finite("optimum", optimum)
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        point = _refined(risk, net, radius, optimum, trainable)
+    else:
+        point = _refined_in_float64(risk, net, radius, optimum, trainable)
+    if throw and not point.found:
+        raise NotFoundError(point)
+    return point
+
+
+def _refined_in_float64(
+    risk: Callable[[Any], Any], net: PyTree, radius: float, optimum: float, trainable: Any
+) -> CriticalPoint:
+    """The point where JAX runs in float32, as whose numbers the network is returned."""
+    with jax.enable_x64(True):
+        point = _refined(risk, net, radius, optimum, trainable)
+        single = lambda tree: jax.tree.map(
+            lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a, tree
+        )
+        found, descents = single(point.net), tuple(map(single, point.descent_directions))
+    message = f"{point.message} Searched in float64; `net` is rounded to float32."
+    return replace(point, net=found, descent_directions=descents, message=message)
+
+
+def _refined(
+    risk: Callable[[Any], Any], net: PyTree, radius: float, optimum: float, trainable: Any
+) -> CriticalPoint:
     net = _in_float64(net)
     trained, frozen = split_trainable(net, trainable)
-    radius, optimum = positive("radius", radius), finite("optimum", optimum)
     theta = np.asarray(flat(trained))
     if len(theta) > _MAX_PARAMETERS:
         got = Described(f"{len(theta):,} trained parameters")
@@ -117,11 +145,7 @@ def refine(
     norm = float(np.linalg.norm(theta))
     size = norm if norm > _AT_ORIGIN else 1.0
     search = SearchResult.checked(_search(of_theta, theta, radius * size), size)
-    end = Candidate.of(of_theta, search, start)
-    point = _critical_point(end, start, optimum)
-    if throw and not point.found:
-        raise NotFoundError(point)
-    return point
+    return _critical_point(Candidate.of(of_theta, search, start), start, optimum)
 
 
 def _value(risk, net: PyTree) -> float:
@@ -133,10 +157,6 @@ def _value(risk, net: PyTree) -> float:
 
 
 def _in_float64(net: PyTree) -> PyTree:
-    if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-        got = Described("a network where JAX runs in float32")
-        wanted = 'float64: jax.config.update("jax_enable_x64", True)'
-        raise ArgumentError("net", got, wanted)
     return jax.tree.map(lambda a: a.astype(float) if eqx.is_inexact_array(a) else a, net)
 
 
