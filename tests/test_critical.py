@@ -324,3 +324,25 @@ def test_the_rate_is_that_along_the_kinks_on_which_the_flow_slides():
     # The Hessian along both kinks, by autodiff; on one side of them it is 11 % off.
     rate = gflow.fit_rate(flow.ts, flow.risk - point.risk)
     assert point.rate == pytest.approx(rate.value, rel=5e-3)
+
+
+# ---- more parameters than a dense Hessian can have ----------------------------------------------
+
+
+@pytest.mark.slow
+def test_kinds_without_a_dense_hessian():
+    curvature = jnp.linspace(1.0, 3.0, 4001)
+    start = 1 + 1e-3 * np.random.default_rng(0).normal(size=4001)
+    find = lambda c, f: gflow.refine(
+        lambda net: 1 + jnp.sum(c * (net["x"] - 1) ** 2) + f(net["x"][0]),
+        {"x": jnp.asarray(start)},
+        throw=False,
+    )
+    least = find(curvature, lambda x: 0.1 * (x - 1) ** 4)
+    assert least.kind is gflow.CriticalKind.LOCAL_MINIMUM and least.residual < 1e-12
+    assert not least.spectrum.complete and least.spectrum.sharpness == pytest.approx(6.0)
+    bent = find(curvature.at[7].set(-1.0), lambda x: 0.0)
+    assert bent.kind is gflow.CriticalKind.SADDLE
+    assert abs(float(bent.descent_directions[0]["x"][7])) == pytest.approx(1.0)
+    # With no curvature of its own the first parameter goes to infinity.
+    assert not find(curvature.at[0].set(0.0), lambda x: jax.nn.softplus(-20 * x)).found

@@ -25,6 +25,7 @@ from gflow.critical.classify import classify
 from gflow.critical.deep_landscape import DeepLandscape
 from gflow.critical.landscapes import FlatRisk, SmoothLandscape
 from gflow.critical.marginal_units import degenerate_entries
+from gflow.critical.matrix_free import matrix_free_point
 from gflow.critical.modes import modes_of
 from gflow.critical.newton import SearchLimits, newton
 from gflow.critical.point import MINIMA, CriticalKind, CriticalPoint, NotFoundError
@@ -36,7 +37,7 @@ from gflow.parameters import flat, split_trainable, unflat
 
 # Below this norm θ is at the origin, where there is nothing to measure distances by.
 _AT_ORIGIN = 1e-8
-# The Hessian is a dense matrix.
+# Up to this number the Hessian is a dense matrix.
 _MAX_PARAMETERS = 4000
 
 
@@ -72,7 +73,9 @@ def refine(
     **Arguments:**
 
     - `risk`: any function of the network to a scalar. Its Hessian is made by JAX; on data with
-      kinks it is that of the pattern. At most 4,000 parameters are trained.
+      kinks it is that of the pattern. For more than 4,000 trained parameters it is not formed: the
+      steps come from its products, the kind from its outermost eigenvalues by Lanczos iteration,
+      kinks are not looked for, and there is no `rate`.
     - `net`: the start: the end of a flow or of a descent, `flow.final`. The search is in float64,
       to which a network in float32 is converted; where JAX runs in float32, the network that is
       found is rounded to it.
@@ -134,9 +137,6 @@ def _refined(
     net = _in_float64(net)
     trained, frozen = split_trainable(net, trainable)
     theta = np.asarray(flat(trained))
-    if len(theta) > _MAX_PARAMETERS:
-        got = Described(f"{len(theta):,} trained parameters")
-        raise ArgumentError("net", got, f"at most {_MAX_PARAMETERS:,}, for a dense Hessian")
     start = Start(theta, _value(risk, net))
     if not np.isfinite(start.value) or not np.isfinite(theta).all():
         got = Described("a network whose risk or parameters are not finite")
@@ -144,6 +144,8 @@ def _refined(
     of_theta = FlatRisk(risk, trained, frozen)
     norm = float(np.linalg.norm(theta))
     size = norm if norm > _AT_ORIGIN else 1.0
+    if len(theta) > _MAX_PARAMETERS:
+        return matrix_free_point(of_theta, start, radius * size, size, optimum)
     search = SearchResult.checked(_search(of_theta, theta, radius * size), size)
     return _critical_point(Candidate.of(of_theta, search, start), start, optimum)
 
