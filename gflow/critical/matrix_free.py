@@ -23,7 +23,7 @@ _AT_REST, _PROBES, _SIGNIFICANT = 1e-4, 6, 8.0
 _KNOWN = 6
 
 
-class _Search(NamedTuple):
+class _SearchEnd(NamedTuple):
     """Where the search ended, whether the gradient has vanished there, and why not."""
 
     theta: Float[np.ndarray, " size"]
@@ -84,12 +84,13 @@ def _step(hessian: Hessian, gradient: np.ndarray, damping: float) -> np.ndarray:
     """−(H² + μ²)⁻¹ H g."""
     product: Any = lambda v: np.asarray(hessian_product(hessian, jnp.asarray(np.ravel(v))))
     shape = (len(gradient), len(gradient))
-    operator = LinearOperator(shape, matvec=product, rmatvec=product, dtype=gradient.dtype)
+    make: Any = LinearOperator  # a class whose __new__ has other arguments than pyright sees
+    operator = make(shape, matvec=product, rmatvec=product, dtype=gradient.dtype)
     options: dict[str, Any] = {"atol": 1e-12, "btol": 1e-12, "maxiter": _MAX_PRODUCTS}
     return lsmr(operator, -gradient, damp=damping, **options)[0]
 
 
-def _search(risk: FlatRisk, theta: np.ndarray, radius: float, size: float) -> _Search:
+def _search(risk: FlatRisk, theta: np.ndarray, radius: float, size: float) -> _SearchEnd:
     slope = lambda p: np.asarray(_gradient(risk, jnp.asarray(p)))
     centre, gradient, scale = theta, slope(theta), 0.0
     for steps in range(_MAX_STEPS):
@@ -109,11 +110,11 @@ def _search(risk: FlatRisk, theta: np.ndarray, radius: float, size: float) -> _S
         if after is None:
             small = norm <= _ENOUGH * np.finfo(theta.dtype).eps * scale
             if not small:
-                return _Search(theta, gradient, steps, False, _why(norm))
+                return _SearchEnd(theta, gradient, steps, False, _why(norm))
             falls = _still_falls(slope, hessian, theta, gradient, size)
             reason = f"{_why(norm)} The gradient is small, but not zero." if falls else ""
-            return _Search(theta, gradient, steps, not falls, reason)
-    return _Search(theta, gradient, _MAX_STEPS, False, _why(float(np.linalg.norm(gradient))))
+            return _SearchEnd(theta, gradient, steps, not falls, reason)
+    return _SearchEnd(theta, gradient, _MAX_STEPS, False, _why(float(np.linalg.norm(gradient))))
 
 
 def _why(norm: float) -> str:

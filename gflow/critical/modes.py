@@ -48,19 +48,27 @@ def _slid_along(
 
 def agreement(rate: Rate, modes: GapModes) -> str:
     """Whether a fitted rate agrees with that of the spectrum, and if not, why: a sentence."""
+    if modes.rate is None:
+        return "The spectrum predicts no rate."
+    if why := disagreement(rate, modes):
+        return why
+    return f"The spectrum predicts {modes.rate:.5g}, which agrees with the fitted {rate.value:.5g}."
+
+
+def disagreement(rate: Rate, modes: GapModes) -> str:
+    """Why a fitted rate is not that of the spectrum, as a sentence; "" if it is, in its interval or
+    to a hundredth."""
     predicted = modes.rate
     if predicted is None:
-        return "The spectrum predicts no rate."
+        return ""
     says = f"The spectrum predicts {predicted:.5g}"
     if rate.status is not RateStatus.CALLED:
         return f"{says}; the fit calls no rate to compare with: {rate.reason}."
     if rate.law != "exponential":
         return f"{says}, but the gap does not fall exponentially over the tail: {rate.formula()}."
     low, high = rate.interval
-    if low <= predicted <= high:
-        return f"{says}, inside the interval of the fitted rate."
-    if abs(predicted / rate.value - 1) <= _SAME:
-        return f"{says}, which agrees with the fitted rate to a hundredth."
+    if low <= predicted <= high or abs(predicted / rate.value - 1) <= _SAME:
+        return ""
     return f"{says}, not the fitted {rate.value:.5g}: {_why_not(rate, predicted, modes)}."
 
 

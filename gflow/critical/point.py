@@ -57,6 +57,11 @@ class GapModes(NamedTuple):
     num_kinks_along: int = 0
 
     @property
+    def at_point(self) -> bool:
+        """Whether the start is the point, so that nothing is known of the fractions."""
+        return bool(np.isnan(self.fractions).all())
+
+    @property
     def rate(self) -> float | None:
         """That of the slowest mode that carries a tenth of the gap."""
         carried = ~(self.fractions < CARRIED * np.nansum(self.fractions))

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gflow.arguments import ArgumentError, Described, PyTree, RealScalar, positive
-from gflow.critical import CriticalKind, CriticalPoint, refine
-from gflow.critical.modes import agreement
+from gflow.critical import CriticalKind, CriticalPoint, agreement, refine
 from gflow.flow import solve_flow
 from gflow.kink_log import KinkLog
 from gflow.limits.far import far_path
