@@ -40,6 +40,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.horizons --quick
 	$(BIN)/python -m benchmarks.spectrum --quick
 	$(BIN)/python -m benchmarks.critical --quick
+	$(BIN)/python -m benchmarks.asymptotics --quick
 	$(BIN)/python -m benchmarks.orders --quick
 	$(BIN)/python -m benchmarks.rate_coverage --quick
 

@@ -25,6 +25,7 @@ from gflow.diagnostics import Diagnostics, Switch, balance
 from gflow.flow import Stop, solve_flow
 from gflow.hessian import Spectrum, hessian_spectrum, sharpness
 from gflow.kink_log import KinkLog
+from gflow.limits import Asymptotics, Behaviour, asymptotics
 from gflow.networks import ShallowNet
 from gflow.nonsmooth import (
     EventuallyExact,
@@ -65,6 +66,8 @@ __all__ = [
     "ROCK4",
     "Activation",
     "ArgumentError",
+    "Asymptotics",
+    "Behaviour",
     "BoxRisk",
     "Certificate",
     "Comparison",
@@ -97,6 +100,7 @@ __all__ = [
     "Trajectory",
     "TrajectoryError",
     "__version__",
+    "asymptotics",
     "balance",
     "cache_compilations",
     "chatterjee",

@@ -184,8 +184,19 @@ def test_networks_in_single_precision(affine):
     point = gflow.refine(affine, single)
     assert point.net.w.dtype == jnp.float64 and point.kind is gflow.CriticalKind.SADDLE
     assert point.risk == pytest.approx(critical_value(2), abs=1e-15)
-    with jax.enable_x64(False), pytest.raises(gflow.ArgumentError, match="float64"):
-        gflow.refine(affine, single)
+
+
+def test_where_jax_runs_in_single_precision():
+    x = np.linspace(-1, 1, 7)
+    with jax.enable_x64(False):
+        risk = gflow.EmpiricalRisk(x[:, None], x + x**2)
+        net = gflow.ShallowNet.from_arrays([[1.0]], [2.0], [1.0], -2.0)
+        point = gflow.refine(risk, net, trainable=("v", "c"), radius=1.0)
+        assert point.net.v.dtype == jnp.float32 and "float64" in point.message
+    # Least squares, of data that are rounded to float32.
+    exact = np.linalg.lstsq(np.stack([x + 2, np.ones(7)], axis=1), x + x**2)[0]
+    assert point.kind is gflow.CriticalKind.LOCAL_MINIMUM and point.residual < 1e-14
+    assert [float(point.net.v[0]), float(point.net.c)] == pytest.approx(exact, rel=1e-6)
 
 
 def test_how_it_reads(affine):
@@ -270,3 +281,68 @@ def test_what_was_passed_in_by_mistake(affine):
         gflow.refine(lambda net: net["x"], {"x": jnp.zeros(2)})
     with pytest.raises(gflow.NotFoundError, match="larger `radius`"):
         gflow.refine(lambda net: jnp.sum((net["x"] - 1) ** 2) + 1, {"x": jnp.array([0.8])})
+
+
+# ---- what runs to infinity ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("risk", "x"),
+    [
+        (lambda x: jax.nn.softplus(-x), 30.0),
+        (lambda x: jax.nn.softplus(-x), 200.0),
+        (lambda x: 1 + 1 / x, 1e6),
+        (lambda x: 1 / jnp.log(x), 1e9),
+    ],
+)
+def test_nothing_is_critical_where_the_risk_falls_to_infinity(risk, x):
+    of_both = lambda net: risk(net["x"]) + net["y"] ** 2
+    point = gflow.refine(of_both, {"x": jnp.array(x), "y": jnp.array(1e-3)}, throw=False)
+    assert not point.found and "infinity" in point.message
+
+
+@pytest.mark.parametrize("power", [4, 6, 10])
+def test_a_degenerate_minimum_is_critical_though_its_slope_is_known(power):
+    risk = lambda net: 1 + (net["x"] - 1) ** power + net["y"] ** 2
+    point = gflow.refine(risk, {"x": jnp.array(1.05), "y": jnp.array(1e-3)})
+    assert point.kind is gflow.CriticalKind.DEGENERATE
+
+
+@pytest.mark.parametrize("size", [1e-17, 1e-12])
+def test_starts_within_rounding_of_the_origin(size):
+    risk = lambda net: 1 + net["x"] ** 2 + net["y"] ** 2
+    point = gflow.refine(risk, {"x": jnp.array(size), "y": jnp.array(-size)})
+    assert point.kind is gflow.CriticalKind.LOCAL_MINIMUM
+
+
+def test_the_rate_is_that_along_the_kinks_on_which_the_flow_slides():
+    x = np.linspace(-1, 1, 12)
+    risk = gflow.EmpiricalRisk(x[:, None], np.sin(3 * x))
+    flow = gflow.solve_flow(risk, gflow.ShallowNet(1, 4, key=jax.random.key(5)), t1=300.0)
+    point = gflow.refine(risk, flow.final)
+    assert len(flow.kinks.sliding_at(300.0)) == point.modes.num_kinks_along == 2
+    # The Hessian along both kinks, by autodiff; on one side of them it is 11 % off.
+    rate = gflow.fit_rate(flow.ts, flow.risk - point.risk)
+    assert point.rate == pytest.approx(rate.value, rel=5e-3)
+
+
+# ---- more parameters than a dense Hessian can have ----------------------------------------------
+
+
+@pytest.mark.slow
+def test_kinds_without_a_dense_hessian():
+    curvature = jnp.linspace(1.0, 3.0, 4001)
+    start = 1 + 1e-3 * np.random.default_rng(0).normal(size=4001)
+    find = lambda c, f: gflow.refine(
+        lambda net: 1 + jnp.sum(c * (net["x"] - 1) ** 2) + f(net["x"][0]),
+        {"x": jnp.asarray(start)},
+        throw=False,
+    )
+    least = find(curvature, lambda x: 0.1 * (x - 1) ** 4)
+    assert least.kind is gflow.CriticalKind.LOCAL_MINIMUM and least.residual < 1e-12
+    assert not least.spectrum.complete and least.spectrum.sharpness == pytest.approx(6.0)
+    bent = find(curvature.at[7].set(-1.0), lambda x: 0.0)
+    assert bent.kind is gflow.CriticalKind.SADDLE
+    assert abs(float(bent.descent_directions[0]["x"][7])) == pytest.approx(1.0)
+    # With no curvature of its own the first parameter goes to infinity.
+    assert not find(curvature.at[0].set(0.0), lambda x: jax.nn.softplus(-20 * x)).found

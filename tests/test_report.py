@@ -37,6 +37,8 @@ def end_point(**fields) -> EndPoint:
         "unexplained": 0,
         "spectrum": (0.0, 0.0, 0.0, -1.0),
         "rate": None,
+        "mode_rates": (),
+        "mode_fractions": (),
         "apart": None,
         "different": None,
     }
@@ -126,6 +128,11 @@ def test_the_answers_name_law_and_order_in_plain_words(run):
     _, rate, order = answers(run, analysis)
     assert rate.startswith("The risk approaches its limit like exp(-(0.2")
     assert rate.endswith("(95 % interval); the Hessian at the critical point predicts 0.2.")
+    # Where the numbers differ, a sentence says why: here the fitted one is a mode without weight.
+    end = end_point(rate=0.4, mode_rates=(0.2, 0.4), mode_fractions=(0.01, 0.99))
+    run = Run(**vars(run) | {"ends": {"flow": end}})
+    reason = answers(run, analysis)[1]
+    assert "predicts 0.4, not the fitted 0.2" in reason and "carries 0.01 of the gap" in reason
     assert order.startswith("Descent follows the flow with order 1.0"), order
     assert "part from the flow" not in order
     assert found.order is not None

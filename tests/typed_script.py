@@ -81,7 +81,9 @@ def converge(risk: gflow.EmpiricalRisk, flow: gflow.Trajectory[gflow.ShallowNet]
     inequality: gflow.Lojasiewicz = gflow.lojasiewicz(flow, point.risk, point.net)
     print(inequality.exponent, inequality.rate.verdict)
     spectrum: gflow.Spectrum = gflow.hessian_spectrum(risk, flow.final)
-    print(spectrum.sharpness)
+    print(spectrum.sharpness, gflow.hessian_spectrum(risk, point).num_negative)
+    limit: gflow.Asymptotics = gflow.asymptotics(flow, risk, follow=1e4)
+    print(limit.behaviour is gflow.Behaviour.DIVERGES, limit.risk_limit, limit.norm_exponent)
 
 
 def differentiate(risk: gflow.EmpiricalRisk, net: gflow.ShallowNet) -> None:

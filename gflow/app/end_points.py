@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from gflow.arguments import ArgumentError
-from gflow.critical import CriticalKind, CriticalPoint, refine
+from gflow.critical import CriticalKind, CriticalPoint, GapModes, refine
 from gflow.trajectory import Trajectory
 
 # Risks of the same critical point differ by less than this fraction of the risk at the start.
@@ -22,6 +24,8 @@ class EndPoint:
     - `zeros`: number of zero eigenvalues; `unexplained`: number of those that dead units and
       rescaling do not explain. `spectrum`: all eigenvalues.
     - `rate`: the exponential rate that the spectrum predicts, None unless it is a minimum.
+    - `mode_rates`, `mode_fractions`: the rates of all modes, and the fraction of the gap that each
+      carries at the end of the trajectory; none where the end is the point.
     - `apart`: the distance from the flow's critical point; `different`: whether risk or kind differ
       from those of the flow's. None if one of the two was not found.
     """
@@ -38,8 +42,17 @@ class EndPoint:
     unexplained: int
     spectrum: tuple[float, ...]
     rate: float | None
+    mode_rates: tuple[float, ...]
+    mode_fractions: tuple[float, ...]
     apart: float | None
     different: bool | None
+
+    @property
+    def modes(self) -> GapModes:
+        """The modes near the point, none if it is no minimum."""
+        rates = np.array(self.mode_rates)
+        fractions = self.mode_fractions or (float("nan"),) * len(rates)
+        return GapModes(rates, np.array(fractions))
 
     @property
     def found(self) -> bool:
@@ -51,7 +64,8 @@ class EndPoint:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "EndPoint":
         known: dict[str, Any] = {f.name: facts[f.name] for f in fields(cls)}
-        known["spectrum"] = tuple(facts["spectrum"])
+        for name in ("spectrum", "mode_rates", "mode_fractions"):
+            known[name] = tuple(facts[name])
         return cls(**known)
 
 
@@ -80,7 +94,7 @@ def end_points(
 def _end_point(
     point: CriticalPoint, flow: CriticalPoint | None, trajectory: Trajectory
 ) -> EndPoint:
-    units, apart, different = point.units, None, None
+    units, modes, apart, different = point.units, point.modes, None, None
     if flow is not None and flow.found and point.found:
         apart = point.distance_to(flow)
         scale = _SAME_RISK * abs(float(trajectory.risk[0]))
@@ -98,6 +112,8 @@ def _end_point(
         unexplained=point.zeros.unexplained,
         spectrum=tuple(point.spectrum.eigenvalues.tolist()),
         rate=point.rate,
+        mode_rates=() if modes is None else tuple(modes.rates.tolist()),
+        mode_fractions=() if modes is None or modes.at_point else tuple(modes.fractions.tolist()),
         apart=apart,
         different=different,
     )

@@ -16,7 +16,7 @@ from gflow.app.analysis import (
 from gflow.app.end_points import EndPoint
 from gflow.app.run_directory import FURTHER, Descent, Run
 from gflow.comparison import Comparison
-from gflow.critical import CriticalKind
+from gflow.critical import CriticalKind, disagreement
 from gflow.rates import Rate, RateStatus
 from gflow.trajectory import Trajectory
 
@@ -167,7 +167,8 @@ def _rate_answer(run: Run, analysis: Analysis) -> str:
         return ""
     if rate.status is not RateStatus.CALLED:
         text = f"How fast the risk approaches its limit is open ({rate.reason}); "
-        return text + f"the best law is {rate.formula()}."
+        text += f"the best law is {rate.formula()}. {_spectrum_answer(rate, followed.end)}"
+        return text.strip()
     low, high = rate.tail_interval
     number = {"exponential": "rate", "power": "exponent"}.get(rate.better, "final time")
     text = f"The risk approaches its limit like {rate.formula()}, with the {number} in "
@@ -178,7 +179,12 @@ def _rate_answer(run: Run, analysis: Analysis) -> str:
     end = followed.end
     if rate.better == "exponential" and end is not None and end.rate is not None:
         text += f"; the Hessian at the critical point predicts {end.rate:.5g}"
-    return text + "."
+    return f"{text}. {_spectrum_answer(rate, end)}".strip()
+
+
+def _spectrum_answer(rate: Rate, end: EndPoint | None) -> str:
+    """Why the spectrum at the critical point predicts another rate, if it does."""
+    return disagreement(rate, end.modes) if end is not None and end.mode_rates else ""
 
 
 def _as_interval(low: float, high: float) -> str:

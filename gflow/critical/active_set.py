@@ -9,6 +9,7 @@ from jaxtyping import Float
 from gflow.critical.landscapes import AbstractLandscape, Kink
 from gflow.critical.newton import NewtonResult, SearchLimits, newton
 from gflow.critical.pattern_landscape import WEIGHT, AbstractPatternLandscape, PatternSlopes
+from gflow.critical.valleys import Valley, valley
 
 MAX_PATTERNS = 60
 # A kink that is met more often lies between critical points of both its sides.
@@ -16,11 +17,21 @@ _MAX_MEETINGS = 4
 
 
 class SearchResult(NamedTuple):
-    """The last landscape, where the search on it ended, and the number of activation patterns."""
+    """The last landscape, where the search on it ended, the number of activation patterns, and a
+    direction in which the risk still falls there, if there is one."""
 
     landscape: AbstractLandscape
     newton: NewtonResult
     num_patterns: int = 1
+    valley: Valley | None = None
+
+    @classmethod
+    def checked(cls, search: "SearchResult", size: float) -> "SearchResult":
+        """The search, not converged if the risk still falls where it ended. θ is of some `size`."""
+        found = valley(search.landscape, search.newton, size)
+        if found is None:
+            return search
+        return search._replace(newton=search.newton._replace(converged=False), valley=found)
 
 
 def along_kinks(

@@ -116,7 +116,7 @@ class Candidate:
             residual=residual,
             units=known.units,
             marginal=known.marginal,
-            risk_scale=_risk_scale(risk, net, start.value),
+            risk_scale=size_of_risk(risk, net, start.value),
             # At the origin there is nothing else to measure by.
             size=float(max(np.linalg.norm(start.theta), np.linalg.norm(theta))) or 1.0,
         )
@@ -166,7 +166,7 @@ def _kinks_of_pattern(land: AbstractPatternLandscape, theta: np.ndarray) -> _Pat
     return _PatternKinks(held, weak, beyond, residual)
 
 
-def _risk_scale(risk: FlatRisk, net: Any, at_start: float) -> float:
+def size_of_risk(risk: FlatRisk, net: Any, at_start: float) -> float:
     """The size of the risk: at least that of the start, and of the zero network if there is one."""
     at_start = max(at_start, np.finfo(float).tiny)
     if isinstance(net, ShallowNet):

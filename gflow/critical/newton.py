@@ -28,8 +28,8 @@ class SearchLimits(NamedTuple):
 
 
 class NewtonResult(NamedTuple):
-    """Where the iteration ended: `converged`; at a `kink`, if that is not None; or else because
-    steps led beyond the radius (`far`), or made no progress.
+    """Where the iteration ended: `converged`, with a gradient that is `small`; at a `kink`, if that
+    is not None; or else because steps led beyond the radius (`far`), or made no progress.
 
     `expansion` is that of the last step's end, `previous` that of its start, `residual` the norm of
     the gradient in the free directions.
@@ -43,6 +43,7 @@ class NewtonResult(NamedTuple):
     converged: bool
     far: bool = False
     kink: Kink | None = None
+    small: bool = False
 
 
 class Eigensystem(NamedTuple):
@@ -129,7 +130,7 @@ def newton(
         size = max(size, float(np.linalg.norm(theta)))
         scale = max(scale, now.largest * size)
         enough = bool(now.norm <= _ENOUGH * eps * scale)
-        result = NewtonResult(theta, here, previous, now.norm, steps, converged=enough)
+        result = NewtonResult(theta, here, previous, now.norm, steps, enough, small=enough)
         if now.norm <= _FLOOR * eps * scale or not np.isfinite(now.norm) or steps == _MAX_STEPS:
             return result
         # Without a Hessian there is no step.

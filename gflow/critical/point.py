@@ -7,6 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from gflow.arguments import PyTree
 from gflow.critical.units import UnitGroups
@@ -28,6 +30,9 @@ class CriticalKind(enum.Enum):
         return self.value
 
 
+# Modes that carry a smaller fraction of the gap of the risk do not decide its rate.
+CARRIED = 0.1
+
 MINIMA = (CriticalKind.GLOBAL_MINIMUM, CriticalKind.LOCAL_MINIMUM)
 
 
@@ -40,6 +45,27 @@ class Zeros(NamedTuple):
     dead: int
     rescaling: int
     unexplained: int
+
+
+class GapModes(NamedTuple):
+    """The rates 2λ of the modes near a minimum, ascending, with the fraction of the gap of the risk
+    at the start that each carries, NaN if the start is the point; and the number of weakly active
+    kinks along which these modes are, since the start lies on them."""
+
+    rates: Float[np.ndarray, " modes"]
+    fractions: Float[np.ndarray, " modes"]
+    num_kinks_along: int = 0
+
+    @property
+    def at_point(self) -> bool:
+        """Whether the start is the point, so that nothing is known of the fractions."""
+        return bool(np.isnan(self.fractions).all())
+
+    @property
+    def rate(self) -> float | None:
+        """That of the slowest mode that carries a tenth of the gap."""
+        carried = ~(self.fractions < CARRIED * np.nansum(self.fractions))
+        return float(np.min(self.rates[carried])) if carried.any() else None
 
 
 class ActiveKink(NamedTuple):
@@ -71,7 +97,9 @@ class CriticalPoint(Shown, Portable):
     - `rate`: for a minimum 2λ, λ the smallest positive eigenvalue of those whose eigenvectors carry
       a tenth of the gap of the risk between the start and the point (of all, if the start is the
       point to 1e-7): as long as they do, the risk of a flow falls to its limit like exp(−rate · t).
-      None if there is none.
+      Weakly active kinks on which the start lies, too, are those on which a flow slides to the
+      point: λ is then an eigenvalue along them. None if there is none.
+    - `modes`: all such rates, with the fraction of the gap that each carries; None of other kinds.
     - `active_kinks`: the kinks on which the point is, with weights inside (0, 1).
       `weakly_active`: the other kinks where it is. Their weight is 0 or 1: it is critical for that
       side of them alone. Without these the point is `strictly_complementary`: it stays critical on
@@ -93,7 +121,7 @@ class CriticalPoint(Shown, Portable):
     risk_change: float
     spectrum: Spectrum
     zeros: Zeros
-    rate: float | None
+    modes: GapModes | None
     active_kinks: tuple[ActiveKink, ...]
     weakly_active: tuple[ActiveKink, ...]
     descent_directions: tuple[PyTree, ...]
@@ -108,6 +136,10 @@ class CriticalPoint(Shown, Portable):
     @property
     def is_minimum(self) -> bool:
         return self.kind in MINIMA
+
+    @property
+    def rate(self) -> float | None:
+        return None if self.modes is None else self.modes.rate
 
     @property
     def strictly_complementary(self) -> bool:

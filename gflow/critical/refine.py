@@ -1,6 +1,7 @@
 """From the end of a trajectory to the critical point it leads to."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -24,6 +25,8 @@ from gflow.critical.classify import classify
 from gflow.critical.deep_landscape import DeepLandscape
 from gflow.critical.landscapes import FlatRisk, SmoothLandscape
 from gflow.critical.marginal_units import degenerate_entries
+from gflow.critical.matrix_free import matrix_free_point
+from gflow.critical.modes import modes_of
 from gflow.critical.newton import SearchLimits, newton
 from gflow.critical.point import MINIMA, CriticalKind, CriticalPoint, NotFoundError
 from gflow.critical.shallow_landscape import ShallowLandscape
@@ -32,10 +35,9 @@ from gflow.nonsmooth.deep.risk import DeepPatternRisk
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import flat, split_trainable, unflat
 
-# Modes that carry a smaller fraction of the gap of the risk do not decide its rate. The start is
-# the point up to this distance, relative to ‖θ‖.
-_CARRIED, _APART = 0.1, 1e-7
-# The Hessian is a dense matrix.
+# Below this norm θ is at the origin, where there is nothing to measure distances by.
+_AT_ORIGIN = 1e-8
+# Up to this number the Hessian is a dense matrix.
 _MAX_PARAMETERS = 4000
 
 
@@ -71,10 +73,13 @@ def refine(
     **Arguments:**
 
     - `risk`: any function of the network to a scalar. Its Hessian is made by JAX; on data with
-      kinks it is that of the pattern. At most 4,000 parameters are trained.
+      kinks it is that of the pattern. For more than 4,000 trained parameters it is not formed: the
+      steps come from its products, the kind from its outermost eigenvalues by Lanczos iteration,
+      kinks are not looked for, and there is no `rate`.
     - `net`: the start: the end of a flow or of a descent, `flow.final`. The search is in float64,
-      to which a network in float32 is converted.
-    - `radius`: how far the search may go, as a fraction of ‖θ‖ (of 1 at θ = 0).
+      to which a network in float32 is converted; where JAX runs in float32, the network that is
+      found is rounded to it.
+    - `radius`: how far the search may go, as a fraction of ‖θ‖ (of 1 where ‖θ‖ is below 1e-8).
     - `optimum`: the minimum of the risk, if it is known: it identifies global minima.
     - `trainable`: as in `solve_flow`.
     - `throw`: raise a `NotFoundError` if no critical point is found. With False the result is a
@@ -102,24 +107,47 @@ def refine(
         raise ArgumentError("risk", Described(type(risk).__name__), "a function of the network")
     if not is_concrete(net, risk):
         raise ArgumentError("net", Described("traced arrays"), "known ones: outside jax.jit")
+    radius, optimum = positive("radius", radius), finite("optimum", optimum)
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        point = _refined(risk, net, radius, optimum, trainable)
+    else:
+        point = _refined_in_float64(risk, net, radius, optimum, trainable)
+    if throw and not point.found:
+        raise NotFoundError(point)
+    return point
+
+
+def _refined_in_float64(
+    risk: Callable[[Any], Any], net: PyTree, radius: float, optimum: float, trainable: Any
+) -> CriticalPoint:
+    """The point where JAX runs in float32, as whose numbers the network is returned."""
+    with jax.enable_x64(True):
+        point = _refined(risk, net, radius, optimum, trainable)
+        single = lambda tree: jax.tree.map(
+            lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a, tree
+        )
+        found, descents = single(point.net), tuple(map(single, point.descent_directions))
+    message = f"{point.message} Searched in float64; `net` is rounded to float32."
+    return replace(point, net=found, descent_directions=descents, message=message)
+
+
+def _refined(
+    risk: Callable[[Any], Any], net: PyTree, radius: float, optimum: float, trainable: Any
+) -> CriticalPoint:
     net = _in_float64(net)
     trained, frozen = split_trainable(net, trainable)
-    radius, optimum = positive("radius", radius), finite("optimum", optimum)
     theta = np.asarray(flat(trained))
-    if len(theta) > _MAX_PARAMETERS:
-        got = Described(f"{len(theta):,} trained parameters")
-        raise ArgumentError("net", got, f"at most {_MAX_PARAMETERS:,}, for a dense Hessian")
     start = Start(theta, _value(risk, net))
     if not np.isfinite(start.value) or not np.isfinite(theta).all():
         got = Described("a network whose risk or parameters are not finite")
         raise ArgumentError("net", got, "a network of finite risk")
     of_theta = FlatRisk(risk, trained, frozen)
-    reach = radius * (float(np.linalg.norm(theta)) or 1.0)
-    end = Candidate.of(of_theta, _search(of_theta, theta, reach), start)
-    point = _critical_point(end, start, optimum)
-    if throw and not point.found:
-        raise NotFoundError(point)
-    return point
+    norm = float(np.linalg.norm(theta))
+    size = norm if norm > _AT_ORIGIN else 1.0
+    if len(theta) > _MAX_PARAMETERS:
+        return matrix_free_point(of_theta, start, radius * size, size, optimum)
+    search = SearchResult.checked(_search(of_theta, theta, radius * size), size)
+    return _critical_point(Candidate.of(of_theta, search, start), start, optimum)
 
 
 def _value(risk, net: PyTree) -> float:
@@ -131,10 +159,6 @@ def _value(risk, net: PyTree) -> float:
 
 
 def _in_float64(net: PyTree) -> PyTree:
-    if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-        got = Described("a network where JAX runs in float32")
-        wanted = 'float64: jax.config.update("jax_enable_x64", True)'
-        raise ArgumentError("net", got, wanted)
     return jax.tree.map(lambda a: a.astype(float) if eqx.is_inexact_array(a) else a, net)
 
 
@@ -166,7 +190,7 @@ def _critical_point(end: Candidate, start: Start, optimum: float) -> CriticalPoi
         risk_change=end.value - start.value,
         spectrum=Spectrum.complete_of(end.eigen.values),
         zeros=end.zeros,
-        rate=_rate(end, start) if kind in MINIMA else None,
+        modes=modes_of(end, start) if kind in MINIMA else None,
         active_kinks=end.held.kinks,
         weakly_active=end.weak.kinks,
         descent_directions=tuple(unflat(end.risk.trained, jnp.asarray(d)) for d in descents.T),
@@ -176,21 +200,21 @@ def _critical_point(end: Candidate, start: Start, optimum: float) -> CriticalPoi
     )
 
 
-def _rate(end: Candidate, start: Start) -> float | None:
-    """Twice the smallest positive eigenvalue of the modes that carry the gap of the risk."""
-    now, off = end.eigen, start.theta - end.theta
-    positive = ~now.zero & (now.values > 0)
-    if not positive.any():
-        return None
-    if np.linalg.norm(off) > _APART * end.size:
-        gaps = np.where(positive, now.values * (now.vectors.T @ off) ** 2, 0.0)
-        positive &= gaps >= _CARRIED * np.sum(gaps)
-    return float(2 * np.min(now.values[positive]))
-
-
 def _why(search: SearchResult) -> str:
     """Why no critical point was found, and what to try."""
     norm = f"the final subgradient norm is {search.newton.residual:.1e}"
+    if (falls := search.valley) is not None and falls.endless and falls.outward:
+        return (
+            "The parameters run to infinity, as far as can be seen from here: the risk falls "
+            f"outwards with slope {falls.slope:.1e}, which halves over lengths that do not shrink. "
+            "`gflow.asymptotics(flow, risk)` follows the flow."
+        )
+    if falls is not None and search.newton.small:
+        return (
+            "The gradient is small, but not zero: the risk still falls with slope "
+            f"{falls.slope:.1e} in a direction of little curvature. The flow has not yet "
+            "converged, or diverges; `gflow.asymptotics(flow, risk)` says which."
+        )
     if search.num_patterns > MAX_PATTERNS:
         return (
             f"The search passed through {search.num_patterns - 1} activation patterns and found no "

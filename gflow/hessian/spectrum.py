@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -189,6 +189,14 @@ class Spectrum(Shown):
         )
 
 
+@runtime_checkable
+class HasSpectrum(Protocol):
+    """What knows its own Hessian: a critical point on kinks, along these."""
+
+    @property
+    def spectrum(self) -> Spectrum: ...
+
+
 class Hessian(SymmetricOperator):
     """∇²L at a network, in the trained parameters as one vector."""
 
@@ -208,7 +216,7 @@ class Hessian(SymmetricOperator):
 
 def hessian_spectrum(
     risk: Callable[[Any], Array],
-    net: PyTree,
+    net: PyTree | HasSpectrum,
     *,
     largest: int = 10,
     smallest: int = 10,
@@ -234,11 +242,14 @@ def hessian_spectrum(
     from stochastic Lanczos quadrature (Ghorbani, Krishnan and Xiao, arXiv 1901.10159), exact in the
     mean for moments of order below 2 · depth. The Hessian of a ReLU network is that of the fixed
     activation pattern, which is the Hessian away from kinks. On a kink, as at many critical points,
-    the unit counts as inactive there, and directions across it are included: `refine` has the
-    spectrum along the kinks, with their curvature.
+    the unit counts as inactive there, and directions across it are included: a negative eigenvalue
+    may belong to a direction in which the risk has a corner. Of a `CriticalPoint` the result is its
+    `spectrum`, that of the Hessian along its active kinks, with their curvature; `point.net` has
+    the other.
 
     **Arguments:**
 
+    - `net`: a network, or a critical point.
     - `largest`, `smallest`: the numbers of eigenvalues at either end of a large Hessian.
     - `probes`: the number of random vectors for the density of a large Hessian, 0 for none. Each
       costs `depth` Hessian products.
@@ -271,6 +282,8 @@ def hessian_spectrum(
         assert abs(spectrum.sharpness - 3) < 1e-6
         ```
     """
+    if isinstance(net, HasSpectrum):
+        return net.spectrum
     largest = positive_int("largest", largest, minimum=0)
     smallest = positive_int("smallest", smallest, minimum=0 if largest else 1)
     probes, depth = positive_int("probes", probes, minimum=0), positive_int("depth", depth)

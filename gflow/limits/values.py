@@ -1,0 +1,84 @@
+"""The value to which a risk falls, and the law by which it does, from its slope −‖∇L‖²."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gflow.limits.growth import Growth, NormLaw
+from gflow.limits.path import Path
+
+
+class RiskLimit(NamedTuple):
+    """The limit of the risk, and an interval of it."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+def risk_limit(path: Path, lowest: float) -> RiskLimit:
+    r"""The asymptotic critical value of a flow that has not come to its limit.
+
+    Where the gap falls like $t^{-p}$, $-\dot L = \|\nabla L\|^2$ falls like $t^{-p-1}$, and the gap
+    is $t\|\nabla L\|^2/p$. The interval is that of the values over the last two decades, with p
+    from parts of these. `lowest` is a lower bound of the risk.
+    """
+    last, values = float(path.risk[-1]), []
+    # Where times span hundreds of decades, few are saved in each.
+    long = 20.0 if path.end > 1e50 else 1.0
+    for begin, end in np.array([(2.0, 1.5), (1.5, 1.0), (1.0, 0.5), (0.5, 0.0)]) * long:
+        exponent = -2 * path.slope(path.speed, (begin, end)) - 1
+        if not exponent > 0:
+            values.append(lowest)
+            continue
+        # The exponent is that of the middle of its window.
+        at = path.log_t[-1] - 0.5 * (begin + end) * np.log(10.0)
+        speed = path.at(path.speed, at)
+        gap = (np.exp(at) * speed) * speed / exponent
+        values.append(path.at(path.risk, at) - gap)
+    ahead = values[-1] + (values[-1] - values[-2])
+    low, high = min(*values[1:], ahead), max(*values[1:], ahead)
+    if np.isfinite(low):
+        low, high = low - (high - low), high + (high - low)
+    low, high = max(low, lowest), min(max(high, lowest), last)
+    value = min(max(values[-1] if np.isfinite(values[-1]) else last, low), high)
+    # A risk that may have fallen to its lower bound, and comes near it, does.
+    near = low <= lowest and high - lowest < 0.2 * (last - lowest)
+    if near or last - lowest < 1e-6 * (float(path.risk[0]) - lowest):
+        low = lowest
+        value = lowest
+    return RiskLimit(value, (low, high))
+
+
+class RiskLaw(NamedTuple):
+    """L − L∞ ~ t^−p (log t)^−c, with an interval of the exponent that is fitted: of p, with c = 0;
+    or of c, with p = 1, where the norm grows like a power of the logarithm."""
+
+    power: float
+    logarithm: float
+    interval: tuple[float, float]
+
+    def formula(self) -> str:
+        """The law in a few letters."""
+        low, high = self.interval
+        half = max((high - low) / 2, 1e-5)
+        if self.logarithm == 0:
+            return f"t^-({self.power:.4g} ± {half:.1g})"
+        return f"t^-1 (log t)^-({self.logarithm:.3g} ± {half:.1g})"
+
+
+def risk_law(path: Path, limit: float, norm: Growth) -> RiskLaw:
+    """The law of the gap beside a growing norm."""
+    gap = np.maximum(path.risk - limit, 0.0)
+    if norm.law is not NormLaw.LOGARITHM:
+        values = [-path.slope(gap, (k + 0.5, k)) for k in (1.0, 0.5, 0.0)]
+        half = max(abs(values[2] - values[1]), 1e-5)
+        return RiskLaw(values[2], 0.0, (values[2] - half, values[2] + half))
+    fitted, all_decades = [], path.log_t[-1] / np.log(10.0)
+    # Where the logarithm itself spans decades, over those.
+    several = (2.0, 3.0, 4.0) if all_decades < 50 else np.array([0.5, 0.25, 0.75]) * all_decades
+    for decades in several:
+        tail = path.last(decades)
+        left = np.log(np.maximum(tail.risk - limit, np.finfo(float).tiny)) + tail.log_t
+        fitted.append(-float(np.polyfit(np.log(tail.log_t + norm.offset), left, 1)[0]))
+    half = max(abs(fitted[0] - other) for other in fitted[1:])
+    return RiskLaw(1.0, fitted[0], (fitted[0] - half, fitted[0] + half))

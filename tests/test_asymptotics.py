@@ -1,0 +1,174 @@
+"""Where flows go: exact laws on the way to infinity, limits of flows that converge, and neither."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gflow
+from benchmarks import asymptotics as known
+from gflow.limits.far import far_path
+from gflow.limits.growth import NormLaw, growth, growth_of_logarithm
+from gflow.limits.path import Path
+from gflow.limits.values import risk_limit
+
+
+def path_of(norm, risk=None, speed=None, t=None):
+    """A path along one direction, of which the speed is the derivative of the norm."""
+    t = np.geomspace(1.0, 1e8, 400) if t is None else t
+    value = norm(t)
+    # d/dt = (1/t) d/d log t.
+    speed = np.abs(np.gradient(value, np.log(t))) / t if speed is None else speed(t)
+    risk = np.ones_like(t) if risk is None else risk(t)
+    return Path(t, value[:, None], np.abs(value), risk, speed)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.25, 1.0])
+def test_powers_of_time_are_found(p):
+    found = growth(path_of(lambda t: t**p + 0.1))
+    assert found.law is NormLaw.POWER
+    # The 0.1 changes the local exponent by a fraction of 0.1 t^-p, at most 4 %.
+    assert found.exponent == pytest.approx(p, rel=0.04)
+
+
+@pytest.mark.parametrize("q", [1.0, 0.5, 1 / 3])
+def test_powers_of_the_logarithm_are_found(q):
+    found = growth(path_of(lambda t: (np.log(t) + 2) ** q))
+    assert found.law is NormLaw.LOGARITHM
+    assert found.exponent == pytest.approx(q, rel=0.01)
+    late = np.geomspace(1e10, 1e220, 400)
+    found = growth_of_logarithm(path_of(lambda t: (np.log(t) + 2) ** q, t=late))
+    assert found is not None and found.exponent == pytest.approx(q, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda t: 2 - (1 + t) ** -0.5,
+        lambda t: 2 - np.exp(-1e-7 * t),
+        lambda t: 2 - (1 + t) ** -0.1,
+        lambda t: 3 + np.sin(np.log(t)),
+        lambda t: 2 + 0 * t,
+    ],
+)
+def test_bounded_norms_do_not_grow_to_infinity(norm):
+    assert growth(path_of(norm)).law is NormLaw.NONE
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 3.0])
+def test_the_limit_of_a_risk_from_its_slope(p):
+    # L = 0.3 + t^−p, of which −dL/dt = p t^−p−1 is the squared speed.
+    slope = lambda t: np.sqrt(p * t ** (-p - 1))
+    found = risk_limit(path_of(lambda t: t, lambda t: 0.3 + t**-p, slope), -np.inf)
+    assert found.value == pytest.approx(0.3, abs=1e-6)
+    assert found.interval[0] <= 0.3 + 1e-12 and found.interval[1] >= 0.3 - 1e-12
+
+
+@pytest.fixture(scope="module")
+def valley():
+    """softplus(−x) + y², with x ~ log t and L ~ 1/t."""
+    flow = known.softplus_valley(0, 1e5)
+    return flow.risk, gflow.solve_flow(flow.risk, flow.net, t1=flow.t1)
+
+
+def test_a_logarithm_is_followed_to_the_end(valley):
+    risk, flow = valley
+    found = gflow.asymptotics(flow, risk)
+    assert found.behaviour is gflow.Behaviour.DIVERGES and found.norm_law is NormLaw.LOGARITHM
+    assert found.norm_log_exponent == pytest.approx(1.0, abs=1e-3) and found.norm_exponent == 0
+    low, high = found.risk_limit_interval
+    assert low <= 0 <= high and found.point is None and found.length == np.inf
+    # x grows alone.
+    assert float(found.direction.x) == pytest.approx(1.0, abs=1e-6)
+    assert abs(float(found.direction.y)) <= 1e-6
+    assert (
+        "lim inf" in repr(found) and "diverges" in found.verdict and "<table" in found._repr_html_()
+    )
+
+
+def test_the_flow_at_late_times_obeys_its_law(valley):
+    risk, flow = valley
+    far = far_path(risk, flow, 0.0, lambda net: net, None)
+    # x' = 1/(1 + eˣ), so that eˣ + x = t + const.
+    assert far is not None and far.end > 1e139
+    np.testing.assert_allclose(far.norm, far.log_t, rtol=1e-5)
+
+
+def test_a_flow_that_ends_early_is_undecided(valley):
+    risk, flow = valley
+    early = flow[: int(np.searchsorted(flow.ts, 10.0))]
+    found = gflow.asymptotics(early, risk, follow=1.0)
+    assert found.behaviour is gflow.Behaviour.UNDECIDED and np.isnan(found.length)
+    assert found.verdict.startswith("Undecided: ") and found.direction is None
+    assert len(found.trajectory) == len(early)
+
+
+def test_a_flow_is_followed_until_it_is_decided():
+    flow = known.product(0, 0.5)
+    run = gflow.solve_flow(flow.risk, flow.net, t1=flow.t1)
+    found = gflow.asymptotics(run, flow.risk)
+    assert found.behaviour is gflow.Behaviour.CONVERGES
+    assert flow.t1 < float(found.trajectory.ts[-1]) <= 1e3 * flow.t1
+    assert np.all(np.diff(np.asarray(found.trajectory.ts)) > 0)
+    # θ(t) is the same as by one solve.
+    again = gflow.solve_flow(flow.risk, flow.net, t1=float(found.trajectory.ts[-1]))
+    assert float(again.final.x) == pytest.approx(float(found.trajectory.final.x), rel=1e-6)
+
+
+def test_the_numbers_of_the_rate_theorem():
+    # x² + 25 y² from (1, 1), with the origin moved: all are those of two exponentials.
+    risk = lambda p: (p.x - 1) ** 2 + 25 * (p.y + 1) ** 2
+    net = known.Point(jnp.asarray(2.0), jnp.asarray(0.0))
+    found = gflow.asymptotics(gflow.solve_flow(risk, net, t1=12.0), risk)
+    assert found.behaviour is gflow.Behaviour.CONVERGES and found.norm_law is NormLaw.NONE
+    assert found.risk_limit == pytest.approx(0.0, abs=1e-14)
+    theorem = found.theorem
+    assert theorem is not None and theorem.exponent == pytest.approx(0.5, abs=1e-3)
+    t = np.linspace(0, 2, 20001)
+    gap = np.exp(-4 * t) + 25 * np.exp(-100 * t)
+    assert theorem.risk_bound.constant == pytest.approx(np.max((1 + t) * gap), rel=1e-3)
+    s = np.linspace(0, 12, 400001)
+    length = np.trapezoid(np.hypot(2 * np.exp(-2 * s), 50 * np.exp(-50 * s)), s)
+    # The saved points make a polygon.
+    assert found.length == pytest.approx(length, rel=1e-2)
+    assert found.risk_rate is not None and found.risk_rate.value == pytest.approx(4.0, rel=1e-3)
+    assert "agree" in found.rate_agreement or "inside" in found.rate_agreement
+
+
+def test_weight_decay_keeps_flows_bounded():
+    flow = known.decayed_classifier(0, 3e3)
+    run = gflow.solve_flow(flow.risk, flow.net, t1=flow.t1)
+    found = gflow.asymptotics(run, flow.risk, follow=flow.t1)
+    assert found.behaviour is not gflow.Behaviour.DIVERGES
+
+
+def test_a_pass_by_a_saddle_is_not_its_limit():
+    flow = known.cubic_pass(0)
+    run = gflow.solve_flow(flow.risk, flow.net, t1=flow.t1)
+    assert float(run.grad_norm[-1]) < 1e-5
+    found = gflow.asymptotics(run, flow.risk, follow=flow.t1)
+    assert found.behaviour is gflow.Behaviour.UNDECIDED
+
+
+def test_what_cannot_be_used(valley):
+    risk, flow = valley
+    with pytest.raises(gflow.ArgumentError, match="at least 10 saved times"):
+        gflow.asymptotics(flow[:5], risk)
+    with pytest.raises(gflow.ArgumentError, match="follow"):
+        gflow.asymptotics(flow, risk, follow=-1.0)
+
+
+@pytest.mark.slow
+def test_the_jump_target_diverges_by_its_exact_laws():
+    assert not [row for row in known.of_the_jump_target() if "error" in row]
+
+
+@pytest.mark.slow
+def test_separable_data_lead_to_the_margin_problem():
+    assert not [row for row in known.of_classifiers(0) if "error" in row]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(known.FAMILIES))
+def test_no_flow_is_called_the_opposite_of_its_fate(name):
+    row = known.fates(name, 1, 0)
+    assert row["opposite"] == 0 and (known.FAMILIES[name].early or row["called"] == 1)
