@@ -324,7 +324,8 @@ def _rate_of(flow: Trajectory, limit: float, predicted: float | None) -> Rate | 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return fit_rate(flow.ts, np.asarray(flow.risk) - limit, predicted=predicted)
+            gap = np.asarray(flow.risk) - limit
+            return fit_rate(flow.ts, gap, predicted=predicted, kinks=flow.kinks)
         except ArgumentError:  # too few points above the limit
             return None
 
