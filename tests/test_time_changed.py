@@ -293,7 +293,7 @@ def test_what_is_no_model():
 
 
 def test_the_flow_of_the_log_risk_finds_the_direction_of_the_largest_margin():
-    """Separable data: w = ŵ log t + O(1) up to t = 1e250; between two times the O(1) is left out."""
+    """Separable data: w = ŵ log t + O(1), to t = 1e250; between two times the O(1) is left out."""
     x = np.array([[2.0, 1.0], [1.0, 1.6], [-1.0, -0.2], [-1.5, -2.0], [3.0, 0.5]])
     signs = np.array([1.0, 1.0, -1.0, -1.0, 1.0])
     risk = lambda w: jnp.mean(jnp.log1p(jnp.exp(-signs * (x @ w))))

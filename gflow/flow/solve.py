@@ -147,14 +147,11 @@ def solve_flow(
     tolerances = _given_tolerances(trained, rtol, atol)
     check_risk(risk, net)
     observations = as_observations(observe, net)
-    problem = FlowProblem(risk, trained, frozen, scales, as_model(model))
-    if model is not None and "flow_time" in observations:
-        raise ArgumentError("observe", Described("'flow_time'"), "other names with a model")
+    problem = FlowProblem(risk, trained, frozen, scales, as_model(model, observations))
     pattern_risk = pattern_risk_of(risk, trained, frozen, scales)
     keeps_shapes = bool(observations) or dense or kinks == "ignore" or step_size is not None
     if (wide := None if keeps_shapes else padded(risk, pattern_risk)) is not None:
-        problem = FlowProblem(wide.risk, *wide.parts, model=problem.model)
-        pattern_risk = wide.pattern_risk
+        problem, pattern_risk = FlowProblem(wide.risk, *wide.parts, model=model), wide.pattern_risk
     theta0, phi0, rtol, atol = _prepared(problem.trained, scales, *tolerances)
     _check_start(theta0)
     span = span_of(t0, t1, ts, theta0.dtype)
@@ -173,10 +170,7 @@ def solve_flow(
     with jax.numpy_dtype_promotion("standard"):
         solved = solve(run, _enough_steps(max_steps, span, step_size, max_kinks), pauses)
         like = None if wide is None else eqx.combine(trained, frozen)
-        has_kinks = pattern_risk is not None
-        trajectory = _trajectory(solved, method, has_kinks, observations, like, max_kinks)
-    if model is not None:
-        check_speed(model, trajectory)
+        trajectory = _trajectory(solved, method, pattern_risk, observations, like, max_kinks)
     if is_concrete(trajectory.ts) and (advice := advice_for(trajectory, solved.run, risk)):
         warnings.warn(advice, stacklevel=2)
     return finish(trajectory, throw=throw)
@@ -185,18 +179,21 @@ def solve_flow(
 def _trajectory(
     solved: Solved,
     method: Method,
-    has_kinks: bool,
+    risk: AbstractPatternRisk | None,
     observe: dict[str, Callable[[Any], Any]],
     like: ShallowNet | None,
     max_kinks: int,
 ) -> Trajectory:
     """The trajectory of a run, in the shapes of a network if it was padded."""
     names = [type(method.solver).__name__, *(switch.solver for switch in solved.switches)]
-    model = "" if solved.run.problem.model is None else "time-changed "
-    words = f"{model}gradient flow, " + ", then ".join(names)
+    model = solved.run.problem.model
+    words = "" if model is None else "time-changed "
+    words += "gradient flow, " + ", then ".join(names)
     steps, solved = joined(list(solved.steps)), solved._replace(steps=())
-    ignored = has_kinks and not solved.run.locates_kinks
+    ignored = risk is not None and not solved.run.locates_kinks
     trajectory = with_retry(lambda: _record(solved, words, ignored, observe))
+    if model is not None:
+        check_speed(model, trajectory)
     if (log := solved.run.kinks(solved.state)) is not None:
         trajectory = replace(trajectory, kinks=log)
     if is_concrete(trajectory.ts):

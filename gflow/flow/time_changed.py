@@ -8,7 +8,7 @@ The orbit is the same, and so are its kinks and slides. The dissipated energy $\
 \|\nabla L\|^2 ds$ is still the fall of the risk.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import equinox as eqx
@@ -205,11 +205,13 @@ def runs_out(
     return rate * step > _AFLOAT * flow_time
 
 
-def as_model(model: Any) -> TimeChanged | None:
-    """A model that `solve_flow` knows, or None."""
+def as_model(model: Any, observed: Collection[str]) -> TimeChanged | None:
+    """A model that `solve_flow` knows, or None. What it records is `observed` by nobody else."""
     if model is not None and not isinstance(model, TimeChanged):
         wanted = "a gflow.TimeChanged(speed), or None for gradient flow"
         raise ArgumentError("model", model, wanted)
+    if model is not None and "flow_time" in observed:
+        raise ArgumentError("observe", Described("'flow_time'"), "other names with a model")
     return model
 
 
