@@ -22,7 +22,7 @@ from gflow.convergence import ConvergenceOrder, Parting, observed_order
 from gflow.critical import CriticalKind, CriticalPoint, NotFoundError, refine
 from gflow.descent import descend
 from gflow.diagnostics import Diagnostics, Switch, balance
-from gflow.flow import Stop, solve_flow
+from gflow.flow import Stop, TimeChanged, solve_flow
 from gflow.hessian import Spectrum, hessian_spectrum, sharpness
 from gflow.kink_log import KinkLog
 from gflow.limits import Asymptotics, Behaviour, asymptotics
@@ -97,6 +97,7 @@ __all__ = [
     "Stop",
     "SumOfSquares",
     "Switch",
+    "TimeChanged",
     "Trajectory",
     "TrajectoryError",
     "__version__",

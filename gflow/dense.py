@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from gflow.arguments import PyTree, is_concrete
 from gflow.indexing import within
-from gflow.parameters import TimeScales, unflat
+from gflow.parameters import ParameterLayout, TimeScales, unflat
 
 
 class Steps(NamedTuple):
@@ -99,7 +99,8 @@ class DenseOutput(eqx.Module):
             later: Any = _evaluated(*_steps_at(steps, ts))
             states = jnp.where((ts > steps.starts[0])[:, None], later, states)
         like, scales = self.trained, self.time_scales
-        return jax.vmap(lambda y: unflat(like, scales.theta(y[:-1])))(states)
+        size = ParameterLayout(like).size
+        return jax.vmap(lambda y: unflat(like, scales.theta(y[:size])))(states)
 
 
 def _steps_at(steps: Steps, ts: Any) -> tuple[Any, Any]:

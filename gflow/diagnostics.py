@@ -19,11 +19,11 @@ class Diagnostics(Shown, eqx.Module):
     """Drifts of identities at the saved times; all are zero along an exact gradient flow.
 
     - `energy`, shape (times,): L(θ(0)) − L(θ(t)) − ∫₀ᵗ‖θ'‖² ds, with ‖θ'‖² = Σ θ'²/τ for time
-      scales τ. Along a descent the integral is that of its polygon, Σ‖Δθ‖²/h, and the drift is of
-      order h. For a flow it is of order rtol · L(θ(0)), mostly from the error of the integral, not
-      from that of L(θ(t)). If kinks are ignored and units slide along them, the integral counts the
-      chatter across the kink: the drift then shows the sliding, at any tolerance, and not the
-      accuracy.
+      scales τ, and ∫σ‖∇L‖² ds for a flow at another speed σ. Along a descent the integral is that
+      of its polygon, Σ‖Δθ‖²/h, and the drift is of order h. For a flow it is of order
+      rtol · L(θ(0)), mostly from the error of the integral, not from that of L(θ(t)). If kinks are
+      ignored and units slide along them, the integral counts the chatter across the kink: the
+      drift then shows the sliding, at any tolerance, and not the accuracy.
     - `balance`, shape (times, units): the drift of `gflow.balance` since the start, for each hidden
       unit; with weight decay λ the difference to e^(−2λt) times that of the start. Each square is
       divided by its time scale. None where the layers are not found or not all trained, with other

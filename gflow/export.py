@@ -30,8 +30,9 @@ def as_dataset(trajectory: "Trajectory") -> "xarray.Dataset":
     """What `Trajectory.to_xarray` returns."""
     import xarray
 
+    changed = "flow_time" in trajectory.observed
     columns = [
-        Column("time", ("time",), trajectory.ts, "flow time"),
+        Column("time", ("time",), trajectory.ts, "changed time" if changed else "flow time"),
         Column("risk", ("time",), trajectory.risk, "risk"),
         Column("grad_norm", ("time",), trajectory.grad_norm, "gradient norm"),
         Column("energy", ("time",), trajectory.diagnostics.energy, "energy drift"),
@@ -65,7 +66,8 @@ def as_dataset(trajectory: "Trajectory") -> "xarray.Dataset":
         ]
     variables = {name: value for column in columns for name, value in column.variables().items()}
     variables["energy"][2]["units"] = "units of risk"
-    variables["time"][2]["units"] = "flow time (h per step of size h)"
+    flow_time = variables["observed_flow_time" if changed else "time"]
+    flow_time[2]["units"] = "flow time (h per step of size h)"
     if "kink_kind" in variables:
         _, values, attributes = variables["kink_kind"]
         attributes["flag_values"] = np.array(list(KinkKind), values.dtype)

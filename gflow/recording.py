@@ -49,7 +49,8 @@ class States(NamedTuple):
 
     `dissipated` is ∫‖θ'‖² up to each time; `field_norm` the norm of the field that was followed, if
     that is not the generalized gradient. The first `num_valid` times matter, all if
-    None. `risk_at_start` is None if it is still to be computed; the start is at `t0`.
+    None. `risk_at_start` is None if it is still to be computed; the start is at `t0`. `flow_times`
+    are those of gradient flow, None if these are the times.
     """
 
     ts: Float[Array, " times"]
@@ -59,6 +60,7 @@ class States(NamedTuple):
     num_valid: Int[Array, ""] | None = None
     risk_at_start: Float[Array, ""] | None = None
     t0: Float[Array, ""] | float = 0.0
+    flow_times: Float[Array, " times"] | None = None
 
 
 def record(
@@ -149,7 +151,8 @@ def _balance_drift(
         return later - at_start[None, :]
     rate = 2 * penalty.weight_decay.astype(at_start.dtype)
     # Times past an early end are infinite.
-    left = jnp.exp(-rate * jnp.where(jnp.isfinite(states.ts), states.ts - states.t0, 0.0))
+    ts = states.ts if states.flow_times is None else states.flow_times
+    left = jnp.exp(-rate * jnp.where(jnp.isfinite(ts), ts - states.t0, 0.0))
     return later - left[:, None] * at_start[None, :]
 
 

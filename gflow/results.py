@@ -46,6 +46,11 @@ class RESULTS(eqx.Enumeration):
         "the step size fell below rounding: the field jumps, or is infinite or NaN just ahead. "
         "Look at the last saved network, loosen `rtol` and `atol`, or use float64"
     )
+    changed_time_ended = (
+        "the changed time ended: at this speed the flow reaches a critical point at a finite time, "
+        "and is as close to one as tolerance and rounding can tell. `stop=Stop(grad_norm=...)` "
+        "ends it before; gradient flow itself, without `model`, approaches the point for ever"
+    )
     nonfinite_start = (
         "the risk or its gradient is infinite or NaN at the start. Look at the data, and for "
         "functions without a derivative at the start, such as a norm at 0"
@@ -75,6 +80,7 @@ FAILURES = (
     "max_steps_reached",
     "too_many_slides",
     "step_size_underflow",
+    "changed_time_ended",
     "nonfinite_start",
     "nonfinite",
     "diverged",

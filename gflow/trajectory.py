@@ -47,7 +47,7 @@ class TrajectoryError(PortableError, RuntimeError):
 class Trajectory(Portable, eqx.Module, Generic[Net]):
     """Parameters along saved times, with the risk, the gradient norm and how far to trust them.
 
-    - `ts`, shape (times,): flow time; step k of a descent of step size h is at time k h.
+    - `ts`, shape (times,): flow time, or s of a `TimeChanged`; step k of a descent is at time k h.
     - `params`: the network, every array with a leading axis of times; `trajectory[k]` is one
       network, `final` the last; `trajectory[j:k]` is a shorter trajectory, and a loop over a
       trajectory goes through its networks.

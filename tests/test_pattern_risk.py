@@ -71,8 +71,16 @@ class Looked(AbstractEvaluation):
     value: jax.Array
     theta: jax.Array
 
+    @property
+    def grad_norm(self):
+        return jnp.sqrt(self.field[-1])
+
     def kept(self):
         return self
+
+    def times(self, factor):
+        field = (factor * self.field).at[-1].multiply(factor)
+        return Looked(self.z, field, self.value, self.theta)
 
 
 class TwoNumbers(AbstractPatternRisk[OnePair]):

@@ -28,6 +28,9 @@ def follow(risk: gflow.Risk, net: gflow.ShallowNet) -> gflow.Trajectory[gflow.Sh
     solvers: list[diffrax.AbstractSolver[Any]] = [gflow.BDF5(), gflow.Rodas5P()]
     for solver in (*solvers, gflow.ROCK4(), gflow.RKC2()):
         gflow.solve_flow(risk, net, t1=1.0, solver=solver)
+    for model in (gflow.TimeChanged.log_risk(), gflow.TimeChanged(lambda risk, norm: 1 / norm)):
+        gflow.solve_flow(risk, net, t1=1.0, model=model)
+    print(gflow.TimeChanged.clipped(0.1, floor=0.01).speed, gflow.TimeChanged.normalised())
     try:
         return gflow.solve_flow(risk, net, t1=10.0, kinks="locate", stop=stop)
     except gflow.TrajectoryError as error:

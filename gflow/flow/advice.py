@@ -27,7 +27,8 @@ def advice_for(trajectory: Trajectory, run: AbstractRun, risk: Any) -> str | Non
     step_size = run.method.step_size
     if step_size is not None:
         return _on_long_steps(trajectory, run, float(step_size))
-    if trajectory.succeeded and not trajectory.collapsed():
+    ended = trajectory.result_name == "changed_time_ended"
+    if ended or (trajectory.succeeded and not trajectory.collapsed()):
         return None
     net, penalty, risk = trajectory.final, penalty_of(risk), without_penalty(risk)
     if isinstance(risk, EmpiricalRisk) and (datum := kink_of_loss(risk, net)) is not None:

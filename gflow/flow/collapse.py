@@ -97,9 +97,13 @@ class WithCollapse(
         step = self.solver.step(terms, t0, t1, y0, args, state, made_jump | jumped)
         y1, error, dense, state, result = step
         assert isinstance(y1, Array) and isinstance(error, Array)
-        gone, too_far = self._nearly_zero(self._decayed(y0[:-1], t1 - t0), y1[:-1])
-        error = jnp.abs(error) + jnp.where(self._entries(gone | too_far), jnp.abs(y1), 0.0)
-        y1 = jnp.where(self._entries(gone), 0.0, y1)
+        of = self.problem
+        start = self._decayed(of.phi(y0), of.flow_time(t1, y1) - of.flow_time(t0, y0))
+        gone, too_far = self._nearly_zero(start, of.phi(y1))
+        others = len(y1) - of.size
+        entries = lambda units: jnp.pad(self._entries(units), (0, others))
+        error = jnp.abs(error) + jnp.where(entries(gone | too_far), jnp.abs(y1), 0.0)
+        y1 = jnp.where(entries(gone), 0.0, y1)
         return y1, error, dense, (state, jnp.any(gone)), result
 
     def _decayed(self, theta: Array, dt: Any) -> Array:
@@ -141,8 +145,8 @@ class WithCollapse(
         surplus = size**2 - net.incoming_norms() ** 2
         return surplus > jnp.maximum(_CLEAR * self.method.rtol * size**2, resolved**2)
 
-    def _entries(self, units: Bool[Array, " width"]) -> Bool[Array, " size_and_one"]:
-        """The entries of w and b of these units in the state."""
+    def _entries(self, units: Bool[Array, " width"]) -> Bool[Array, " size"]:
+        """The entries of w and b of these units in φ."""
         layout = ParameterLayout(self.problem.trained)
         wide = lambda a: jnp.broadcast_to(units.reshape(-1, *[1] * (a.ndim - 1)), a.shape)
         chosen = {
@@ -150,7 +154,7 @@ class WithCollapse(
             for name, a in vars(layout.places).items()
             if isinstance(a, np.ndarray)
         }
-        return jnp.append(layout.assembled(chosen, lead=()), False)
+        return layout.assembled(chosen, lead=())
 
 
 def _norm(rows: Float[Array, "rows columns"]) -> Float[Array, " rows"]:

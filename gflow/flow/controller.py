@@ -8,15 +8,14 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gflow.flow.problem import Method
-from gflow.parameters import TimeScales
+from gflow.flow.problem import FlowProblem, Method
 
 _DAMPED = {"pcoeff": 0.4, "icoeff": 0.3}
 
 
 def step_size_controller(
     method: Method,
-    time_scales: TimeScales,
+    problem: FlowProblem,
     *,
     damped: bool,
     min_step: Float[Array, ""] | None = None,
@@ -36,7 +35,7 @@ def step_size_controller(
         return diffrax.ConstantStepSize()
     return diffrax.PIDController(
         method.rtol,
-        _atol_of_state(method.atol, time_scales),
+        problem.atol(method.atol),
         **(_DAMPED if damped else {}),
         norm=error_norm(padding),
         dtmin=min_step,
@@ -55,17 +54,10 @@ def error_norm(padding: Bool[Array, " size"] | None) -> Callable[[Array], Array]
 
 
 def tolerance(
-    method: Method, time_scales: TimeScales, y: Float[Array, " size"]
+    method: Method, problem: FlowProblem, y: Float[Array, " size"]
 ) -> Float[Array, " size"]:
-    """The error of a step that is tolerated in each entry of a state (φ, ∫‖φ'‖²) of this size."""
-    return _atol_of_state(method.atol, time_scales) + method.rtol * y
-
-
-def _atol_of_state(atol: Float[Array, ""], time_scales: TimeScales) -> Array:
-    """The absolute tolerances of (φ, ∫‖φ'‖²)."""
-    if time_scales.roots is None:
-        return atol
-    return jnp.append(time_scales.phi(atol), atol)
+    """The error of a step that is tolerated in each entry of a state of this size."""
+    return problem.atol(method.atol) + method.rtol * y
 
 
 def finite_rms(error: Float[Array, " size"]) -> Float[Array, ""]:

@@ -70,7 +70,7 @@ class LocatedRun(AbstractRun[LocatedState]):
             self.risk,
             method.with_solver(with_jacobian(method.solver, self.risk.jacobian)),
             self.span,
-            self.problem.time_scales,
+            self.problem,
             EventAccuracy(eps, accurate_fraction(method.solver)),
             self.kink_budget,
             self.log_size,
@@ -100,7 +100,7 @@ class LocatedRun(AbstractRun[LocatedState]):
         return FlowOutput(
             t=state.t,
             y=state.y,
-            speed=jnp.sqrt(state.now.field[-1]),
+            speed=state.now.grad_norm,
             ts=self.span.filled(state.saved.num_saved),
             saved=state.saved,
             counts=state.counts,
@@ -175,7 +175,7 @@ def _in_order(log: EventLog, first_datum: Any, places: UnitPlaces) -> KinkLog:
 
 @partial(program, is_brief=always)
 def _begin(run: LocatedRun) -> LocatedState:
-    return begin(run.loop, run.phi0)
+    return begin(run.loop, run.problem.start(run.phi0))
 
 
 @partial(program, is_brief=lambda run, *_: run.is_brief)

@@ -18,15 +18,15 @@ from gflow.flow.located_state import EventLog, LocatedState, Stepping, Trial
 from gflow.flow.loose import STRICTNESS, is_loose, next_turn, with_crossings
 from gflow.flow.output import SavedStates, StepCounts
 from gflow.flow.pace import Pace
-from gflow.flow.problem import Method, first_step
+from gflow.flow.problem import FlowProblem, Method, first_step
 from gflow.flow.span import Span
 from gflow.flow.stepper import Stepper
-from gflow.flow.stopping import FlowPoint
+from gflow.flow.time_changed import runs_out
+from gflow.flow.time_changed_kinks import TimeChangedPatternRisk
 from gflow.nonsmooth.pairs import Pairs
 from gflow.nonsmooth.passages import Ends, Passed, Patience
 from gflow.nonsmooth.pattern import AbstractLoosePattern, AbstractPattern
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
-from gflow.parameters import TimeScales
 from gflow.results import RESULTS
 from gflow.rows import with_row
 from gflow.solvers.work import Work, is_counted, nothing_done, total, work_of_step
@@ -48,7 +48,7 @@ class Loop(eqx.Module):
     risk: AbstractPatternRisk
     method: Method
     span: Span
-    time_scales: TimeScales
+    problem: FlowProblem
     accuracy: EventAccuracy
     kink_budget: Float[Array | np.ndarray, ""]
     log_size: int = eqx.field(static=True)
@@ -65,7 +65,7 @@ class Loop(eqx.Module):
     @property
     def controller(self) -> diffrax.AbstractStepSizeController:
         padding = self.risk.padding
-        return step_size_controller(self.method, self.time_scales, damped=True, padding=padding)
+        return step_size_controller(self.method, self.problem, damped=True, padding=padding)
 
     def controller_start(self, y: Float[Array, " size"]) -> Any:
         """The state of the controller before the first step, whose size is known."""
@@ -122,7 +122,7 @@ class Loop(eqx.Module):
             none = jnp.zeros_like(s.pattern.active)
             suspects = jax.lax.cond(is_loose(s), lambda: none, look)
         # Where θ has decayed far below the tolerance, the sides of kinks are those of errors.
-        resolved = jnp.max(jnp.abs(thetas)) > _UNRESOLVED * self.method.atol
+        resolved = jnp.max(jnp.abs(thetas[:, : self.problem.size])) > _UNRESOLVED * self.method.atol
         suspects = suspects & resolved
         pairs = Pairs.where(suspects, self.most_pairs)
         ended = jax.lax.cond(
@@ -159,7 +159,7 @@ class Loop(eqx.Module):
             dense=solver.interpolation_cls(t0=jnp.zeros_like(dt), t1=dt, **stepped.dense),
             dt=dt,
             error=stepped.error,
-            tolerance=tolerance(self.method, self.time_scales, larger),
+            tolerance=tolerance(self.method, self.problem, larger),
             good=good,
             rate=self._rate(s, stepped.y, stepped.turn),
             next_size=size,
@@ -260,15 +260,14 @@ class Loop(eqx.Module):
         stuck = size < 4 * eps * jnp.abs(s.t)
         stuck = (stuck | (size < 1e-3 * eps * t1)) & (s.t < t1)
         result = RESULTS.where(stuck, RESULTS.step_size_underflow, s.result)
+        elapsed = self.problem.flow_time(s.t - self.span.t0, s.y)
+        if isinstance(self.risk, TimeChangedPatternRisk):
+            close = tolerance(self.method, self.problem, jnp.abs(s.y))
+            ends = keep & self.risk.ends(s.y[:-1], s.pattern, s.now, close)
+            ends |= stuck & runs_out(s.now.speed, size, elapsed)
+            result = RESULTS.where(ends, RESULTS.changed_time_ended, result)
         result = RESULTS.where(jnp.isfinite(s.y).all(), result, RESULTS.nonfinite)
-        phi = s.y[:-1]
-        point = FlowPoint(
-            elapsed=s.t - self.span.t0,
-            theta=self.time_scales.theta(phi),
-            dissipated=s.y[-1],
-            risk=s.now.value,
-            grad_norm=jnp.sqrt(s.now.field[-1]),
-        )
+        point = self.problem.point(elapsed, s.y, s.now.value, s.now.grad_norm)
         fired = self.method.stop.fired(point)
         return RESULTS.where(keep & ~(fired == RESULTS.successful), fired, result)
 
@@ -302,9 +301,9 @@ class Loop(eqx.Module):
             back = trial.t - self.span.ts[count]
             plain = trial.dense.evaluate(trial.dt - back)
             y, pattern = jax.lax.cond(some, within, lambda c: (c[0], before), (plain, back))
-            field = self.risk.field(0.0, y, pattern)
-            y = y.at[-1].add(2 * (y - plain)[:-1] @ field[:-1])
-            speeds = with_row(speeds, count, jnp.sqrt(field[-1]))
+            now = self.risk.evaluate(y[:-1], pattern)
+            y = y.at[-1].add(2 * (y - plain)[:-1] @ now.field[:-1])
+            speeds = with_row(speeds, count, now.grad_norm)
             return SavedStates(count + 1, with_row(ys, count, y), speeds)
 
         due = lambda saved: self.save_due(s._replace(saved=saved))
@@ -324,7 +323,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
     y = jnp.append(theta, jnp.zeros((), theta.dtype))
     pattern = risk.start(theta)
     now = risk.evaluate(theta, pattern)
-    speed = jnp.sqrt(now.field[-1])
+    speed = jnp.sqrt(jnp.sum(now.field[: loop.problem.size] ** 2))
     size, adapts = method.step_size, method.step_size is None
     if size is None:
         size = jnp.minimum(first_step(theta, speed), t1 - t0)
@@ -348,7 +347,7 @@ def begin(loop: Loop, theta: Float[Array, " size"]) -> LocatedState:
         saved=SavedStates(
             num_saved=jnp.sum(at_start),
             ys=jnp.where(at_start[:, None], y[None, :], 0.0),
-            speeds=jnp.where(at_start, speed, 0.0),
+            speeds=jnp.where(at_start, now.grad_norm, 0.0),
         ),
         counts=StepCounts(
             zero, zero, zero, nothing_done().plus(evaluations=1) if counted else None

@@ -7,17 +7,18 @@ from typing import NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gflow.arguments import is_concrete
 from gflow.dense import Steps
 from gflow.flow import collapse
-from gflow.flow.controller import step_size_controller
+from gflow.flow.controller import step_size_controller, tolerance
 from gflow.flow.output import FlowOutput, SavedStates, StepCounts
 from gflow.flow.problem import FlowProblem, Method, first_step
 from gflow.flow.run import MAX_PIECE_STEPS, AbstractRun, Snapshot
 from gflow.flow.span import Span
 from gflow.flow.stopping import FlowPoint, first_result
+from gflow.flow.time_changed import TimeChanged, length, runs_out
 from gflow.programs import program
 from gflow.results import RESULTS, result_name
 from gflow.solvers.stabilised import radius_at
@@ -73,7 +74,7 @@ class SmoothRun(AbstractRun[SmoothState]):
         after = _integrate(self, state, max_steps - done)
         if is_concrete(after) and result_name(after.result) != "step_size_underflow":
             return after
-        return after._replace(result=_why_stuck(self.problem, after))
+        return after._replace(result=_why_stuck(self, after))
 
     def output(self, state: SmoothState) -> FlowOutput:
         return FlowOutput(
@@ -122,7 +123,7 @@ class SmoothRun(AbstractRun[SmoothState]):
         return state
 
     def spectral_radius(self, state: SmoothState) -> float:
-        return float(_spectral_radius(self.problem, state.y[:-1]))
+        return float(_spectral_radius(self.problem, state.y))
 
     def with_solver(
         self, solver: diffrax.AbstractSolver, state: SmoothState
@@ -133,12 +134,13 @@ class SmoothRun(AbstractRun[SmoothState]):
 @partial(program, is_brief=lambda run, *_: run.is_brief)
 def _begin(run: SmoothRun, risk: Float[Array, ""], gradient: Float[Array, " size"]) -> SmoothState:
     phi0, method, span = run.phi0, run.method, run.span
-    y0 = jnp.append(phi0, jnp.zeros((), phi0.dtype))
+    y0 = jnp.append(run.problem.start(phi0), jnp.zeros((), phi0.dtype))
     # `jnp.asarray(0)` is weakly typed, sums are not: the second piece would be compiled anew.
     zero = jnp.zeros((), int)
     size = method.step_size
     if size is None:
-        size = jnp.minimum(first_step(phi0, _norm(gradient)), span.t1 - span.t0)
+        rate = 1.0 if (model := run.problem.model) is None else model.rate(risk, length(gradient))
+        size = jnp.minimum(first_step(phi0, rate * length(gradient)), span.t1 - span.t0)
     terms = diffrax.ODETerm(run.problem.field)
     inner = method.solver.init(terms, span.t0, span.t1, y0, None)
     return SmoothState(
@@ -160,8 +162,10 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
     method, (t1, ts) = run.method, (run.span.t1, run.span.ts)
     holds = [c.holds for c in method.stop.criteria]
     events = [lambda t, y, args, of=of, **_: of(_point(run, t, y)) for of in holds]
+    if (model := run.problem.model) is not None:
+        events += [lambda t, y, args, **_: _ends(run, model, y)]
     solver, collapses = method.solver, collapse.is_possible(run.problem, method)
-    min_step = _MIN_STEP * jnp.finfo(s.t.dtype).eps * (t1 - s.t)
+    min_step = _smallest_step(t1 - s.t)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(run.problem.field),
         collapse.WithCollapse(solver, run.problem, method) if collapses else solver,
@@ -176,7 +180,7 @@ def _integrate(run: SmoothRun, s: SmoothState, max_steps: int) -> SmoothState:
             dense=run.keeps_steps,
         ),
         stepsize_controller=step_size_controller(
-            method, run.problem.time_scales, damped=False, min_step=min_step
+            method, run.problem, damped=False, min_step=min_step
         ),
         event=diffrax.Event(events) if events else None,
         max_steps=max_steps,
@@ -223,13 +227,16 @@ def _steps(solution: diffrax.Solution) -> Steps:
 
 
 def _point(run: SmoothRun, t, y) -> FlowPoint:
-    value, gradient = run.problem.gradient(y[:-1])
-    theta = run.problem.time_scales.theta(y[:-1])
-    return FlowPoint(t - run.span.t0, theta, y[-1], value, _norm(gradient))
+    problem = run.problem
+    value, gradient = problem.gradient(problem.phi(y))
+    return problem.point(problem.flow_time(t - run.span.t0, y), y, value, length(gradient))
 
 
-def _norm(gradient: Array) -> Array:
-    return jnp.sqrt(jnp.sum(gradient**2))
+def _ends(run: SmoothRun, model: TimeChanged, y) -> Bool[Array, ""]:
+    problem, phi = run.problem, run.problem.phi(y)
+    value, gradient = problem.gradient(phi)
+    close = problem.phi(jnp.broadcast_to(tolerance(run.method, problem, jnp.abs(y)), y.shape))
+    return model.ends(value, -gradient, close, lambda by: -problem.gradient(phi + by)[1])
 
 
 def _result(run: SmoothRun, solution: diffrax.Solution) -> RESULTS:
@@ -237,23 +244,33 @@ def _result(run: SmoothRun, solution: diffrax.Solution) -> RESULTS:
     result, ours = solution.result, RESULTS.step_size_underflow
     for name in ("successful", "max_steps_reached"):
         ours = RESULTS.where(result == getattr(diffrax.RESULTS, name), getattr(RESULTS, name), ours)
-    criteria = [c.result for c in run.method.stop.criteria]
+    criteria = [*(c.result for c in run.method.stop.criteria), RESULTS.changed_time_ended]
     fired = first_result(zip(criteria, solution.event_mask or []))
     return RESULTS.where(result == diffrax.RESULTS.event_occurred, fired, ours)
 
 
-def _why_stuck(problem: FlowProblem, state: SmoothState) -> RESULTS:
-    """The result; that of a field that is not finite, if the steps became too small there.
+def _why_stuck(run: SmoothRun, state: SmoothState) -> RESULTS:
+    """The result, if the steps became too small: that of a field that is not finite, or of a
+    changed time that ended.
 
     Outside the solver's program, in which the field would stand once more."""
-    _, gradient = problem.gradient(state.y[:-1])
-    stuck = state.result == RESULTS.step_size_underflow
-    return RESULTS.where(
-        stuck & ~jnp.isfinite(jnp.sum(gradient**2)), RESULTS.nonfinite, state.result
-    )
+    problem, result = run.problem, state.result
+    risk, gradient = problem.gradient(problem.phi(state.y))
+    stuck, square = result == RESULTS.step_size_underflow, jnp.sum(gradient**2)
+    if problem.model is not None:
+        elapsed = problem.flow_time(state.t - run.span.t0, state.y)
+        step = _smallest_step(run.span.t1 - state.t)
+        ends = stuck & runs_out(problem.model.rate(risk, jnp.sqrt(square)), step, elapsed)
+        result = RESULTS.where(ends, RESULTS.changed_time_ended, result)
+    return RESULTS.where(stuck & ~jnp.isfinite(square), RESULTS.nonfinite, result)
+
+
+def _smallest_step(ahead: Float[Array, ""]) -> Float[Array, ""]:
+    return _MIN_STEP * jnp.finfo(ahead.dtype).eps * ahead
 
 
 @partial(program, is_brief=lambda problem, theta: problem.is_brief)
-def _spectral_radius(problem: FlowProblem, theta: Float[Array, " size"]) -> Array:
-    """Of the Hessian."""
-    return radius_at(lambda theta: problem.gradient(theta)[1], theta)
+def _spectral_radius(problem: FlowProblem, y: Float[Array, " size"]) -> Array:
+    """Of the Jacobian of the field."""
+    velocity = lambda phi: problem.phi(problem.field(0.0, y.at[: problem.size].set(phi), None))
+    return radius_at(velocity, problem.phi(y))

@@ -37,6 +37,8 @@ from gflow.flow.smooth import SmoothRun
 from gflow.flow.solver_setup import as_solver, with_tolerances
 from gflow.flow.span import Span, span_of
 from gflow.flow.stopping import Stop, as_stop
+from gflow.flow.time_changed import TimeChanged, as_model, check_speed
+from gflow.flow.time_changed_kinks import TimeChangedPatternRisk
 from gflow.networks import ShallowNet
 from gflow.nonsmooth.pattern_risk import AbstractPatternRisk
 from gflow.nonsmooth.recognition import padded, pattern_risk_of, without_padding
@@ -67,6 +69,7 @@ def solve_flow(
     step_size: RealScalar | None = None,
     trainable: Sequence[str] | PyTree | None = None,
     time_scales: PyTree | None = None,
+    model: TimeChanged | None = None,
     observe: Mapping[str, Callable[[Any], Any]] | None = None,
     progress: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -111,6 +114,9 @@ def solve_flow(
     - `time_scales`: positive numbers τ of the flow dθ/dt = −τ ⊙ G(θ): by field, such as
       `{"v": 0.01}` (1 for the others), or a pytree of numbers that is a prefix of `net`; for a
       field, too, a prefix of it. Slides are projected in the metric 1/τ.
+    - `model`: `TimeChanged(speed)` follows the same orbit in another time s, dθ/ds = −σ G(θ), with
+      a speed σ of risk and gradient norm. All times, t0, t1 and `ts` among them, are s then;
+      `Trajectory.observed["flow_time"]` is the flow time t = t0 + ∫σ ds. Each kink ends a step.
     - `observe`: functions of a network by name, each to one array, such as `{"test_risk":
       test_risk}`; they are evaluated at the saved times (`Trajectory.observed`).
     - `progress`: shows a progress bar. Ctrl-C then ends the flow with the result "interrupted".
@@ -141,11 +147,11 @@ def solve_flow(
     tolerances = _given_tolerances(trained, rtol, atol)
     check_risk(risk, net)
     observations = as_observations(observe, net)
-    problem = FlowProblem(risk, trained, frozen, scales)
+    problem = FlowProblem(risk, trained, frozen, scales, as_model(model, observations))
     pattern_risk = pattern_risk_of(risk, trained, frozen, scales)
     keeps_shapes = bool(observations) or dense or kinks == "ignore" or step_size is not None
     if (wide := None if keeps_shapes else padded(risk, pattern_risk)) is not None:
-        problem, pattern_risk = FlowProblem(wide.risk, *wide.parts), wide.pattern_risk
+        problem, pattern_risk = FlowProblem(wide.risk, *wide.parts, model=model), wide.pattern_risk
     theta0, phi0, rtol, atol = _prepared(problem.trained, scales, *tolerances)
     _check_start(theta0)
     span = span_of(t0, t1, ts, theta0.dtype)
@@ -164,8 +170,7 @@ def solve_flow(
     with jax.numpy_dtype_promotion("standard"):
         solved = solve(run, _enough_steps(max_steps, span, step_size, max_kinks), pauses)
         like = None if wide is None else eqx.combine(trained, frozen)
-        has_kinks = pattern_risk is not None
-        trajectory = _trajectory(solved, method, has_kinks, observations, like, max_kinks)
+        trajectory = _trajectory(solved, method, pattern_risk, observations, like, max_kinks)
     if is_concrete(trajectory.ts) and (advice := advice_for(trajectory, solved.run, risk)):
         warnings.warn(advice, stacklevel=2)
     return finish(trajectory, throw=throw)
@@ -174,17 +179,21 @@ def solve_flow(
 def _trajectory(
     solved: Solved,
     method: Method,
-    has_kinks: bool,
+    risk: AbstractPatternRisk | None,
     observe: dict[str, Callable[[Any], Any]],
     like: ShallowNet | None,
     max_kinks: int,
 ) -> Trajectory:
     """The trajectory of a run, in the shapes of a network if it was padded."""
     names = [type(method.solver).__name__, *(switch.solver for switch in solved.switches)]
-    words = "gradient flow, " + ", then ".join(names)
+    model = solved.run.problem.model
+    words = "" if model is None else "time-changed "
+    words += "gradient flow, " + ", then ".join(names)
     steps, solved = joined(list(solved.steps)), solved._replace(steps=())
-    ignored = has_kinks and not solved.run.locates_kinks
+    ignored = risk is not None and not solved.run.locates_kinks
     trajectory = with_retry(lambda: _record(solved, words, ignored, observe))
+    if model is not None:
+        check_speed(model, trajectory)
     if (log := solved.run.kinks(solved.state)) is not None:
         trajectory = replace(trajectory, kinks=log)
     if is_concrete(trajectory.ts):
@@ -231,9 +240,11 @@ def _record(
     lost_at_start = (result == RESULTS.nonfinite) & (output.t == run.span.t0)
     result = RESULTS.where(lost_at_start, RESULTS.nonfinite_start, result)
     dissipated = output.saved.ys[:, -1]
-    trained = jax.vmap(problem.params)(output.saved.ys[:, :-1])
+    trained = jax.vmap(lambda y: problem.params(problem.phi(y)))(output.saved.ys)
+    since = jax.vmap(problem.flow_time)(output.ts - run.span.t0, output.saved.ys)
+    flow_times = run.span.t0 + since
     stats = _stats(run, output)
-    return record(
+    trajectory = record(
         problem.risk,
         problem.trained,
         problem.frozen,
@@ -244,6 +255,7 @@ def _record(
             output.saved.speeds,
             risk_at_start=output.risk_at_start,
             t0=run.span.t0,
+            flow_times=flow_times,
         ),
         observe=observe,
         time_scales=problem.time_scales,
@@ -254,6 +266,9 @@ def _record(
         kinks_ignored=kinks_ignored,
         switches=solved.switches,
     )
+    if problem.model is None:
+        return trajectory
+    return replace(trajectory, observed={"flow_time": flow_times} | trajectory.observed)
 
 
 def _stats(run: AbstractRun, output: FlowOutput) -> dict[str, Any]:
@@ -274,7 +289,9 @@ def _stats(run: AbstractRun, output: FlowOutput) -> dict[str, Any]:
         stats["num_segments"] = 1 + output.num_kinks
     stats |= run.problem.time_scales.stats(run.problem.trained)
     if collapse.is_possible(run.problem, run.method):
-        stats["num_collapsed_units"] = collapse.num_collapsed(run.problem, output.y[:-1])
+        stats["num_collapsed_units"] = collapse.num_collapsed(
+            run.problem, run.problem.phi(output.y)
+        )
     return stats
 
 
@@ -286,9 +303,11 @@ def _run(
     if risk is None or kinks == "ignore":
         return SmoothRun(**parts)
     # Interpolants know nothing of kinks within a step, and fixed steps of no tolerance. Rows that
-    # share kinks are judged together, at the kink.
-    fixed = parts["method"].step_size is not None
+    # share kinks are judged together, at the kink, where the speed of a model may jump.
+    fixed, model = parts["method"].step_size is not None, parts["problem"].model
     each = kinks == "all" or parts["keeps_steps"] or fixed or risk.shares_kinks
+    each = each or model is not None
+    risk = risk if model is None else TimeChangedPatternRisk.of(risk, model)
     budget = np.asarray(0.0 if each else 1.0, parts["phi0"].dtype)
     return LocatedRun(**parts, risk=risk, kink_budget=budget, log_size=_log_size(max_kinks))
 

@@ -45,9 +45,18 @@ class AbstractEvaluation(eqx.Module):
     field: eqx.AbstractVar[Float[Array, " size_and_one"]]
     value: eqx.AbstractVar[Float[Array, ""]]
 
+    @property
+    @abstractmethod
+    def grad_norm(self) -> Float[Array, ""]:
+        """The norm of the gradient, along all kinks that the pattern slides on."""
+
     @abstractmethod
     def kept(self: Evaluated) -> Evaluated:
         """What of it is kept until the next step."""
+
+    @abstractmethod
+    def times(self: Evaluated, factor: Float[Array, ""]) -> Evaluated:
+        """That of the risk times a positive number, without its value."""
 
 
 class Transition(NamedTuple):

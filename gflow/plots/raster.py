@@ -72,7 +72,8 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
             size, edge = (13, 1.6) if marker == "|" else (7, 0)
             style = {"color": colour, "label": kind.label, "ms": size, "mew": edge, "ls": ""}
             ax.plot(time[those], lines.of_kinks[those], marker, **style)
-    ax.set(xlabel="flow time t", ylabel="unit")
+    changed = "flow_time" in trajectory.observed
+    ax.set(xlabel="changed time s" if changed else "flow time t", ylabel="unit")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     if len(lines.firsts) > 2:
         _name_layers(ax, lines.firsts)

@@ -6,6 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from gflow.trajectory import Trajectory
+
 FLOW = "black"
 ACTIVE, NEGATIVE = "#c44536", "#2a6f97"
 
@@ -13,6 +15,11 @@ ACTIVE, NEGATIVE = "#c44536", "#2a6f97"
 def new_axes(ax: Axes | None) -> Axes:
     """The given axes, or those of a new figure."""
     return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def flow_times(trajectory: Trajectory) -> np.ndarray:
+    """The times of gradient flow, also of a flow in another time."""
+    return np.asarray(trajectory.observed.get("flow_time", trajectory.ts))
 
 
 def space_ticks(axis: Axis) -> None:

@@ -20,7 +20,7 @@ from gflow.convergence import ConvergenceOrder
 from gflow.indexing import taken
 from gflow.networks import ShallowNet
 from gflow.piecewise import PiecewisePolynomial
-from gflow.plots.style import ACTIVE, FLOW, NEGATIVE, new_axes, space_ticks
+from gflow.plots.style import ACTIVE, FLOW, NEGATIVE, flow_times, new_axes, space_ticks
 from gflow.trajectory import Trajectory, single_trajectory
 
 # From so many descents on, a legend with all of them would cover the figure.
@@ -100,7 +100,7 @@ def risk(
 ) -> Axes:
     """L(θ(t)) − `limit` against t, for one trajectory, or for several by label."""
     curves = {
-        name: _Curve(t.ts, np.asarray(t.risk) - limit, t.kind)
+        name: _Curve(flow_times(t), np.asarray(t.risk) - limit, t.kind)
         for name, t in _trajectories(trajectories).items()
     }
     ax = _along_time(curves, new_axes(ax), "risk L" if limit == 0 else f"L − {limit:.4g}")
@@ -115,7 +115,7 @@ def grad_norm(
 ) -> Axes:
     """‖G(θ(t))‖ against t, for one trajectory, or for several by label."""
     labelled = _trajectories(trajectories)
-    curves = {name: _Curve(t.ts, t.grad_norm, t.kind) for name, t in labelled.items()}
+    curves = {name: _Curve(flow_times(t), t.grad_norm, t.kind) for name, t in labelled.items()}
     return _along_time(curves, new_axes(ax), "gradient norm ‖G‖")
 
 
@@ -177,7 +177,7 @@ def observed(
     colours, labels = dict(zip(descents, _colours(len(descents)))), _legend_labels(descents)
     smallest = np.inf
     for label, trajectory in labelled.items():
-        ts, values = np.asarray(trajectory.ts), np.asarray(trajectory.observed[name])
+        ts, values = flow_times(trajectory), np.asarray(trajectory.observed[name])
         values = values.reshape(len(ts), -1)[ts > 0]
         smallest = min(smallest, values.min(initial=np.inf))
         style = {"color": colours.get(label, FLOW), "lw": 1.3}
@@ -207,7 +207,7 @@ def breakpoints(trajectory: Trajectory, x: Any, *, ax: Axes | None = None) -> Ax
     if not isinstance(net, ShallowNet) or net.in_size != 1 or net.b is None or np.ndim(net.v) != 2:
         wanted = "one of a ShallowNet with one input, biases and scalar output"
         raise ArgumentError("trajectory", Described("another trajectory"), wanted)
-    ts, x = np.asarray(trajectory.ts), np.ravel(np.asarray(x))
+    ts, x = flow_times(trajectory), np.ravel(np.asarray(x))
     w, b = np.asarray(net.w)[:, :, 0], np.asarray(net.b)
     with np.errstate(divide="ignore", invalid="ignore"):
         paths = np.where(w != 0, -b / w, np.nan)
@@ -246,7 +246,7 @@ def learned_function(
     low, high = (low, high) if x is None else (x.min(), x.max())
     margin = 0.04 * (high - low)
     grid = np.linspace(low - margin, high + margin, 601).astype(np.asarray(trajectory.risk).dtype)
-    ts = np.asarray(trajectory.ts)
+    ts = flow_times(trajectory)
     if not (ts > 0).any():
         ts = np.array([1.0])  # only the start was saved
     first = max(ts[-1] * 1e-4, ts[ts > 0][0])

@@ -1,5 +1,6 @@
 """The pattern of a network of any depth: sides, and slides in slots that all units share."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -186,5 +187,14 @@ class DeepEvaluation(AbstractEvaluation):
     field: Float[Array, " size_and_one"]
     value: Float[Array, ""]
 
+    @property
+    def grad_norm(self) -> Float[Array, ""]:
+        return jnp.sqrt(self.field[-1])
+
     def kept(self) -> "DeepEvaluation":
         return self
+
+    def times(self, factor: Float[Array, ""]) -> "DeepEvaluation":
+        field = (factor * self.field).at[-1].multiply(factor)
+        q, multipliers = factor * self.q, factor * self.multipliers
+        return dataclasses.replace(self, q=q, multipliers=multipliers, field=field)

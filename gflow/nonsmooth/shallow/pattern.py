@@ -190,6 +190,15 @@ class Evaluation(AbstractEvaluation):
         return dataclasses.replace(self, z=None)
 
     @property
+    def grad_norm(self) -> Float[Array, ""]:
+        return jnp.sqrt(self.field[-1])
+
+    def times(self, factor: Float[Array, ""]) -> "Evaluation":
+        field = (factor * self.field).at[-1].multiply(factor)
+        r, force = factor * self.r, factor * self.force
+        return dataclasses.replace(self, r=r, force=force, field=field)
+
+    @property
     def q(self) -> Float[Array, "units rows"]:
         """∂L/∂a of every pair."""
         return jnp.outer(self.v, self.r) if self.v.ndim == 1 else self.v @ self.r.T
