@@ -78,7 +78,9 @@ class TimeChanged(eqx.Module):
         r"""σ = min{1, max{δ, γ/‖∇L‖}} with the `threshold` γ > 0 and the `floor` δ ≥ 0.
 
         Descent whose gradients are clipped to the norm γ follows it as its steps go to 0; its time
-        is s = k·h. δ > 0 is regularised clipping (arXiv 2404.08624); δ = 1 is gradient flow.
+        is s = k·h. δ > 0 is regularised clipping (arXiv 2404.08624); δ = 1 is gradient flow. Along
+        slides descent clips the gradients of both sides, which are longer than the flow's: where γ
+        is less than these it follows the same orbit, but more slowly.
         """
         return cls(_Clipped(_number("threshold", threshold), _number("floor", floor, or_zero=True)))
 

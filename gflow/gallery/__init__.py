@@ -25,6 +25,7 @@ NAMES = (
     "early_alignment",
     "jump_target",
     "normalised_units",
+    "clipped_descent",
 )
 
 __all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "title"]

@@ -15,7 +15,7 @@ from gflow.gallery.claims import Claim, Exhibit, at_least, at_most, equal, panel
 SOURCE = "Dereich, Do, Jentzen, Weber, arXiv 2501.15646"
 SCALES = 2.0 ** np.arange(0, 15)
 LOWERED = 10.0 ** -np.arange(1.0, 7.0)
-ROWS = jnp.asarray([[-1.0], [0.0], [0.5], [2.0]])
+ROWS = np.array([[-1.0], [0.0], [0.5], [2.0]])
 
 
 def _on_kinks(depth: int) -> eqx.nn.MLP:
