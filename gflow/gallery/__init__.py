@@ -18,6 +18,10 @@ NAMES = (
     "dead_networks",
     "spurious_minima",
     "early_alignment",
+    "deep_linear",
+    "biased_kernel",
+    "threshold_networks",
+    "linear_rate",
 )
 
 __all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "title"]
