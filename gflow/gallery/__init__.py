@@ -21,7 +21,10 @@ NAMES = (
     "deep_linear",
     "biased_kernel",
     "threshold_networks",
+    "differential_inclusion",
     "linear_rate",
+    "orthogonal_data",
+    "nearly_orthogonal_data",
 )
 
 __all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "title"]
