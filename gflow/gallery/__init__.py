@@ -26,6 +26,13 @@ NAMES = (
     "jump_target",
     "normalised_units",
     "clipped_descent",
+    "deep_linear",
+    "biased_kernel",
+    "threshold_networks",
+    "differential_inclusion",
+    "linear_rate",
+    "orthogonal_data",
+    "nearly_orthogonal_data",
 )
 
 __all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "title"]

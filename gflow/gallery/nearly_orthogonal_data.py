@@ -1,0 +1,64 @@
+r"""Nearly orthogonal data: descent finds layers of small stable rank, and equal margins.
+
+n rows with $\|x_i\|^2 \ge C n \max_k |\langle x_i, x_k\rangle|$, first layer trained, logistic
+loss. The stable rank $\|W\|_F^2 / \|W\|_2^2$ of the units of one sign tends to 1 for leaky ReLU and
+is bounded for ReLU. The ratio of any two margins $q_i = y_i N(x_i)$ tends to 1. For leaky ReLU and
+orthogonal rows $\dot q_i \propto \|x_i\|^2 e^{-q_i}$ in the end, so that
+
+$$q_i - q_k \to \log \frac{\|x_i\|^2}{\|x_k\|^2}, \qquad
+  q_i \approx \log t, \qquad q_i / q_k - 1 = O(1 / \log t).$$
+"""
+
+import jax
+import numpy as np
+
+import gflow
+from gflow.gallery.claims import Exhibit, at_most, equal, panels
+
+SOURCE = "Kou, Chen, Gu, arXiv 2310.18935"
+INPUTS, WIDTH, SLOPE = 1_000, 16, 0.3
+STEP, STEPS = 30.0, 10_000
+SIGNS = np.tile([1.0, -1.0], WIDTH // 2)
+
+
+def _descent(rows: int, activation: str) -> tuple[gflow.Trajectory, np.ndarray, np.ndarray]:
+    """With the stable ranks, and the margins (times, rows)."""
+    keys = jax.random.split(jax.random.key(rows))
+    x = np.array(jax.random.normal(keys[0], (rows, INPUTS))) / INPUTS**0.5
+    x *= (np.linspace(0.7, 1.4, rows) / np.linalg.norm(x, axis=1))[:, None]
+    labels = np.tile([1.0, -1.0], rows // 2)
+    w = 1e-3 * jax.random.normal(keys[1], (WIDTH, INPUTS))
+    net = gflow.ShallowNet.from_arrays(w, None, SIGNS / WIDTH**0.5, None, activation=activation)
+    risk = gflow.EmpiricalRisk(x, labels, loss="logistic")
+    options = {"step_size": STEP, "num_steps": STEPS, "record": 60, "trainable": ("w",)}
+    run = gflow.descend(risk, net, **options)
+    singular = np.linalg.svd(np.asarray(run.params.w)[:, SIGNS > 0], compute_uv=False)
+    margins = np.array([labels * risk.predictions(one) for one in run])
+    return run, np.sum(singular**2, axis=1) / singular[:, 0] ** 2, margins
+
+
+def exhibit(*, long: bool = False) -> Exhibit:
+    """4, 8 and 16 rows; up to 64 if it is long."""
+    figure, axes = panels(2)
+    claims, largest = [], 0.0
+    for kind, colour in ((f"leaky_relu({SLOPE})", "black"), ("relu", "#c44536")):
+        bound = 2.0 if kind == "relu" else 1.01
+        for rows in (4, 8, 16, 32, 64) if long else (4, 8, 16):
+            run, ranks, margins = _descent(rows, kind)
+            words = f"{kind}, {rows} rows"
+            claims.append(at_most(f"{words}: stable rank", SOURCE, bound, float(ranks[-1])))
+            label = kind if rows == 4 else None
+            late = run.ts > 100
+            axes[0].semilogx(run.ts[1:], ranks[1:], color=colour, label=label)
+            ratio = np.max(margins, axis=1) / np.min(margins, axis=1)
+            axes[1].semilogx(run.ts[late], ratio[late], color=colour, label=label)
+            largest = max(largest, float(ratio[-1]))
+            if kind != "relu":
+                differ, expected = float(np.ptp(margins[-1])), np.log(1.4**2 / 0.7**2)
+                claims.append(equal(f"{words}: margins differ by", SOURCE, expected, differ, 0.2))
+    words = f"all runs, t = {STEP * STEPS:.0e}: largest margin over the smallest"
+    claims.append(at_most(words, SOURCE, 1.3, largest))
+    axes[0].set(xlabel="t", ylabel="stable rank, units of one sign")
+    axes[1].set(xlabel="t", ylabel="largest margin over the smallest")
+    axes[1].legend()
+    return Exhibit(tuple(claims), figure)
