@@ -229,8 +229,10 @@ def _distances(trajectory: Trajectory, limit_net: Any) -> tuple[np.ndarray, np.n
 
 
 def _rate_of_distance(t: np.ndarray, distance: np.ndarray) -> Rate | None:
+    # A flow that ends at its limit is at distance 0 from it.
+    apart = distance > 0
     try:
-        return fit_rate(t, distance)
+        return fit_rate(t[apart], distance[apart])
     except ArgumentError:  # too few points, as the limit is reached
         return None
 
