@@ -1,5 +1,7 @@
 """Critical points at the ends of flows: on kinks, on random problems; none before they converge."""
 
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -99,6 +101,16 @@ def test_the_end_of_a_flow_does_not_depend_on_when_it_was_left(sine):
     assert one.kind is two.kind is gflow.CriticalKind.LOCAL_MINIMUM
     assert one.distance > 0.05 and two.distance < 1e-6
     assert one.risk_change < -1e-8
+
+
+@pytest.mark.parametrize("k", range(3))
+def test_slopes_that_are_roundings_do_not_hide_a_minimum(k):
+    """Ends of three descents on scikit-learn's Linnerud data, hovering about kinks."""
+    arrays = np.load(Path(__file__).parent / "data" / "descents_at_kinks.npz")
+    net = gflow.ShallowNet.from_arrays(*(arrays[name][k] for name in ("w", "b", "v", "c")))
+    point = gflow.refine(gflow.EmpiricalRisk(arrays["x"], arrays["y"]), net)
+    assert point.kind == "local minimum" and len(point.active_kinks) == 5
+    assert point.risk == pytest.approx(0.178424, abs=1e-6)
 
 
 def test_a_repelling_kink_makes_a_saddle():

@@ -17,7 +17,7 @@ from gflow.hessian import Spectrum
 from gflow.pickling import Portable, PortableError
 
 
-class CriticalKind(enum.Enum):
+class CriticalKind(enum.StrEnum):
     """The kinds of critical points; the value reads well."""
 
     GLOBAL_MINIMUM = "global minimum"
