@@ -25,6 +25,7 @@ NAMES = (
     "linear_rate",
     "orthogonal_data",
     "nearly_orthogonal_data",
+    "linear_regions",
 )
 
 __all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "title"]
