@@ -26,6 +26,7 @@ NAMES = (
     "orthogonal_data",
     "nearly_orthogonal_data",
     "linear_regions",
+    "averaged_sgd",
 )
 
 __all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "title"]
