@@ -33,6 +33,8 @@ NAMES = (
     "linear_rate",
     "orthogonal_data",
     "nearly_orthogonal_data",
+    "linear_regions",
+    "averaged_sgd",
 )
 
 __all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "title"]
