@@ -110,6 +110,23 @@ def test_kinks_of_the_references(reference):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_units_that_are_zero_hold_nothing_up():
+    """All their pairs are on kinks, more than one step has room for, and stay there."""
+    x = np.linspace(-1, 1, 60)
+    risk = gflow.EmpiricalRisk(x[:, None], np.sin(4 * x))
+    rng, zeros = np.random.default_rng(0), np.zeros(30)
+    w, b, v = (np.concatenate([0.5 * rng.normal(size=10), zeros]) for _ in range(3))
+    net = gflow.ShallowNet.from_arrays(w[:, None], b, v, 0.0)
+    flow = gflow.solve_flow(risk, net, t1=2.0, ts=[2.0], rtol=1e-4, max_steps=1_000)
+    alone = gflow.ShallowNet.from_arrays(w[:10, None], b[:10], v[:10], 0.0)
+    alone = gflow.solve_flow(risk, alone, t1=2.0, ts=[2.0], rtol=1e-4)
+    assert flow.stats["num_kinks"] == alone.stats["num_kinks"] > 5
+    assert flow.stats["num_rejected_steps"] <= alone.stats["num_rejected_steps"] + 10
+    assert float(flow.risk[-1]) == pytest.approx(float(alone.risk[-1]), rel=1e-3)
+    assert not np.any(flow.final.w[10:]) and not np.any(flow.final.v[10:])
+
+
 def test_errors_of_the_state_do_not_lead_back_onto_kinks():
     known = reference_flow("sine_d1_w50_n100")
     flow = gflow.solve_flow(known.risk, known.net, t1=known.t1, ts=known.ts, rtol=1e-4)

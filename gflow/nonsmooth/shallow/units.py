@@ -81,7 +81,9 @@ class AbstractPairsOfUnits(AbstractPatternRisk[ShallowPattern]):
         # A parabola whose slope changes by some amount rises at most by an eighth of it from its
         # vertex to the nearer end.
         turns = ends.dt * self.reach(ends.start, ends.end, scales)
-        reach = jnp.where(largest < patience.each, -eps, jnp.maximum(_TURN * turns, -eps))
+        # A unit at rest stays where it is, also on its kinks.
+        straight = (largest < patience.each) | (turns == 0)
+        reach = jnp.where(straight, -eps, jnp.maximum(_TURN * turns, -eps))
         return margins <= reach[:, None]
 
     def sight(
