@@ -66,7 +66,8 @@ def valley(land: AbstractLandscape, found: NewtonResult, size: float) -> Valley 
     way.follow()
     first, last = way.lengths[0], way.lengths[-1]
     near = first <= _LASTS * size
-    if near and way.vanished and sum(way.lengths) <= _LASTS * size:
+    # A slope that vanishes at once, or is lost in roundings, is none.
+    if near and len(way.lengths) < _HALVINGS and sum(way.lengths) <= _LASTS * size:
         return None
     if near and len(way.lengths) == _HALVINGS and last <= _SHRINKS * first:
         return None
@@ -96,8 +97,7 @@ class _Way:
     """The way down a valley.
 
     - `lengths`: over which the slope halves, one after the other; the last one may end without
-      that. `vanished`: whether the slope fell to zero at once; `at_rest`: whether the slopes across
-      the direction stayed smaller than that along it.
+      that. `at_rest`: whether the slopes across the direction stayed smaller than that along it.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class _Way:
         self.land, self.direction, self.slope, self.size = land, direction, slope, size
         self.theta, self.basis = found.theta, found.expansion.basis
         self.lengths: list[float] = []
-        self.vanished, self.at_rest = False, True
+        self.at_rest = True
 
     def follow(self) -> None:
         """Goes on until the slope has halved ten times, or does not vanish, or vanishes at once."""
@@ -121,7 +121,6 @@ class _Way:
             left = -float(gradient @ self.direction)
             if not left >= 0.4 * slope:
                 if step < 1e-12 * self.size:
-                    self.vanished = True
                     break
                 step /= 2
                 continue

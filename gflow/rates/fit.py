@@ -85,7 +85,7 @@ def fit_rate(
       after the last one, where the risk is analytic. If too little of the gap is left there, all of
       it is used, and no law is called where the tail passes through several patterns.
 
-    **Returns:** a `Rate`. Over 200 synthetic trajectories with correlated deviations and further
+    **Returns:** a `Rate`. Over 120 synthetic trajectories with correlated deviations and further
     terms its 95 % intervals hold the truth for 90 to 99 % (`tests/test_rates.py`). If the saved
     times are coarse next to T − t, the interval of a finite time is too short.
 
