@@ -34,7 +34,8 @@ class TimeChanged(eqx.Module):
     `solve_flow(..., model=TimeChanged(speed))` follows the same orbit as without it. Its times
     `ts` are s, and `trajectory.observed["flow_time"]` is t, the time of gradient flow.
 
-    - `TimeChanged.clipped(c)`: σ = min(1, c/‖∇L‖), the limit of descent with clipped gradients.
+    - `TimeChanged.clipped(c)`: σ = min(1, c/‖∇L‖), away from slides the limit of descent with
+      clipped gradients.
     - `TimeChanged.normalised()`: σ = 1/‖∇L‖; s is the length of the orbit.
     - `TimeChanged.log_risk()`: σ = 1/L, the gradient flow of log L; where L ~ 1/t, s ~ log t.
 

@@ -75,5 +75,6 @@ def exhibit(*, long: bool = False) -> Exhibit:
     axes[0].legend(["clipped", "plain"])
     line = apart[-1] / STEP_SIZES[-1] * STEP_SIZES
     axes[1].loglog(STEP_SIZES, apart, "o-", STEP_SIZES, line, "k--")
+    axes[1].minorticks_off()
     axes[1].set(xlabel="η", ylabel="largest distance of clipped descent")
     return Exhibit(claims, figure)

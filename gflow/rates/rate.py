@@ -250,7 +250,7 @@ class Rate(Shown):
         name = "power law" if self.better == "power" else self.better
         asymptotic = ""
         if self.better == "exponential":
-            low, high = self.asymptotic.interval
+            low, high = self.interval
             asymptotic = f"; for t → ∞ the rate is between {low:.5g} and {high:.5g}"
         ends = f"{asymptotic}{self._others()}{self._prediction()}"
         return f"{name} {self.formula()} {where}{ends}"
@@ -273,8 +273,8 @@ class Rate(Shown):
         if self.predicted is None or self.better != "exponential":
             return ""
         text = f"; the spectrum predicts {self.predicted:.6g}, "
-        intervals = (self.interval, self.asymptotic.interval)
-        if any(low <= self.predicted <= high for low, high in intervals):
+        ranges = self.tail_interval, self.interval
+        if any(low <= self.predicted <= high for low, high in ranges):
             return text + "inside the interval"
         percent = 100 * (self.predicted / self.value - 1)
         side = "above" if percent > 0 else "below"
