@@ -1,6 +1,8 @@
 """Compiled functions of pytrees, cheap to call."""
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -75,7 +77,8 @@ def program(
     def of_arrays(frame: _Frame, arrays: list[Any]) -> tuple[list[Any], _Frame]:
         of_all: Callable[..., Any] = function
         args, kwargs = frame.filled(arrays)
-        return _taken_apart(of_all(*args, **kwargs))
+        with _without_collections():  # This runs while JAX traces, and only then.
+            return _taken_apart(of_all(*args, **kwargs))
 
     of_arrays.__name__ = of_arrays.__qualname__ = function.__name__
     within = jax.jit(of_arrays, static_argnums=0)
@@ -90,6 +93,19 @@ def program(
         return found_frame.filled(found)
 
     return call
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Python collects no garbage meanwhile: tracing makes many objects, all of which live on, and
+    a tenth of its time would be to look through them again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def always(*args: Any) -> bool:
