@@ -4,6 +4,7 @@ import errno
 import json
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -29,10 +30,13 @@ SMALL = {
 }
 
 
+NOTHING = SimpleNamespace(analysis=None)
+
+
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     """Reports are tested elsewhere, and take seconds."""
-    monkeypatch.setattr(experiment, "write_report", lambda directory: None)
+    monkeypatch.setattr(experiment, "write_report", lambda directory: NOTHING)
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def carried_out(said: list[str], out: Path, **fields) -> experiment.Outcome:
 def whole(tmp_path_factory) -> experiment.Outcome:
     """A run that nothing disturbed."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(experiment, "write_report", lambda directory: None)
+    patch.setattr(experiment, "write_report", lambda directory: NOTHING)
     outcome = carried_out([], tmp_path_factory.mktemp("whole") / "r")
     patch.undo()
     return outcome

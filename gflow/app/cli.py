@@ -16,7 +16,6 @@ from gflow.interrupts import ProgramInterrupts
 if TYPE_CHECKING:
     from gflow.app.commands import GalleryCommand, ReportCommand, ResumeCommand, RunCommand
     from gflow.app.experiment import Outcome
-    from gflow.app.run_directory import Run
     from gflow.app.summary import EndRow, SummaryRow
 
 
@@ -142,7 +141,7 @@ def _print_outcome(outcome: "Outcome") -> None:
 
     result, directory = outcome.run, outcome.directory
     with jax.enable_x64(result.config.precision == "float64"):
-        _print_summary(result)
+        _print_summary(outcome)
     if outcome.has_report and directory is not None:
         print(f"Report: {directory / 'report.html'}", flush=True)
     elif directory is not None:
@@ -156,7 +155,7 @@ def _report(command: "ReportCommand", interrupts: ProgramInterrupts) -> int:
 
     interrupts.start_computing()
     with jax.enable_x64(True):
-        print(f"Report: {write_report(command.directory, figures=command.figures)}")
+        print(f"Report: {write_report(command.directory, figures=command.figures).page}")
     return 0
 
 
@@ -173,13 +172,15 @@ def _gallery(command: "GalleryCommand", interrupts: ProgramInterrupts) -> int:
     return 0 if stands else 1
 
 
-def _print_summary(run: "Run") -> None:
+def _print_summary(outcome: "Outcome") -> None:
     from rich.console import Console
 
     from gflow.app.analysis import analyse
     from gflow.app.summary import answers, end_rows, summary_rows
 
-    analysis = analyse(run)
+    run, analysis = outcome.run, outcome.analysis
+    if analysis is None:
+        analysis = analyse(run)
 
     class FragileConsole(Console):
         """Lets a broken pipe pass, where rich would end the program."""

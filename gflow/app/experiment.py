@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gflow.activations import as_activation
-from gflow.app.analysis import divergence_time
+from gflow.app.analysis import Analysis, divergence_time
 from gflow.app.claim import claimed, has_results, locked
 from gflow.app.config import SOLVERS_BY_NAME, Config
 from gflow.app.end_points import end_points
@@ -48,12 +48,13 @@ Say = Callable[[str], None]
 
 
 class Outcome(NamedTuple):
-    """A run, the directory with its results (None if they could be written nowhere), and whether
-    there is a report in it."""
+    """A run, the directory with its results (None if they could be written nowhere), whether there
+    is a report in it, and the analysis if the report was just written."""
 
     run: Run
     directory: Path | None
     has_report: bool
+    analysis: Analysis | None
 
 
 def run(
@@ -102,7 +103,7 @@ def resume(
         result = load_run(directory)
     if result.status == "complete":
         say(f"{directory} is complete already.")
-        return Outcome(result, directory, (directory / "report.html").is_file())
+        return Outcome(result, directory, (directory / "report.html").is_file(), None)
     with jax.enable_x64(result.config.precision == "float64"), locked(directory):
         result.status = "interrupted"
         files = RunFiles(directory, stores(result))
@@ -154,23 +155,22 @@ def _carry_out(job: _Job, files: RunFiles) -> Outcome:
         run.status, failure = "failed", error
     with noted_interrupts():
         directory = files.finish(run, job.say)
-    has_report = directory is not None and _write_report(directory, job.say)
+    analysis = None if directory is None else _write_report(directory, job.say)
     if failure is not None:
         job.say(f"The results so far are in {directory}.")
         raise failure
-    return Outcome(run, directory, has_report)
+    return Outcome(run, directory, analysis is not None, analysis)
 
 
-def _write_report(directory: Path, say: Say) -> bool:
+def _write_report(directory: Path, say: Say) -> Analysis | None:
     try:
-        write_report(directory)
-        return True
+        return write_report(directory).analysis
     except KeyboardInterrupt:
         reason = "interrupted"
     except Exception as error:  # a failed figure must not cost the results
         reason = str(error)
     say(f"The report could not be written ({reason}). `gflow report {directory}` tries again.")
-    return False
+    return None
 
 
 def _compute(job: _Job) -> None:

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from gflow import piecewise
 from gflow.app.analysis import Analysis, analyse
@@ -67,13 +68,20 @@ _END_LEGEND = (
 )
 
 
-def write_report(directory: Path, *, figures: bool = False) -> Path:
+class Report(NamedTuple):
+    """The page of a run and the analysis that it shows."""
+
+    page: Path
+    analysis: Analysis
+
+
+def write_report(directory: Path, *, figures: bool = False) -> Report:
     """Writes the report of a run directory: `report.html`, all figures as `overview.png`, and the
     numbers of the analysis in `run.json`.
 
     `figures`: also write each figure to the folder `figures`, as SVG and PDF.
 
-    **Returns:** the path of `report.html`.
+    **Returns:** the path of `report.html`, and the analysis.
     """
     run = load_run(directory)
     analysis = analyse(run)
@@ -84,7 +92,7 @@ def write_report(directory: Path, *, figures: bool = False) -> Path:
     if figures:
         write_figures(panels(run, analysis), directory / "figures")
     write_facts(directory, {"analysis": analysis.facts()})
-    return page
+    return Report(page, analysis)
 
 
 def render(run: Run, analysis: Analysis, config: str) -> str:
