@@ -191,8 +191,8 @@ def test_kinks_that_are_no_times_are_refused():
 @pytest.mark.slow
 def test_intervals_for_late_times_hold_the_slowest_mode():
     rng = np.random.default_rng(17)
-    gaps = [gap_families.quadratic(rng, 30.0) for _ in range(12)]
-    gaps += [gap_families.two_exponentials(rng) for _ in range(12)]
+    gaps = [gap_families.quadratic(rng, 30.0) for _ in range(8)]
+    gaps += [gap_families.two_exponentials(rng) for _ in range(8)]
     row = rate_coverage.coverage("both", gaps)
     assert row["held"] >= 0.92 and row["width / rate"] <= 0.1 and row["called"] >= 0.5
 
