@@ -134,6 +134,17 @@ def test_broken_links_and_fetched_files_of_a_site_are_found(tmp_path):
     ]
 
 
+def test_formulas_become_mathml_or_are_refused():
+    pytest.importorskip("latex2mathml")
+    formulas = hook("formulas")
+    made = formulas.mathml(r"\theta' = -\lVert G \rVert", block=False)
+    assert made.startswith("<math") and "<msup" not in made and 'stretchy="false"' in made
+    assert "<mtable" in formulas.mathml(r"\begin{aligned} a &= b \end{aligned}", block=True)
+    for wrong in (r"\unknown", "a & b"):
+        with pytest.raises(formulas.PluginError, match="latex2mathml"):
+            formulas.mathml(wrong, block=False)
+
+
 def test_names_in_the_text_lead_to_the_api():
     with_links = hook("names").with_links
     linked = with_links("<p><code>gflow.refine(risk, net)</code> <code>t1</code></p>", str)
