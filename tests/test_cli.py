@@ -213,7 +213,7 @@ BAD_INPUT = [
     ("--risk population", "`data`: got 'linnerud', wanted one of"),
     ("--data tent --risk population --density flat", "`density`: got 'flat'"),
     ("--t1 20 --follow 3", "`follow`: got 3.0, wanted a time after t1 = 20"),
-    ("--wdth 3", "perhaps you meant --width INT"),
+    ("--wdth 3", "gflow: Unrecognized options: --wdth, 3; perhaps you meant --width INT"),
     ("--width three", "gflow: Error parsing --width: invalid literal for int()"),
     ("--kinks no", "gflow: invalid choice 'no' for argument '--kinks'. Expected one of"),
     ("--data wave --missing drop", "`missing`: got 'drop', wanted no missing, unless `data`"),
