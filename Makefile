@@ -1,9 +1,9 @@
 # make run: install and run the main job. make test: all tests. make check: the quick ones.
-# make gallery: the claims of papers, each as an experiment.
+# make gallery: the claims of papers, each as an experiment. make docs: the site, into site/.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check lint gallery bench clean
+.PHONY: run test check lint gallery bench docs clean
 .DELETE_ON_ERROR:
 
 run: .venv/app.stamp
@@ -44,8 +44,11 @@ bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.orders --quick
 	$(BIN)/python -m benchmarks.rate_coverage --quick
 
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean:
-	rm -rf .venv .cache runs benchmarks/results
+	rm -rf .venv .cache runs site benchmarks/results
 
 .venv/pip.stamp:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "gflow needs Python 3.11 or newer"'
@@ -59,4 +62,8 @@ clean:
 
 .venv/dev.stamp: .venv/app.stamp
 	$(BIN)/pip install --quiet --group dev
+	touch $@
+
+.venv/docs.stamp: .venv/app.stamp
+	$(BIN)/pip install --quiet --group docs
 	touch $@

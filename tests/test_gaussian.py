@@ -290,7 +290,8 @@ def test_under_vmap_and_in_float32():
     risk = gflow.GaussianRisk(teacher)
     single = [VALUE(risk, jax.tree.map(lambda a, i=i: a[i], nets)) for i in range(3)]
     many = eqx.filter_jit(eqx.filter_vmap(lambda n: risk(n)))
-    np.testing.assert_allclose(many(nets), single, rtol=1e-13)
+    # The first is the teacher itself, where the terms, which are about 10, cancel.
+    np.testing.assert_allclose(many(nets), single, rtol=1e-13, atol=1e-14)
     narrow = lambda net: jax.tree.map(lambda a: a.astype(jnp.float32), net)
     net = jax.tree.map(lambda a: a[0], nets)
     value, gradient = risk_and_gradient(gflow.GaussianRisk(narrow(teacher)), narrow(net))

@@ -36,6 +36,12 @@ def test_no_line_ends_a_program(where, tmp_path):
         assert ended.stderr.count("a line") == ended.stderr.count("t = 1") == 3
 
 
+def test_help_that_nobody_reads_ends_without_a_word(tmp_path):
+    command = f"{sys.executable} -m gflow run --help | true"
+    ended = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.stderr == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("where", [">/dev/full", "2>&1 | true"])
 def test_runs_are_kept_where_their_output_is_not(where, tmp_path):

@@ -59,7 +59,14 @@ def _dispatch(arguments: list[str], interrupts: ProgramInterrupts) -> int:
         )
         return 2
 
-    command = parse(arguments)
+    try:
+        try:
+            command = parse(arguments)
+        finally:  # after the help, too, which ends the program
+            sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads it, as behind `| head`
+        discard(sys.stdout)
+        return 0
     with _warnings_as_sentences():
         if command.cache:
             _keep_programs()
