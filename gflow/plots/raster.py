@@ -44,6 +44,29 @@ class _UnitLines(NamedTuple):
         return cls(unit + firsts[layer], firsts)
 
 
+class Slide(NamedTuple):
+    """A unit of a layer on its kink at a row of data, from one time to another."""
+
+    layer: int
+    unit: int
+    datum: int
+    begin: float
+    end: float
+
+
+def slides_of(log: KinkLog, end: float) -> list[Slide]:
+    """The slides along kinks, in the order in which they end; those that go on end at `end`."""
+    found: list[Slide] = []
+    begun: dict[tuple[int, int, int], float] = {}
+    for kink in log:
+        pair = kink.layer, kink.unit, kink.datum
+        if kink.kind.begins_slide:
+            begun[pair] = kink.time
+        elif kink.kind.ends_slide:
+            found.append(Slide(*pair, begun.pop(pair), kink.time))
+    return found + [Slide(*pair, begin, end) for pair, begin in begun.items()]
+
+
 def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
     """The kinks along a flow: units against log t, by kind, with the layers above one another and
     the units of each numbered from 0. A red line marks a slide."""
@@ -58,14 +81,9 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
     later = np.append(saved[saved > 0], time[time > 0])
     time = np.maximum(time, later.min(initial=np.inf)) if len(later) else time
     kinds, lines = np.asarray(log.kind), _UnitLines.of(log)
-    end, open_slides = float(trajectory.ts[-1]), {}
-    for t, i, datum, kind in zip(time, lines.of_kinks, np.asarray(log.datum), kinds):
-        if KinkKind(kind).begins_slide:
-            open_slides[i, datum] = t
-        elif KinkKind(kind).ends_slide:
-            ax.plot([open_slides.pop((i, datum)), t], [i, i], color=ACTIVE, lw=3, alpha=0.4)
-    for (i, _), t in open_slides.items():
-        ax.plot([t, end], [i, i], color=ACTIVE, lw=3, alpha=0.4)
+    for slide in slides_of(log, float(trajectory.ts[-1])):
+        line, span = slide.unit + lines.firsts[slide.layer], np.array([slide.begin, slide.end])
+        ax.plot(np.maximum(span, time.min()), [line, line], color=ACTIVE, lw=3, alpha=0.4)
     for kind, (marker, colour) in _KINK_STYLES.items():
         those = kinds == kind
         if those.any():
@@ -74,7 +92,7 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
             ax.plot(time[those], lines.of_kinks[those], marker, **style)
     changed = "flow_time" in trajectory.observed
     ax.set(xlabel="changed time s" if changed else "flow time t", ylabel="unit")
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(lines.firsts) > 2:
         _name_layers(ax, lines.firsts)
     if len(time):
