@@ -16,7 +16,7 @@ from gflow.display import fact_lines
 from gflow.nonsmooth import KinkKind
 from gflow.piecewise import PiecewisePolynomial
 from gflow.plots.scenes import Raster, Scene, Scenery, scenery
-from gflow.plots.views import Breakpoints, FunctionView, Span, UnitView, View
+from gflow.plots.views import Breakpoints, Extent, FunctionView, UnitView, View
 from gflow.trajectory import Trajectory
 
 _MOST_FRAMES = 200
@@ -130,7 +130,7 @@ def _story(found: Scenery) -> dict[str, Any]:
     }
 
 
-def _trajectory(scene: Scene, height: Span) -> dict[str, Any]:
+def _trajectory(scene: Scene, height: Extent) -> dict[str, Any]:
     return {
         "label": scene.label,
         "kind": scene.kind,
@@ -142,7 +142,7 @@ def _trajectory(scene: Scene, height: Span) -> dict[str, Any]:
     }
 
 
-def _view(view: View, height: Span) -> dict[str, Any]:
+def _view(view: View, height: Extent) -> dict[str, Any]:
     if isinstance(view, FunctionView):
         # What is further off than the figure is high looks the same.
         low, high = height.widened(1.0)
@@ -151,7 +151,7 @@ def _view(view: View, height: Span) -> dict[str, Any]:
             "x": _packed(view.places, "float32"),
             "values": _levels(np.clip(view.values, low, high)),
             "outputs": view.values.shape[2],
-            "breakpoints": view.breakpoints and _breakpoints(view.breakpoints, Span(low, high)),
+            "breakpoints": view.breakpoints and _breakpoints(view.breakpoints, Extent(low, high)),
         }
     if isinstance(view, UnitView):
         return {
@@ -167,7 +167,7 @@ def _view(view: View, height: Span) -> dict[str, Any]:
     return {"type": "norms", "names": view.names, "norms": norms}
 
 
-def _breakpoints(found: Breakpoints, height: Span) -> dict[str, Any]:
+def _breakpoints(found: Breakpoints, height: Extent) -> dict[str, Any]:
     seen = np.isfinite(found.heights)
     return {
         "units": found.places.shape[1],
@@ -207,7 +207,7 @@ def _packed(
 
 def _levels(array: np.ndarray) -> dict[str, Any]:
     """The array in 16 bits: levels between its ends, finer than a pixel."""
-    low, high = Span.of(array)
+    low, high = Extent.of(array)
     scale = (high - low) or 1.0
     with np.errstate(invalid="ignore", over="ignore"):
         levels = np.round((array - low) / scale * _LEVELS)

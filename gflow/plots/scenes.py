@@ -11,7 +11,7 @@ from gflow.arguments import ArgumentError, Described, finite, real_array
 from gflow.piecewise import PiecewisePolynomial
 from gflow.plots.raster import Slide, slides_of
 from gflow.plots.style import flow_times
-from gflow.plots.views import FunctionView, Span, View, Viewer, curve_of, num_inputs
+from gflow.plots.views import Extent, FunctionView, View, Viewer, curve_of, num_inputs
 from gflow.trajectory import Trajectory, single_trajectory
 
 # More figures beside one another are too small to read.
@@ -64,8 +64,8 @@ class Scenery:
     x: Float[np.ndarray, " rows"]
     y: Float[np.ndarray, "rows outputs"]
     target: Float[np.ndarray, "places two"]
-    span: Span
-    height: Span
+    span: Extent
+    height: Extent
     critical_value: float | None
 
 
@@ -89,7 +89,7 @@ def scenery(
     one_input = [t for t in labelled.values() if num_inputs(t) == 1]
     inputs, targets = _data(x, y) if one_input else (np.zeros(0), np.zeros((0, 1)))
     curve = np.zeros((0, 2)) if target is None or not one_input else curve_of(target)
-    span = Span.of(inputs, curve[:, 0])
+    span = Extent.of(inputs, curve[:, 0])
     frames = _frames(labelled, most_frames)
     viewer = Viewer(span, max(_MOST_UNITS // len(labelled), 1))
     scenes = [_scene(label, t, frames, viewer) for label, t in labelled.items()]
@@ -222,15 +222,15 @@ def _kept(kinds: Int[np.ndarray, " kinks"]) -> Int[np.ndarray, " kept"]:
     return np.sort(np.append(slides, crossings[even]).astype(int))
 
 
-def _height(functions: list[np.ndarray], y: np.ndarray, curve: np.ndarray) -> Span:
+def _height(functions: list[np.ndarray], y: np.ndarray, curve: np.ndarray) -> Extent:
     """The span of values: that of data and target, or of the first function, and of functions as
     far as these are not much larger."""
-    known = Span.of(y, curve[:, 1])
+    known = Extent.of(y, curve[:, 1])
     if not (np.isfinite(y).any() or len(curve)):
         if not functions:
             return known
-        known = Span.of(functions[0])
+        known = Extent.of(functions[0])
     reach = 0.6 * (known.high - known.low)
     first = functions[0] if functions else np.zeros(0)
-    seen = Span.of(np.clip(first, known.low - reach, known.high + reach), [known.low, known.high])
+    seen = Extent.of(np.clip(first, known.low - reach, known.high + reach), [known.low, known.high])
     return seen.widened(0.05)

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
+from numpy.polynomial.polynomial import polyval
 
 from gflow.activations import PiecewiseLinear
 from gflow.arguments import ArgumentError, Described, PyTree
@@ -23,23 +24,23 @@ _NUM_PLACES = 161
 _MOST_OUTPUTS, _MOST_ARRAYS = 4, 12
 
 
-class Span(NamedTuple):
+class Extent(NamedTuple):
     """An interval of inputs or of values."""
 
     low: float
     high: float
 
     @classmethod
-    def of(cls, *arrays: Any) -> "Span":
+    def of(cls, *arrays: Any) -> "Extent":
         """From the smallest to the largest finite entry; (−1, 1) if there is none."""
         entries = np.concatenate([np.ravel(np.asarray(a, float)) for a in arrays])
         entries = entries[np.isfinite(entries)]
         return cls(float(entries.min()), float(entries.max())) if len(entries) else cls(-1.0, 1.0)
 
-    def widened(self, fraction: float) -> "Span":
+    def widened(self, fraction: float) -> "Extent":
         """Longer by this fraction at each end; never of length 0."""
         margin = fraction * (self.high - self.low) or 0.1 * abs(self.low) or 1.0
-        return Span(self.low - margin, self.high + margin)
+        return Extent(self.low - margin, self.high + margin)
 
 
 class Breakpoints(NamedTuple):
@@ -98,7 +99,7 @@ class Viewer:
     largest output weights times input weights on the way are seen.
     """
 
-    def __init__(self, span: Span, most_units: int):
+    def __init__(self, span: Extent, most_units: int):
         self.span, self.most_units = span, most_units
         self._axes: dict[int, _Principal] = {}
         self._bounds: dict[str, float] = {}
@@ -225,10 +226,9 @@ def curve_of(function: PiecewisePolynomial) -> Float[np.ndarray, "places two"]:
     ends = np.asarray(function.breakpoints, float)
     places = max(200 // (len(ends) - 1), 3)
     parts: list[np.ndarray] = []
-    for left, right in pairwise(ends):
-        # At its right end a piece would have the value of the next one.
-        piece = np.linspace(left, np.nextafter(right, left), places)
-        parts.append(np.stack([piece, np.asarray(function(piece), float)], axis=1))
+    for (left, right), polynomial in zip(pairwise(ends), np.asarray(function.coefficients)):
+        piece = np.linspace(left, right, places)
+        parts.append(np.stack([piece, polyval(piece, polynomial)], axis=1))
         parts.append(np.full((1, 2), np.nan))
     return np.concatenate(parts)
 
