@@ -235,6 +235,22 @@ def test_other_networks_have_norms_of_their_matrices(flow):
     np.testing.assert_allclose(view["norms"][1], exact, rtol=1e-5)
 
 
+class Weighted(eqx.Module):
+    """⟨w, x⟩, which one number is an input of, too."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        return jnp.sum(self.w * x)
+
+
+def test_the_columns_of_the_data_are_the_inputs_of_networks_that_do_not_say(flow):
+    own = with_networks(flow, lambda key: Weighted(jax.random.normal(key, (3,))))
+    kind = lambda *data: story(gflow.plots.explore(own, *data))["trajectories"][0]["view"]["type"]
+    assert kind(np.zeros((4, 3)), np.zeros(4)) == "norms"
+    assert kind(np.zeros((4, 1)), np.zeros(4)) == "function"
+
+
 def test_without_data_the_target_sets_the_span(flow):
     step = gflow.piecewise.step()
     page = story(gflow.plots.explore(flow, target=step))

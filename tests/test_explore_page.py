@@ -196,7 +196,18 @@ def test_fingers_drag_the_time_and_tap_kinks(opened, flow):
     page = opened(viewport={"width": 400, "height": 800}, has_touch=True)
     # Nothing is wider than the screen.
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    # A finger that scrolls leaves the time as it is.
     drawing, box = figure(page, "Risk")
+    down = {"pointerType": "touch", "pointerId": 7, "clientX": box["x"] + 200, "clientY": 300}
+    drawing.evaluate(
+        """(element, down) => {
+            element.setPointerCapture = () => {};
+            element.dispatchEvent(new PointerEvent("pointerdown", down));
+            element.dispatchEvent(new PointerEvent("pointercancel", down));
+        }""",
+        down,
+    )
+    assert time_shown(page) == 0
     assert drawing.evaluate("e => getComputedStyle(e).touchAction") == "pan-y"
     page.touchscreen.tap(box["x"] + box["width"] - 16, box["y"] + box["height"] / 2)
     assert time_shown(page) == pytest.approx(12)

@@ -86,12 +86,14 @@ def scenery(
     labelled = labelled_trajectories(trajectories)
     if critical_value is not None:
         critical_value = finite("critical_value", critical_value)
-    one_input = [t for t in labelled.values() if num_inputs(t) == 1]
+    x = None if x is None else real_array("x", x, "numbers of shape (rows,) or (rows, 1)")
+    columns = x.shape[1] if x is not None and x.ndim == 2 else None
+    one_input = [t for t in labelled.values() if num_inputs(t, columns) == 1]
     inputs, targets = _data(x, y) if one_input else (np.zeros(0), np.zeros((0, 1)))
     curve = np.zeros((0, 2)) if target is None or not one_input else curve_of(target)
     span = Extent.of(inputs, curve[:, 0])
     frames = _frames(labelled, most_frames)
-    viewer = Viewer(span, max(_MOST_UNITS // len(labelled), 1))
+    viewer = Viewer(span, columns, max(_MOST_UNITS // len(labelled), 1))
     scenes = [_scene(label, t, frames, viewer) for label, t in labelled.items()]
     functions = [s.view.values for s in scenes if isinstance(s.view, FunctionView)]
     return Scenery(
@@ -129,15 +131,14 @@ def labelled_trajectories(trajectories: Any) -> dict[str, Trajectory]:
     return labelled
 
 
-def _data(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+def _data(x: np.ndarray | None, y: Any) -> tuple[np.ndarray, np.ndarray]:
     if x is None and y is None:
         return np.zeros(0), np.zeros((0, 1))
     if x is None:
         raise ArgumentError("x", None, "the inputs that belong to `y`")
-    inputs = real_array("x", x, "numbers of shape (rows,) or (rows, 1)")
-    if inputs.ndim not in (1, 2) or inputs.shape[1:] not in ((), (1,)):
-        raise ArgumentError("x", inputs, "shape (rows,) or (rows, 1), for networks with one input")
-    inputs = inputs.ravel()
+    if x.ndim not in (1, 2) or x.shape[1:] not in ((), (1,)):
+        raise ArgumentError("x", x, "shape (rows,) or (rows, 1), for networks with one input")
+    inputs = x.ravel()
     targets = np.full(len(inputs), np.nan) if y is None else real_array("y", y, "numbers")
     if targets.ndim not in (1, 2) or len(targets) != len(inputs):
         raise ArgumentError("y", targets, f"shape ({len(inputs)},) or ({len(inputs)}, outputs)")

@@ -95,12 +95,13 @@ View: TypeAlias = FunctionView | UnitView | NormView
 class Viewer:
     """Makes the views of several trajectories, on the same axes.
 
-    `span`: of the inputs, if there is one input. `most_units`: of more units, those with the
-    largest output weights times input weights on the way are seen.
+    `span`: of the inputs, if there is one input. `columns`: of the data, if there are data.
+    `most_units`: of more units, those with the largest output weights times input weights on the
+    way are seen.
     """
 
-    def __init__(self, span: Extent, most_units: int):
-        self.span, self.most_units = span, most_units
+    def __init__(self, span: Extent, columns: int | None, most_units: int):
+        self.span, self.columns, self.most_units = span, columns, most_units
         self._axes: dict[int, _Principal] = {}
         self._bounds: dict[str, float] = {}
 
@@ -108,7 +109,7 @@ class Viewer:
         """What is seen of the trajectory at these of its saved times."""
         nets = trajectory.params
         shallow = isinstance(nets, ShallowNet)
-        if num_inputs(trajectory) == 1:
+        if num_inputs(trajectory, self.columns) == 1:
             return self._function(trajectory, rows)
         if shallow and nets.in_size >= 2:
             return self._units(taken(nets, rows))
@@ -210,15 +211,13 @@ class _Principal(NamedTuple):
         return cls((signs * axes)[:2], squares[:2] / (squares.sum() or 1.0))
 
 
-def num_inputs(trajectory: Trajectory) -> int | None:
-    """The number of inputs of its networks; None where it is not known."""
-    nets = trajectory.params
-    size = getattr(nets, "in_size", None)
-    if size == "scalar":
-        return 1
-    if isinstance(size, int):
+def num_inputs(trajectory: Trajectory, columns: int | None) -> int | None:
+    """The number of inputs of its networks; None where neither they nor the number of columns of
+    the data say it."""
+    size = getattr(trajectory.params, "in_size", columns)
+    if isinstance(size, int) and size != 1:
         return size
-    return 1 if _takes(trajectory, (1,)) else None
+    return 1 if _takes(trajectory, () if size == "scalar" else (1,)) else None
 
 
 def curve_of(function: PiecewisePolynomial) -> Float[np.ndarray, "places two"]:

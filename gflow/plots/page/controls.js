@@ -88,6 +88,7 @@ function arrange() {
     if (fig.visible) fig.drawStill();
   }
   show(frame);
+  grow();
 }
 
 // ---- Hands -----------------------------------------------------------------------------------
@@ -106,8 +107,12 @@ function follow(fig) {
   drawing.addEventListener("pointerdown", (event) => {
     if (event.button) return;
     drawing.setPointerCapture(event.pointerId);
-    drag(event);
+    // A finger may be about to scroll.
+    if (event.pointerType === "mouse") drag(event);
     tell(fig, event, place(event));
+  });
+  drawing.addEventListener("pointerup", (event) => {
+    if (event.pointerType !== "mouse") drag(event);
   });
   drawing.addEventListener("pointermove", (event) => {
     if (drawing.hasPointerCapture(event.pointerId)) drag(event);
@@ -197,5 +202,4 @@ new ResizeObserver(() => {
   if (document.body.clientWidth === width) return;
   width = document.body.clientWidth;
   arrange();
-  grow();
 }).observe(document.body);
