@@ -44,29 +44,6 @@ class _UnitLines(NamedTuple):
         return cls(unit + firsts[layer], firsts)
 
 
-class Slide(NamedTuple):
-    """A unit of a layer on its kink at a row of data, from one time to another."""
-
-    layer: int
-    unit: int
-    datum: int
-    begin: float
-    end: float
-
-
-def slides_of(log: KinkLog, end: float) -> list[Slide]:
-    """The slides along kinks, in the order in which they end; those that go on end at `end`."""
-    found: list[Slide] = []
-    begun: dict[tuple[int, int, int], float] = {}
-    for kink in log:
-        pair = kink.layer, kink.unit, kink.datum
-        if kink.kind.begins_slide:
-            begun[pair] = kink.time
-        elif kink.kind.ends_slide:
-            found.append(Slide(*pair, begun.pop(pair), kink.time))
-    return found + [Slide(*pair, begin, end) for pair, begin in begun.items()]
-
-
 def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
     """The kinks along a flow: units against log t, by kind, with the layers above one another and
     the units of each numbered from 0. A red line marks a slide."""
@@ -81,7 +58,7 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
     later = np.append(saved[saved > 0], time[time > 0])
     time = np.maximum(time, later.min(initial=np.inf)) if len(later) else time
     kinds, lines = np.asarray(log.kind), _UnitLines.of(log)
-    for slide in slides_of(log, float(trajectory.ts[-1])):
+    for slide in log.slides(float(trajectory.ts[-1])):
         line, span = slide.unit + lines.firsts[slide.layer], np.array([slide.begin, slide.end])
         ax.plot(np.maximum(span, time.min()), [line, line], color=ACTIVE, lw=3, alpha=0.4)
     for kind, (marker, colour) in _KINK_STYLES.items():

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gflow.arguments import ArgumentError, Described, finite, real_array
+from gflow.kink_log import Slide
 from gflow.piecewise import PiecewisePolynomial
-from gflow.plots.raster import Slide, slides_of
 from gflow.plots.style import flow_times
 from gflow.plots.views import Extent, FunctionView, View, Viewer, curve_of, num_inputs
 from gflow.trajectory import Trajectory, single_trajectory
@@ -188,9 +188,7 @@ def _raster(trajectory: Trajectory, frames: Float[np.ndarray, " frames"]) -> Ras
     at = lambda times: np.interp(times, np.asarray(trajectory.ts), flow_times(trajectory))
     times = at(np.asarray(log.time, float))
     end = float(trajectory.ts[-1])
-    found = [
-        s._replace(begin=float(at(s.begin)), end=float(at(s.end))) for s in slides_of(log, end)
-    ]
+    found = [s._replace(begin=float(at(s.begin)), end=float(at(s.end))) for s in log.slides(end)]
     met = np.searchsorted(times, frames, side="right")
     begins, ends = np.array([[s.begin, s.end] for s in found]).reshape(-1, 2).T
     # A slide that goes on at the last time has not ended.
