@@ -35,6 +35,16 @@ class Branching(NamedTuple):
         return f"unit {self.unit}{layer} at t = {self.time:.6g}"
 
 
+class Slide(NamedTuple):
+    """A unit of a layer on its kink at a row of data, from one time to another."""
+
+    layer: int
+    unit: int
+    datum: int
+    begin: float
+    end: float
+
+
 class LoggedKink(NamedTuple):
     """One entry of a log (`KinkLog` says what each is)."""
 
@@ -112,6 +122,19 @@ class KinkLog(Shown, eqx.Module):
             change = sliding.add if KinkKind(kind).begins_slide else sliding.discard
             change(SlidingPair(int(layer), int(unit), int(datum)))
         return sliding
+
+    def slides(self, end: float) -> list[Slide]:
+        """The slides, in the order in which they end; those under way at the last entry end at the
+        time `end`."""
+        found: list[Slide] = []
+        begun: dict[SlidingPair, float] = {}
+        for kink in self:
+            pair = SlidingPair(kink.layer, kink.unit, kink.datum)
+            if kink.kind.begins_slide:
+                begun[pair] = kink.time
+            elif kink.kind.ends_slide:
+                found.append(Slide(*pair, begun.pop(pair), kink.time))
+        return found + [Slide(*pair, begin, end) for pair, begin in begun.items()]
 
     def title(self) -> str:
         """How many kinks there are."""

@@ -75,6 +75,14 @@ def test_sliding_and_its_end_from_a_start_on_two_kinks():
     assert (
         flow.kinks.sliding_at(0.5) == {(0, 0, 0), (0, 0, 1)} and flow.kinks.sliding_at(1.0) == set()
     )
+    begins = np.asarray(flow.kinks.time)[:2]
+    for slides, until in (
+        (flow.kinks.slides(40.0), end),
+        (flow.kinks.within(0.0, 0.5).slides(0.5), 0.5),  # under way
+    ):
+        assert {slide.datum for slide in slides} == {0, 1}
+        assert [slide.begin for slide in slides] == pytest.approx(begins, abs=1e-12)
+        assert [slide.end for slide in slides] == pytest.approx([until, until], abs=1e-8)
 
 
 # ---- trusted trajectories -------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """What the main job makes of a run: tables, report, provenance."""
 
 import dataclasses
+import html
+import re
 import subprocess
 from pathlib import Path
 
@@ -118,6 +120,10 @@ def test_the_report_shows_a_descent_that_failed(run):
     assert analysis.order is not None
     page = render(run, analysis, "")
     assert page.count("<svg") >= 4 and "diverged at t = " in page and "<td>5</td>" in page
+    # The page to watch holds the flow, and the longest and the shortest steps.
+    (frame,) = re.findall(r'<iframe [^>]*srcdoc="([^"]*)"', page)
+    labels = re.findall(r'"label":"(.*?)"', html.unescape(frame))
+    assert labels == ["flow", "h = 5", "h = 0.1", "h = 0.0125"]
 
 
 def test_the_answers_name_law_and_order_in_plain_words(run):

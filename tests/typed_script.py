@@ -69,6 +69,9 @@ def compare(risk: gflow.EmpiricalRisk, net: gflow.ShallowNet) -> None:
     partings: tuple[gflow.Parting, ...] = order.partings
     print(comparison.largest, order.value, order.interval, partings)
     gflow.plots.risk({"flow": flow, "descent": descent})
+    page: gflow.plots.Explorer = gflow.plots.explore({"flow": flow}, risk.x, risk.y)
+    print(page.html, page.labels, page.num_frames, page.save("flow.html").name)
+    print(gflow.plots.movie(flow, "flow.gif", num_frames=20).name)
     gflow.save_trajectory(flow, "flow.zarr")
     print(gflow.load_trajectory("flow.zarr").risk)
 

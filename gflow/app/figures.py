@@ -56,6 +56,27 @@ def panels(run: Run, analysis: Analysis) -> list[Panel]:
     return found + _observed_panels(trajectories)
 
 
+def explorer_of(run: Run) -> plots.Explorer | None:
+    """The page to watch: the flow, and the descents with the largest and the smallest steps."""
+    if run.flow is None:
+        return None
+    by_size = sorted(run.descents, key=lambda d: -d.step_size)
+    descents = {d.label: d.trajectory for d in [*by_size[:2], *by_size[-1:]]}
+    population = run.config.risk == "population"
+    one_input = run.table.x.shape[1] == 1 and not population
+    squared = run.config.loss == "squared"
+    end = run.ends.get("flow")
+    return plots.explore(
+        {"flow": run.flow} | descents,
+        run.table.x if one_input else None,
+        # Labels of classes are no values of the function.
+        run.table.y if one_input and squared else None,
+        target=piecewise.named(run.config.data) if population else None,
+        critical_value=end.risk if end is not None and end.found else None,
+        title=f"The run on {run.table.name}",
+    )
+
+
 def _function_panels(run: Run, flow: Trajectory) -> list[Panel]:
     """The function of the network along the flow, or its units if it has several inputs."""
     x, y = run.table.x, run.table.y

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from gflow import piecewise
 from gflow.app.analysis import Analysis, analyse
 from gflow.app.config import Config
-from gflow.app.figures import Panel, as_svg, panels, write_figures, write_overview
+from gflow.app.figures import Panel, as_svg, explorer_of, panels, write_figures, write_overview
 from gflow.app.run_directory import Run, load_run, write_facts
 from gflow.app.summary import EndRow, SummaryRow, answers, end_rows, summary_rows
 from gflow.display import fact_table
@@ -108,6 +108,7 @@ def render(run: Run, analysis: Analysis, config: str) -> str:
         _table(summary_rows(run, analysis)),
         f'<p class="legend">{_LEGEND}</p>',
         _ends(run, analysis),
+        _page_to_watch(run),
         '<h2>Figures</h2><div class="figures">',
         *(_figure(panel) for panel in panels(run, analysis)),
         "</div>",
@@ -226,6 +227,11 @@ def _flow_facts(run: Run) -> str:
         "is the change of ‖w‖² + b² − v² of each unit, with the weights into and out of it, beyond "
         "that by weight decay. Both are zero along an exact flow.</p>"
     )
+
+
+def _page_to_watch(run: Run) -> str:
+    page = explorer_of(run)
+    return "" if page is None else f"<h2>Along the flow</h2>{page.embedded()}"
 
 
 def _figure(panel: Panel) -> str:

@@ -1,5 +1,8 @@
-"""Figures. Each function draws into `ax` (new axes if None) and returns it."""
+"""Figures. Each function draws into `ax` (new axes if None) and returns it. `explore` makes a page
+to watch, and `movie` a movie."""
 
+from gflow.plots.explorer import Explorer, explore
+from gflow.plots.movie import movie
 from gflow.plots.raster import kinks
 from gflow.plots.rates import gap, local_slopes, rate_figure
 from gflow.plots.spectra import spectrum
@@ -15,13 +18,16 @@ from gflow.plots.trajectories import (
 )
 
 __all__ = [
+    "Explorer",
     "breakpoints",
     "distance",
+    "explore",
     "gap",
     "grad_norm",
     "kinks",
     "learned_function",
     "local_slopes",
+    "movie",
     "observed",
     "order",
     "rate_figure",

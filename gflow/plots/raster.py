@@ -58,14 +58,9 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
     later = np.append(saved[saved > 0], time[time > 0])
     time = np.maximum(time, later.min(initial=np.inf)) if len(later) else time
     kinds, lines = np.asarray(log.kind), _UnitLines.of(log)
-    end, open_slides = float(trajectory.ts[-1]), {}
-    for t, i, datum, kind in zip(time, lines.of_kinks, np.asarray(log.datum), kinds):
-        if KinkKind(kind).begins_slide:
-            open_slides[i, datum] = t
-        elif KinkKind(kind).ends_slide:
-            ax.plot([open_slides.pop((i, datum)), t], [i, i], color=ACTIVE, lw=3, alpha=0.4)
-    for (i, _), t in open_slides.items():
-        ax.plot([t, end], [i, i], color=ACTIVE, lw=3, alpha=0.4)
+    for slide in log.slides(float(trajectory.ts[-1])):
+        line, span = slide.unit + lines.firsts[slide.layer], np.array([slide.begin, slide.end])
+        ax.plot(np.maximum(span, time.min()), [line, line], color=ACTIVE, lw=3, alpha=0.4)
     for kind, (marker, colour) in _KINK_STYLES.items():
         those = kinds == kind
         if those.any():
@@ -74,7 +69,7 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
             ax.plot(time[those], lines.of_kinks[those], marker, **style)
     changed = "flow_time" in trajectory.observed
     ax.set(xlabel="changed time s" if changed else "flow time t", ylabel="unit")
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(lines.firsts) > 2:
         _name_layers(ax, lines.firsts)
     if len(time):

@@ -1,11 +1,8 @@
 """Figures of trajectories and of their comparisons."""
 
-import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import equinox as eqx
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +18,7 @@ from gflow.indexing import taken
 from gflow.networks import ShallowNet
 from gflow.piecewise import PiecewisePolynomial
 from gflow.plots.style import ACTIVE, FLOW, NEGATIVE, flow_times, new_axes, space_ticks
+from gflow.plots.views import curve_of, values_along
 from gflow.trajectory import Trajectory, single_trajectory
 
 # From so many descents on, a legend with all of them would cover the figure.
@@ -253,10 +251,7 @@ def learned_function(
     wanted = np.geomspace(first, ts[-1], num_curves)
     shown = np.unique(np.append(0, np.abs(ts[:, None] - wanted).argmin(axis=0)))
     norm, colours = LogNorm(first, ts[-1]), plt.get_cmap("viridis_r")
-    axes = (eqx.if_array(0), None)
-    evaluate = eqx.filter_jit(eqx.filter_vmap(lambda net, at: jax.vmap(net)(at), in_axes=axes))
-    some = taken(trajectory.params, shown)
-    values = np.asarray(evaluate(some, grid[:, None]))
+    values = values_along(taken(trajectory.params, shown), np.tile(grid, (len(shown), 1)))
     if values.ndim != 2:
         raise ArgumentError("trajectory", Described("vector output"), "a network of scalar output")
     if x is not None and y is not None:
@@ -276,12 +271,7 @@ def learned_function(
 
 
 def _draw_target(target: PiecewisePolynomial, ax: Axes) -> None:
-    ends = np.asarray(target.breakpoints)
-    for k, (left, right) in enumerate(itertools.pairwise(ends)):
-        # At its right end a piece would have the value of the next one.
-        piece = np.linspace(left, np.nextafter(right, left), 101)
-        label = "target" if k == 0 else None
-        ax.plot(piece, np.asarray(target(piece)), color="0.1", lw=1.6, ls=(0, (4, 2)), label=label)
+    ax.plot(*curve_of(target).T, color="0.1", lw=1.6, ls=(0, (4, 2)), label="target")
 
 
 def _draw_density(density: PiecewisePolynomial, ax: Axes) -> None:
