@@ -40,7 +40,7 @@ NAMES = (
     "averaged_sgd",
 )
 
-__all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "title"]
+__all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "text", "title"]
 
 
 def exhibit(name: str, *, long: bool = False) -> Exhibit:
@@ -59,6 +59,11 @@ def exhibit(name: str, *, long: bool = False) -> Exhibit:
 def title(name: str) -> str:
     """What the experiment is about, in a line."""
     return (_module(name).__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+def text(name: str) -> str:
+    """The claim and its formulas, in Markdown."""
+    return (_module(name).__doc__ or "").partition("\n")[2].strip()
 
 
 def _module(name: str):

@@ -1,8 +1,8 @@
 r"""Averaged stochastic descent in the tangent kernel regime attains the minimax rate.
 
 Inputs on the circle, the eigenfunctions of the ReLU tangent kernel with $\mu_i \sim i^{-\beta}$,
-β = 2; a target $c_i \propto \mu_i^r i^{-1/2}$ is seen with noise of variance σ². The mean of T steps
-on one row each, with weight decay $λ \sim T^{-\beta / (2r\beta + 1)}$, has the squared distance
+β = 2; a target $c_i \propto \mu_i^r i^{-1/2}$ is seen with noise of variance σ². The mean of T
+steps on one row each, with weight decay $λ \sim T^{-\beta / (2r\beta + 1)}$, is off by the square
 
 $$\sum_i (λ^2 c_i^2 + μ_i^2 σ^2 / T) / (λ + μ_i)^2 \sim T^{-2rβ / (2rβ + 1)} .$$
 
