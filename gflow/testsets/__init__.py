@@ -7,7 +7,7 @@ measured. `python -m gflow.testsets DIR` writes all of them as plain files.
 
 from gflow.arguments import ArgumentError
 from gflow.testsets.closed_forms import CLOSED_FORMS
-from gflow.testsets.known_flow import Event, KnownFlow
+from gflow.testsets.known_flow import KnownEvent, KnownFlow
 from gflow.testsets.problems import OnData, OnDensity, OnGaussian
 from gflow.testsets.references import REFERENCES, reference
 from gflow.testsets.true_risks import TRUE_RISKS
@@ -28,7 +28,7 @@ NOT_FLOWS = {
 __all__ = [
     "NAMES",
     "NOT_FLOWS",
-    "Event",
+    "KnownEvent",
     "KnownFlow",
     "OnData",
     "OnDensity",

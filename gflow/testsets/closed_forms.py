@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gflow.testsets.known_flow import Event, EventKind, KnownFlow
+from gflow.testsets.known_flow import EventKind, KnownEvent, KnownFlow
 from gflow.testsets.problems import LayeredNetwork, OnData, Vector
 
 # Closed forms are as accurate as their evaluation in float64.
@@ -55,8 +55,8 @@ def _active_rows(problem: OnData, active: Sequence[int], start: Any, times: Any)
     return linear_flow(scale * x.T @ x, scale * y @ x, np.asarray(start, float), times)
 
 
-def _events(kind: EventKind, time: float, *rows: int) -> tuple[Event, ...]:
-    return tuple(Event(float(time), kind, 0, 0, row) for row in rows)
+def _events(kind: EventKind, time: float, *rows: int) -> tuple[KnownEvent, ...]:
+    return tuple(KnownEvent(float(time), kind, 0, 0, row) for row in rows)
 
 
 def _crossing() -> KnownFlow:

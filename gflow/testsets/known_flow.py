@@ -15,7 +15,7 @@ EventKind = Literal["cross", "slide begins", "slide ends", "slide branches", "co
 
 
 @dataclass(frozen=True)
-class Event:
+class KnownEvent:
     """Where the field jumps: a unit's preactivation reaches 0 at a row, or the unit collapses.
 
     `layer` counts hidden layers from 0; `row` is None for a collapse, which is of a whole unit.
@@ -54,7 +54,7 @@ class KnownFlow:
     branches: tuple[Vector, ...]
     known: Literal["closed form", "certified"]
     accuracy: float
-    events: tuple[Event, ...] = ()
+    events: tuple[KnownEvent, ...] = ()
 
     @property
     def start(self) -> Vector:

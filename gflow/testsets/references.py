@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gflow.testsets.known_flow import Event, EventKind, KnownFlow
+from gflow.testsets.known_flow import EventKind, KnownEvent, KnownFlow
 from gflow.testsets.problems import LayeredNetwork, OnData
 
 DATA = Path(__file__).parent / "data"
@@ -38,7 +38,7 @@ def reference(name: str) -> KnownFlow:
         columns = (saved["event_t"], saved["event_kind"], inner)
         columns += (saved[f"event_{unit}"], saved[f"event_{row}"])
         listed = zip(*(column.tolist() for column in columns), strict=True)
-        events = [Event(t, KINDS[kind], layer, i, k) for t, kind, layer, i, k in listed]
+        events = [KnownEvent(t, KINDS[kind], layer, i, k) for t, kind, layer, i, k in listed]
         times, scale = saved["t"], np.max(np.linalg.norm(params, axis=1))
         problem = OnData(network, saved["X"], saved["y"])
         accuracy = float(np.max(saved["agreement"]) * np.sqrt(params.shape[1]) / scale)

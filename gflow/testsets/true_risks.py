@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gflow.testsets.closed_forms import ROUNDING, riccati, root_of
-from gflow.testsets.known_flow import Event, KnownFlow
+from gflow.testsets.known_flow import KnownEvent, KnownFlow
 from gflow.testsets.problems import LayeredNetwork, OnDensity, OnGaussian, Vector
 
 SYMMETRIC = np.array([-1.0, 1.0])
@@ -19,7 +19,7 @@ def _unit(trained: tuple[str, ...], **arrays: float) -> LayeredNetwork:
 
 
 def _collapsing(name: str, shows: str, source: str, problem: OnDensity, at: float, t, answer, **to):
-    events = (Event(float(at), "collapse", 0, 0, None),)
+    events = (KnownEvent(float(at), "collapse", 0, 0, None),)
     options = {"known": "closed form", "accuracy": ROUNDING} | to
     return KnownFlow(name, shows, source, problem, t, (answer,), events=events, **options)
 
