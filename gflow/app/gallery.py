@@ -52,10 +52,9 @@ def show_gallery(
             _write(shown.figure, page.with_suffix(""), name, "page", suffixes=("png",))
             picture = f"![{of_experiment}]({page.stem}/{name}.png)"
             parts += [f"## {of_experiment}", text(name), _table(shown.claims), picture]
+            with _written("page", page):  # as far as it goes, so that nothing is lost
+                page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
         plt.close(shown.figure)
-    if page is not None:
-        with _written("page", page):
-            page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     return stands
