@@ -48,7 +48,7 @@ def exhibit(*, long: bool = False) -> Exhibit:
             at_most(f"{words}: time of the largest (1 + t)(L − L∞)", SOURCE, T1 / 100, largest),
         ]
         if powers:
-            words = f"{words}: smallest exponent of {len(powers)} called power laws"
+            words = f"{words}: smallest exponent of {len(powers)} power laws called"
             claims.append(at_least(words, SOURCE, 1.0, min(powers)))
     axes.loglog(ts, 1 / ts, "k--", label="1/t")
     axes.set(xlabel="t", ylabel="risk − its limit", ylim=(1e-17, 10))
