@@ -27,6 +27,8 @@ KINDS: dict[str, EventKind] = {
     "slide": "slide begins",
     "exit": "slide ends",
 }
+# The integrator ended two slides at once, and began one of them anew so much later.
+_AT_ONCE = 1e-8
 
 
 def reference(name: str) -> KnownFlow:
@@ -39,6 +41,7 @@ def reference(name: str) -> KnownFlow:
         columns += (saved[f"event_{unit}"], saved[f"event_{row}"])
         listed = zip(*(column.tolist() for column in columns), strict=True)
         events = [KnownEvent(t, KINDS[kind], layer, i, k) for t, kind, layer, i, k in listed]
+        events = _without_blinks(events)
         times, scale = saved["t"], np.max(np.linalg.norm(params, axis=1))
         problem = OnData(network, saved["X"], saved["y"])
         accuracy = float(np.max(saved["agreement"]) * np.sqrt(params.shape[1]) / scale)
@@ -53,6 +56,20 @@ def reference(name: str) -> KnownFlow:
         accuracy=accuracy,
         events=tuple(events),
     )
+
+
+def _without_blinks(events: list[KnownEvent]) -> list[KnownEvent]:
+    """Without slides that end and begin again at once."""
+    where = lambda event: (event.layer, event.unit, event.row)
+    blinks = {
+        n
+        for a, one in enumerate(events)
+        for b, two in enumerate(events[:a])
+        if where(one) == where(two) and (two.kind, one.kind) == ("slide ends", "slide begins")
+        if one.time - two.time < _AT_ONCE
+        for n in (a, b)
+    }
+    return [event for n, event in enumerate(events) if n not in blinks]
 
 
 def _shallow(saved: Any) -> tuple[LayeredNetwork, np.ndarray]:
