@@ -79,7 +79,8 @@ def _table(claims: Sequence[Claim]) -> str:
 
 
 def _cell(entry: str) -> str:
-    return "".join(f"\\{sign}" if sign in "|_*<" else sign for sign in entry)
+    """With what would be markup in a cell as text."""
+    return entry.replace("|", r"\|").replace("*", r"\*").replace("<", "&lt;")
 
 
 def _write(figure: Any, directory: Path, name: str, argument: str, suffixes: Sequence[str]) -> None:
