@@ -32,6 +32,7 @@ notebooks: .venv/dev.stamp
 bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.descent --quick
 	$(BIN)/python -m benchmarks.kinks --quick
+	$(BIN)/python -m benchmarks.testset --quick
 	$(BIN)/python -m benchmarks.accuracy --quick
 	$(BIN)/python -m benchmarks.deep --quick
 	$(BIN)/python -m benchmarks.digits --quick

@@ -1,18 +1,17 @@
 """Flows of ReLU networks that an independent integrator followed through every kink.
 
-Relative errors are below 1e-8. `data/` holds the data, the networks at saved times and the kinks.
+Relative errors are below 1e-8. `gflow.testsets` holds the data, the networks at saved times and the
+kinks.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 import gflow
+from gflow.testsets.references import DATA, KINDS
 
-DATA = Path(__file__).parent / "data"
 NAMES = ("diabetes_w16_n60", "sine_d1_w50_n100", "sine_d2_w30_n80", "sine_d1_w20_n40")
-_KINDS = {"cross": "cross", "slide": "slide begins", "exit": "slide ends"}
 
 
 class Kink(NamedTuple):
@@ -45,5 +44,5 @@ def reference_flow(name: str) -> ReferenceFlow:
         ts = saved["t"]
         params = np.concatenate([saved[a].reshape(len(ts), -1) for a in "wbvc"], axis=1)
         columns = (saved[f"event_{of}"].tolist() for of in ("t", "neuron", "datum", "kind"))
-        kinks = [Kink(t, unit, datum, _KINDS[kind]) for t, unit, datum, kind in zip(*columns)]
+        kinks = [Kink(t, unit, datum, KINDS[kind]) for t, unit, datum, kind in zip(*columns)]
         return ReferenceFlow(risk, net, ts, params, saved["risk"], kinks)

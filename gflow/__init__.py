@@ -15,8 +15,9 @@ if not TYPE_CHECKING:  # so that type checkers see misspelt names
 
     def __getattr__(name: str) -> Any:
         """The names of `gflow.api`, imported with the first in use: `gflow --help` needs none."""
-        if name == "plots":  # matplotlib is imported with the first figure
-            return importlib.import_module("gflow.plots")
+        # matplotlib is imported with the first figure; the test set needs no JAX
+        if name in ("plots", "testsets"):
+            return importlib.import_module(f"gflow.{name}")
         if not name.startswith("__") or name in ("__all__", "__version__"):
             names = vars(importlib.import_module("gflow.api"))
             public = names.get("__all__", ())  # () while it is being imported

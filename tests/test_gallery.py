@@ -92,6 +92,21 @@ def test_the_command_prints_json(small_gallery, capsys):
     assert found["constant_slope"]["title"].startswith("Why descent converges")
 
 
+def test_the_command_writes_a_page_with_its_figures(small_gallery, capsys, tmp_path):
+    page = tmp_path / "shown.md"
+    assert _status("--page", str(page)) == 1
+    written = page.read_text()
+    assert "| agrees | one is one | 1 | 1 | sums |" in written
+    assert "| disagrees | one is one | 1 | 2 | sums |" in written
+    assert "## Why descent converges" in written and "$$" in written
+    for name in ("constant_slope", "affine_targets"):
+        assert f"](shown/{name}.png)" in written
+        assert (tmp_path / "shown" / f"{name}.png").exists()
+    (tmp_path / "file").write_text("")
+    assert _status("constant_slope", "--page", str(tmp_path / "file" / "page.md")) == 2
+    assert "`page`" in capsys.readouterr().err
+
+
 def test_the_command_lists_the_experiments(capsys):
     assert _status("--list") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(gallery.NAMES)

@@ -173,9 +173,8 @@ def _gallery(command: "GalleryCommand", interrupts: ProgramInterrupts) -> int:
     if command.list:
         list_experiments()
         return 0
-    stands = show_gallery(
-        command.names, long=command.long, as_json=command.json, figures=command.figures
-    )
+    outputs = {"as_json": command.json, "figures": command.figures, "page": command.page}
+    stands = show_gallery(command.names, long=command.long, **outputs)
     return 0 if stands else 1
 
 

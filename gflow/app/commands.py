@@ -59,6 +59,8 @@ class GalleryCommand:
     """Print JSON."""
     figures: Path | None = None
     """Write the figures to this directory, as SVG and PNG."""
+    page: Path | None = None
+    """Write a page in Markdown, and its figures to a directory of the same name beside it."""
     cache: bool = True
     """Keep compiled programs in the user's cache directory for later runs."""
 

@@ -1,14 +1,23 @@
 """`gflow gallery`: runs experiments, and prints a line for each of their claims."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 
 from gflow.arguments import ArgumentError
-from gflow.gallery import NAMES, Exhibit, exhibit, title
+from gflow.gallery import NAMES, Claim, Exhibit, exhibit, text, title
+
+INTRODUCTION = """\
+# The gallery
+
+Each section is an experiment of [gflow's gallery](command_line.md#the-gallery): a claim of a
+paper, theory's number, and the number that gflow obtains. A *finding* is a row where they differ
+for a reason that is known. `gflow gallery` runs them all in some minutes, `gflow gallery NAME` one
+of them, with `--long` in more cases; `gflow gallery --page docs/gallery.md` writes this page."""
 
 
 def list_experiments() -> None:
@@ -18,15 +27,18 @@ def list_experiments() -> None:
         print(f"{name:{width}}  {title(name)}")
 
 
-def show_gallery(names: Sequence[str], *, long: bool, as_json: bool, figures: Path | None) -> bool:
+def show_gallery(
+    names: Sequence[str], *, long: bool, as_json: bool, figures: Path | None, page: Path | None
+) -> bool:
     """Runs the experiments of these names, of all if there are none, and prints what they show.
+    Figures go to a directory, and a page in Markdown to a file, if they are asked for.
 
     **Returns:** whether each claim agrees, or is a finding. **Raises:** `ArgumentError` for a name
     that there is not, or a directory that cannot be written; what was run before is printed.
     """
     names = tuple(dict.fromkeys(names)) or NAMES
     titles = [title(name) for name in names]
-    stands, found = True, {}
+    stands, found, parts = True, {}, [INTRODUCTION]
     for name, of_experiment in zip(names, titles, strict=True):
         shown = exhibit(name, long=long)
         stands &= shown.stands
@@ -35,7 +47,13 @@ def show_gallery(names: Sequence[str], *, long: bool, as_json: bool, figures: Pa
         else:
             _print_claims(name, of_experiment, shown)
         if figures is not None:
-            _write(shown.figure, figures, name)
+            _write(shown.figure, figures, name, "figures", suffixes=("svg", "png"))
+        if page is not None:
+            _write(shown.figure, page.with_suffix(""), name, "page", suffixes=("png",))
+            picture = f"![{of_experiment}]({page.stem}/{name}.png)"
+            parts += [f"## {of_experiment}", text(name), _table(shown.claims), picture]
+            with _written("page", page):  # as far as it goes, so that nothing is lost
+                page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
         plt.close(shown.figure)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
@@ -51,11 +69,32 @@ def _print_claims(name: str, of_experiment: str, shown: Exhibit) -> None:
             print(f"             {claim.finding}", flush=True)
 
 
-def _write(figure: Any, directory: Path, name: str) -> None:
-    try:
+def _table(claims: Sequence[Claim]) -> str:
+    lines = [("", "claim", "expected", "obtained", "source"), ("---",) * 5]
+    for claim in claims:
+        reason = f" ({claim.finding})" if claim.verdict == "finding" else ""
+        told = claim.says + reason, claim.expected, claim.obtained, claim.source
+        lines.append((claim.verdict, *told))
+    return "\n".join(f"| {' | '.join(_cell(entry) for entry in line)} |" for line in lines)
+
+
+def _cell(entry: str) -> str:
+    """With what would be markup in a cell as text."""
+    return entry.replace("|", r"\|").replace("*", r"\*").replace("<", "&lt;")
+
+
+def _write(figure: Any, directory: Path, name: str, argument: str, suffixes: Sequence[str]) -> None:
+    with _written(argument, directory):
         directory.mkdir(parents=True, exist_ok=True)
-        for suffix in ("svg", "png"):
+        for suffix in suffixes:
             figure.savefig(directory / f"{name}.{suffix}", dpi=150)
+
+
+@contextmanager
+def _written(argument: str, path: Path) -> Iterator[None]:
+    """Turns an error of writing into one that names the argument."""
+    try:
+        yield
     except OSError as error:
-        wanted = f"a directory that can be written ({error.strerror})"
-        raise ArgumentError("figures", str(directory), wanted) from None
+        wanted = f"a place that can be written ({error.strerror})"
+        raise ArgumentError(argument, str(path), wanted) from None

@@ -18,12 +18,15 @@ NAMES = (
     "relu_chains",
     "degenerate_units",
     "affine_targets",
+    "piecewise_affine_targets",
     "constant_targets",
     "dead_networks",
     "chatterjee_criterion",
+    "criterion_and_exponent",
     "spurious_minima",
     "early_alignment",
     "jump_target",
+    "polynomial_targets",
     "normalised_units",
     "clipped_descent",
     "deep_linear",
@@ -37,7 +40,7 @@ NAMES = (
     "averaged_sgd",
 )
 
-__all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "title"]
+__all__ = ["NAMES", "Claim", "Exhibit", "exhibit", "text", "title"]
 
 
 def exhibit(name: str, *, long: bool = False) -> Exhibit:
@@ -56,6 +59,11 @@ def exhibit(name: str, *, long: bool = False) -> Exhibit:
 def title(name: str) -> str:
     """What the experiment is about, in a line."""
     return (_module(name).__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+def text(name: str) -> str:
+    """The claim and its formulas, in Markdown."""
+    return (_module(name).__doc__ or "").partition("\n")[2].strip()
 
 
 def _module(name: str):

@@ -76,5 +76,5 @@ def exhibit(*, long: bool = False) -> Exhibit:
     line = apart[-1] / STEP_SIZES[-1] * STEP_SIZES
     axes[1].loglog(STEP_SIZES, apart, "o-", STEP_SIZES, line, "k--")
     axes[1].minorticks_off()
-    axes[1].set(xlabel="η", ylabel="largest distance of clipped descent")
+    axes[1].set(xlabel="η", ylabel="distance from the clipped flow")
     return Exhibit(claims, figure)

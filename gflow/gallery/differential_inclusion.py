@@ -15,7 +15,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_most, equal, panels
+from gflow.gallery.claims import Exhibit, at_least, at_most, equal, panels
 
 SOURCE = "Polaczyk, Cyranka, arXiv 2201.12052"
 ROWS, INPUTS, WIDTH, T1 = 6, 2, 40, 120.0
@@ -55,7 +55,8 @@ def exhibit(*, long: bool = False) -> Exhibit:
     rates = np.array([_rate(x, flow) for flow in flows])
     falls = np.array([np.log(flow.risk[-11] / flow.risk[-1]) for flow in flows])
     found = falls / (ts[-1] - ts[-11])
-    worst = int(np.argmax(abs(found / rates - 1)))
+    settled = [flow.kinks is None or flow.kinks.time[-1] < ts[-11] for flow in flows]
+    quotients = (found / rates)[settled]
     last = max(float(flow.risk[-1]) for flow in flows)
     drift = max(float(np.max(np.abs(flow.diagnostics.energy))) for flow in flows)
     errors = [_distance(risk, nets[0], step, 100 if long else 12) for step in STEPS]
@@ -63,7 +64,8 @@ def exhibit(*, long: bool = False) -> Exhibit:
     words = f"{len(flows)} flows"
     claims = (
         at_most(f"{words}: largest risk at t = {T1:.0f}", SOURCE, 1e-5, last),
-        equal(f"{words}: the rate farthest off", SOURCE, rates[worst], found[worst], 2e-3),
+        equal("past their kinks: rate over theory's", SOURCE, 1, float(np.median(quotients)), 2e-3),
+        at_least("smallest, as faster modes add", SOURCE, 0.998, float(min(quotients))),
         at_most(f"{words}: L(0) − L(t) − ∫ dist(0, ∂L)²", SOURCE, 1e-7, drift),
         equal("distance of SGD at t = 1: power of h", SOURCE, 0.5, float(power), 0.15),
     )

@@ -38,7 +38,7 @@ def exhibit(*, long: bool = False) -> Exhibit:
                 found.append(gflow.lojasiewicz(flow, point.risk, point.net))
             gap = np.abs(np.asarray(flow.risk) - point.risk)
             axes.loglog(ts, gap, color=f"C{k}", linewidth=0.8, label=None if seed else name)
-        powers = [of.rate.tail_value for of in found if of.rate.better == "power"]
+        powers = [of.rate.value for of in found if of.rate.law == "power"]
         largest = max(of.risk_bound.at for of in found)
         words = f"{name}, {number} flows"
         claims += [
@@ -48,7 +48,7 @@ def exhibit(*, long: bool = False) -> Exhibit:
             at_most(f"{words}: time of the largest (1 + t)(L − L∞)", SOURCE, T1 / 100, largest),
         ]
         if powers:
-            words = f"{words}: smallest exponent of {len(powers)} power laws"
+            words = f"{words}: smallest exponent of {len(powers)} power laws called"
             claims.append(at_least(words, SOURCE, 1.0, min(powers)))
     axes.loglog(ts, 1 / ts, "k--", label="1/t")
     axes.set(xlabel="t", ylabel="risk − its limit", ylim=(1e-17, 10))

@@ -1,7 +1,6 @@
 """Networks with several hidden layers, and their flows by an independent integrator."""
 
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
@@ -10,11 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gflow
-
-DATA = Path(__file__).parent.parent / "data"
-_KINDS = {"cross": "cross", "slide": "slide begins", "exit": "slide ends"}
-# The reference integrator ended two slides at once, and began one of them anew so much later.
-_AT_ONCE = 1e-8
+from gflow.testsets.references import DATA, reference
 
 
 class OwnNetwork(eqx.Module):
@@ -83,24 +78,11 @@ def deep_reference(name: str) -> DeepReference:
         ends = np.cumsum([b * (a + 1) for a, b in pairwise(sizes)])
         parts = np.split(theta, ends[:-1])
         matrices = [p.reshape(b, a + 1) for p, (a, b) in zip(parts, pairwise(sizes))]
-        columns = (saved[f"event_{c}"].tolist() for c in ("t", "kind", "layer", "unit", "row"))
-        kinks = [Kink(t, _KINDS[kind], *pair) for t, kind, *pair in zip(*columns)]
+        events = reference(name).events
+        kinks = [Kink(e.time, e.kind, e.layer, e.unit, e.row) for e in events]
         risk = gflow.EmpiricalRisk(saved["X"], saved["y"])
         ts = np.append(0.0, saved["t"])
-        return DeepReference(risk, matrices, ts, saved["theta"], _without_blinks(kinks))
-
-
-def _without_blinks(kinks: list[Kink]) -> list[Kink]:
-    """Without slides that end and begin again at once."""
-    blinks = {
-        n
-        for a, one in enumerate(kinks)
-        for b, two in enumerate(kinks[:a])
-        if one[2:] == two[2:] and one.kind == _KINDS["slide"] and two.kind == _KINDS["exit"]
-        if one.time - two.time < _AT_ONCE
-        for n in (a, b)
-    }
-    return [kink for n, kink in enumerate(kinks) if n not in blinks]
+        return DeepReference(risk, matrices, ts, saved["theta"], kinks)
 
 
 def logged(flow: gflow.Trajectory) -> list[Kink]:
