@@ -3,7 +3,8 @@ r"""Why descent converges although the slope of ReLU is constant.
 The gradient is a mean of residuals times inputs: it shrinks with the residuals, whatever the slope
 of the activation. For relu(mx + b) on rows that are all active, the flow is that of least squares,
 
-$$\theta(t) - \theta^* = e^{-2Mt}(\theta(0) - \theta^*), \qquad M = \overline{(x,1)(x,1)^\top}.$$
+$$\theta(t) - \theta^* = e^{-2Mt}(\theta(0) - \theta^*), \quad
+  M = \frac1n \sum_k (x_k,1)(x_k,1)^\top.$$
 """
 
 import numpy as np
