@@ -1,5 +1,7 @@
 """Where flows go: exact laws on the way to infinity, limits of flows that converge, and neither."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -159,6 +161,12 @@ def test_what_cannot_be_used(valley):
         gflow.asymptotics(flow[:5], risk)
     with pytest.raises(gflow.ArgumentError, match="follow"):
         gflow.asymptotics(flow, risk, follow=-1.0)
+    for other in (
+        replace(flow, stats=flow.stats | {"time_scale_x": jnp.ones(())}),
+        replace(flow, observed={"flow_time": flow.ts}),
+    ):
+        with pytest.raises(gflow.ArgumentError, match="in another time, or with time scales"):
+            gflow.asymptotics(other, risk)
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def asymptotics(
     - `trainable`: as in `solve_flow`. Norms and directions are those of the trained parameters.
 
     **Returns:** an `Asymptotics`. **Raises:** `ArgumentError` for a trajectory that is no flow, or
-    has fewer than 10 saved times.
+    has fewer than 10 saved times, or whose time is another (`model`, `time_scales`).
 
     The dichotomy: arXiv 2505.09572. The rate theorem of non-divergent flows: Eberle, Jentzen,
     Riekert and Weiss, Electron. Res. Arch. 31 (2023) 2519. Homogeneous networks and separable data:
@@ -86,6 +86,9 @@ def asymptotics(
     if flow.kind != "flow" or len(flow) < 10:
         got = Described(f"a {flow.kind} with {len(flow)} saved times")
         raise ArgumentError("flow", got, "a flow of `solve_flow`, with at least 10 saved times")
+    if "flow_time" in flow.observed or any(name.startswith("time_scale_") for name in flow.stats):
+        got = Described("one in another time, or with time scales")
+        raise ArgumentError("flow", got, "a flow dθ/dt = −∇L(θ), whose laws in t are the question")
     if not callable(risk):
         raise ArgumentError("risk", Described(type(risk).__name__), "a function of the network")
     start = float(flow.ts[0])
