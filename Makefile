@@ -9,6 +9,9 @@ BIN := .venv/bin
 run: .venv/app.stamp
 	$(BIN)/gflow run
 
+# Two workers share the cores: the threads of a BLAS would wait for one another.
+test check: export OPENBLAS_NUM_THREADS = 1
+
 test: .venv/dev.stamp
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
