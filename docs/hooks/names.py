@@ -18,8 +18,10 @@ PLACES = {
 }
 # Names of plots are words of other meanings, too.
 _SHORT = {word for word, name in PLACES.items() if re.fullmatch(r"gflow\.\w+", name)}
-# Commands and other code of several words stay as they are.
-_APART = re.compile(r"(<(a|h[1-6]|pre|autoref)\b.*?</\2>|<code>[^<]*\s[^<]*</code>)", re.DOTALL)
+# Commands that name a page stay as they are.
+_APART = re.compile(
+    r"(<(a|h[1-6]|pre|autoref)\b.*?</\2>|<code>[^<]*\sdocs/[^<]*</code>)", re.DOTALL
+)
 _PAGE = re.compile(r"docs/([\w/]+)\.md")
 _NAME = re.compile(r"<code>((?:gflow\.(?:\w+\.)*)?(\w+))(\([^<]*\))?</code>")
 
