@@ -150,3 +150,5 @@ def test_names_in_the_text_lead_to_the_api():
     assert linked.count("<autoref") == 1 and 'identifier="gflow.refine"' in linked
     apart = "<h2><code>refine</code></h2><a><code>refine</code></a>"
     assert with_links(apart, str) == apart
+    command = "<code>gflow gallery --page docs/gallery.md</code>"
+    assert with_links(command, str) == command
