@@ -12,6 +12,7 @@ import pytest
 import gflow
 from gflow.nonsmooth.deep.risk import DeepPatternRisk
 from gflow.nonsmooth.deep.row_network import RowNetwork, row_network
+from gflow.nonsmooth.smoothings import EventuallyExact
 from gflow.parameters import split_trainable
 
 KEY = jax.random.key(0)
@@ -112,6 +113,8 @@ def test_results_beyond_a_kink_go_on_as_before_it(name):
         jax.nn.softplus,
         jax.nn.softmax,
         lambda z: z * jax.nn.logsumexp(z),
+        EventuallyExact(10.0),
+        EventuallyExact(3.0, 0.1),
         eqx.nn.LayerNorm(4),
         lambda z: jax.nn.relu(jnp.exp(z)),
         lambda z: z + jax.lax.stop_gradient(jax.nn.relu(z)),
