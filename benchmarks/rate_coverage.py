@@ -124,7 +124,7 @@ def _flow_rate(seed: int) -> tuple[gflow.Rate | None, float | None]:
     net = gflow.ShallowNet(2, 6, key=jax.random.key(seed), activation=activation)
     risk = gflow.EmpiricalRisk(x, y)
     flow: Any = gflow.solve_flow(risk, net, t1=1e5)
-    point = gflow.refine(risk, flow.final)
+    point = gflow.refine(risk, flow.final, throw=False)
     end = float(flow.ts[-1])
     sliding = flow.kinks is not None and len(flow.kinks.sliding_at(end)) > 0
     if not point.found or point.rate is None or len(point.active_kinks) or sliding:
