@@ -33,7 +33,7 @@ QUICK = ("crossing", "slide_and_exit", "output_layer")
 SCIPY = ("RK45", "LSODA")
 CVODE = ("BDF", "Adams")
 # A run is right if its error is at most so many times its rtol.
-RIGHT = 1e3
+RIGHT = 1e2
 COLUMNS = {
     "flow": ("flow", ""),
     "method": ("method", ""),
@@ -64,7 +64,8 @@ def with_gflow(flow: KnownFlow, rtol: float, limit: int) -> Solve:
             throw=False,
         )
         if not found.succeeded:
-            raise (TimeUp if "max_steps" in found.message else RuntimeError)(found.message)
+            ran_out = found.result_name == "max_steps_reached"
+            raise (TimeUp if ran_out else RuntimeError)(found.message)
         return flow.as_vectors(found.params), int(found.stats["num_field_evaluations"])
 
     return solve

@@ -55,9 +55,11 @@ def test_the_shown_digits_tell_expected_from_obtained():
 
 @pytest.fixture
 def small_gallery(monkeypatch):
-    """Two experiments that need no time, of which the second does not agree."""
+    """Experiments that need no time. The second does not agree, and the third raises."""
 
     def exhibit(name, *, long):
+        if name == "rate_one":
+            raise ZeroDivisionError("of |x|\nby 0")
         obtained = {"constant_slope": 1.0, "affine_targets": 2.0}[name] + long
         figure, _ = claims.panels(1)
         return claims.Exhibit((claims.equal("one is one", "sums", 1.0, obtained, 1e-6),), figure)
@@ -105,6 +107,34 @@ def test_the_command_writes_a_page_with_its_figures(small_gallery, capsys, tmp_p
     (tmp_path / "file").write_text("")
     assert _status("constant_slope", "--page", str(tmp_path / "file" / "page.md")) == 2
     assert "`page`" in capsys.readouterr().err
+
+
+def test_an_experiment_that_raises_is_a_failing_row_and_the_others_go_on(
+    small_gallery, capsys, tmp_path
+):
+    both, page = ("rate_one", "constant_slope"), tmp_path / "shown.md"
+    assert _status(*both, "--page", str(page), "--figures", str(tmp_path / "figures")) == 1
+    out = capsys.readouterr().out
+    assert "disagrees  the experiment runs to its end: expected no error, obtained ZeroDiv" in out
+    assert "agrees     one is one" in out
+    assert r"| no error | ZeroDivisionError: of \|x\| by 0 |" in page.read_text()
+    for directory in (tmp_path / "figures", tmp_path / "shown"):
+        assert {file.stem for file in directory.iterdir()} == {"constant_slope"}
+    assert _status(*both, "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [found[name]["claims"][0]["verdict"] for name in both] == ["disagrees", "agrees"]
+    assert "ZeroDivisionError" in found["rate_one"]["claims"][0]["obtained"]
+
+
+def test_papers_on_arxiv_are_links_on_the_page(monkeypatch, tmp_path):
+    def exhibit(name, *, long):
+        source = "Jentzen, Kröger, arXiv 2102.11840, and calculus"
+        return claims.Exhibit((claims.equal("one is one", source, 1.0, 1.0, 1e-6),), None)
+
+    monkeypatch.setattr("gflow.app.gallery.exhibit", exhibit)
+    assert _status("linear_rate", "--page", str(tmp_path / "page.md")) == 0
+    link = "Jentzen, Kröger, [arXiv 2102.11840](https://arxiv.org/abs/2102.11840), and calculus |"
+    assert link in (tmp_path / "page.md").read_text()
 
 
 def test_the_command_lists_the_experiments(capsys):

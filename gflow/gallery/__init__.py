@@ -52,8 +52,13 @@ def exhibit(name: str, *, long: bool = False) -> Exhibit:
     """
     import jax
 
+    from gflow.plots.style import space_ticks
+
     with jax.enable_x64(True):
-        return _module(name).exhibit(long=long)
+        shown = _module(name).exhibit(long=long)
+    for axis in (axis for ax in shown.figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        space_ticks(axis)
+    return shown
 
 
 def title(name: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_most, equal, panels
+from gflow.gallery.claims import BLACK, RED, Exhibit, at_most, equal, panels
 
 SOURCE = "Cheridito, Jentzen, Rossmannek, arXiv 2103.10922"
 THRESHOLD = "Jentzen, Riekert, arXiv 2107.04479"
@@ -50,7 +50,7 @@ def exhibit(*, long: bool = False) -> Exhibit:
     """24 random flows, or 200 if it is long."""
     target = gflow.piecewise.through([LEFT, RIGHT], [SLOPE * LEFT, SLOPE * RIGHT])
     risk = gflow.PopulationRisk(target, gflow.piecewise.uniform(LEFT, RIGHT))
-    claims = []
+    claims, flows = [], []
     for n in (2, 4):
         found, words = float(risk(_zigzag(n))), f"the zig-zag of {n} units"
         slope = _largest(gflow.generalized_gradient(risk, _zigzag(n)))
@@ -58,7 +58,6 @@ def exhibit(*, long: bool = False) -> Exhibit:
             equal(f"{words}: its risk", SOURCE, _critical_value(n), found, 1e-12),
             at_most(f"{words}: its generalized gradient", SOURCE, 1e-13, slope),
         ]
-    flows = []
     for seed in range(200 if long else 24):
         net = gflow.ShallowNet(1, WIDTH, key=jax.random.key(seed), init="standard_normal")
         flows.append(gflow.solve_flow(risk, net, t1=T1, ts=np.geomspace(1e-2, T1, 80)))
@@ -72,9 +71,10 @@ def exhibit(*, long: bool = False) -> Exhibit:
         at_most(f"{len(low)} flows from just below 1/972: risk", THRESHOLD, 1e-6, float(max(low))),
     ]
     figure, (axes,) = panels(1)
-    for flow in flows:
-        axes.loglog(flow.ts, flow.risk, color="black", linewidth=0.6)
-    for value in values[1:]:
-        axes.axhline(value, color="#c44536", linestyle="--", linewidth=0.8)
-    axes.set(xlabel="t", ylabel="risk, and critical values", ylim=(1e-12, 30))
+    for k, flow in enumerate(flows):
+        axes.loglog(flow.ts, flow.risk, color=BLACK, linewidth=0.6, label=None if k else "flows")
+    for value, style in zip(values[1:], ("--", ":"), strict=True):
+        axes.axhline(value, color=RED, linestyle=style, label=f"critical: 1/{1 / value:.0f}")
+    axes.set(xlabel="t", ylabel="risk", ylim=(1e-12, 30))
+    axes.legend()
     return Exhibit(tuple(claims), figure)

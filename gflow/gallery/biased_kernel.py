@@ -17,7 +17,7 @@ from scipy.linalg import expm
 from scipy.stats import multivariate_normal, norm
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_most, equal, panels
+from gflow.gallery.claims import BLACK, RED, Exhibit, at_most, equal, panels
 
 SOURCE = "Yang et al., arXiv 2301.00327"
 ROWS, INPUTS, T1 = 6, 4, 12.0
@@ -52,7 +52,7 @@ def exhibit(*, long: bool = False) -> Exhibit:
     kernels = jax.jit(jax.vmap(lambda net: gflow.tangent_kernel(risk, net, trained)))
     figure, axes = panels(2)
     claims, ts = [], np.linspace(0, T1, 61)
-    for bias, colour in zip(BIASES, ("black", "#c44536"), strict=True):
+    for bias, colour in zip(BIASES, (BLACK, RED), strict=True):
         limit, errors = _limit(x, bias), []
         for m in WIDTHS:
             keys = jax.random.split(jax.random.key(m), DRAWS)

@@ -9,6 +9,9 @@ from matplotlib.figure import Figure
 
 from gflow.arguments import ArgumentError
 
+# The colours of all figures, in the order in which series get them.
+BLACK, RED, AMBER, BLUE, GREEN = "black", "#c44536", "#e0a458", "#2a6f97", "#588157"
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -69,10 +72,10 @@ def _digits(within: float) -> int:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """The outcome of one experiment: its claims and a figure."""
+    """The outcome of one experiment: its claims and a figure, None if it ended in an error."""
 
     claims: tuple[Claim, ...]
-    figure: Figure
+    figure: Figure | None
 
     @property
     def stands(self) -> bool:
@@ -81,7 +84,9 @@ class Exhibit:
 
 
 def panels(number: int) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels side by side, and their axes."""
+    """A figure of so many panels side by side, and their axes, whose series have the colours."""
     size = (3.7 * number, 2.9)
     figure, axes = plt.subplots(1, number, figsize=size, layout="constrained", squeeze=False)
+    for ax in axes[0]:
+        ax.set_prop_cycle(color=(BLACK, RED, AMBER, BLUE, GREEN))
     return figure, list(axes[0])

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_most, equal, panels
+from gflow.gallery.claims import AMBER, BLACK, BLUE, Exhibit, at_most, equal, panels
 
 CRITERION = "Chatterjee, arXiv 2203.16462"
 EXPONENT = "Łojasiewicz inequality, in closed form"
@@ -37,7 +37,7 @@ def exhibit(*, long: bool = False) -> Exhibit:
     """Three starts, and 20 random ones, or 200 if it is long."""
     figure, (axes,) = panels(1)
     claims = []
-    for start, s, colour in ((HELD, 1.0, "black"), (REFUSED, 1.0, "#2a6f97"), (FLAT, 0.0, "0.6")):
+    for start, s, colour in ((HELD, 1.0, BLACK), (REFUSED, 1.0, BLUE), (FLAT, 0.0, AMBER)):
         x, f = jnp.asarray(start), _problem(s)
         (ratio, rate), words = _known(x, s), f"(uv − {s:.0f})² from ({start[0]:g}, {start[1]:g})"
         t1 = 4.5 if s else 1e4

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_most, panels
+from gflow.gallery.claims import BLACK, RED, Exhibit, at_most, panels
 
 SOURCE = "Do, Jentzen, Riekert, arXiv 2503.01660"
 WIDTH, T1 = 2, 5.0
@@ -55,8 +55,8 @@ def exhibit(*, long: bool = False) -> Exhibit:
         exact = VARIANCE + start**2 * np.exp(-4 * ts)
         mistakes.append(np.max(np.abs(flow.risk - exact) / exact))
         mistakes.append(jnp.max(jnp.abs(flow.params.c - MEAN - start * np.exp(-2 * ts))))
-        axes.semilogy(ts, flow.risk, color="black")
-        axes.semilogy(ts, exact, "--", color="#c44536")
+        axes.semilogy(ts, flow.risk, color=BLACK)
+        axes.semilogy(ts, exact, "--", color=RED)
     axes.set(xlabel="t", ylabel="risk of dead networks, and theory")
     words = "standard errors between the fraction of dead"
     claims = (

@@ -16,7 +16,7 @@ from scipy.integrate import quad
 from scipy.signal import argrelmin
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_most, equal, panels
+from gflow.gallery.claims import BLACK, RED, Exhibit, at_most, equal, panels
 
 MODES = "Bah, Rauhut, Terstiege, Westdickenberg, arXiv 1910.05505"
 MINIMA = "Nguegnang, Rauhut, Terstiege, arXiv 2108.02040"
@@ -71,10 +71,10 @@ def exhibit(*, long: bool = False) -> Exhibit:
         words = f"{depth} layers of width {width}, {len(nets)} starts: distance from {best:.0f}"
         claims.append(at_most(words, MINIMA, 1e-6, away))
     figure, axes = panels(2)
-    axes[0].plot(ts, two, "k-", ts[::2], logistic[::2], "r.")
+    axes[0].plot(ts, two, "-", color=BLACK)
+    axes[0].plot(ts[::2], logistic[::2], ".", color=RED)
     axes[0].set(xlabel="t", ylabel="singular values, and theory")
-    axes[1].plot(slow.ts, slow.risk, color="black")
-    for value in critical:
-        axes[1].axhline(value, color="#c44536", linestyle="--", linewidth=0.8)
+    axes[1].plot(slow.ts, slow.risk, color=BLACK)
+    axes[1].hlines(critical, 0, slow.ts[-1], color=RED, linestyle="--", linewidth=0.8)
     axes[1].set(xlabel="t", ylabel="risk, and critical values")
     return Exhibit(tuple(claims), figure)

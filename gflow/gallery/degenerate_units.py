@@ -12,7 +12,7 @@ degenerate: then c falls as exp(−2(t − t*)).
 import numpy as np
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_most, equal, panels
+from gflow.gallery.claims import BLACK, Exhibit, at_most, equal, panels
 
 SOURCE = "Eberle, Jentzen, Riekert, Weiss, arXiv 2108.08106, in closed form"
 COLLAPSE, T1 = 0.322181529585, 3.0
@@ -43,7 +43,7 @@ def exhibit(*, long: bool = False) -> Exhibit:
     figure, (axes,) = panels(1)
     for values, name in ((flow.params.b[:, 0], "b"), (v, "v"), (c, "c")):
         axes.plot(ts, values, label=name)
-    axes.axvline(COLLAPSE, color="black", linewidth=0.8, linestyle="--")
+    axes.axvline(COLLAPSE, color=BLACK, linewidth=0.8, linestyle="--")
     axes.set(xlabel="t", ylabel="parameters; t* dashed")
     axes.legend()
     return Exhibit(claims, figure)

@@ -15,7 +15,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_least, at_most, equal, panels
+from gflow.gallery.claims import BLACK, RED, Exhibit, at_least, at_most, equal, panels
 
 SOURCE = "Polaczyk, Cyranka, arXiv 2201.12052"
 ROWS, INPUTS, WIDTH, T1 = 6, 2, 40, 120.0
@@ -54,9 +54,8 @@ def exhibit(*, long: bool = False) -> Exhibit:
     flows = [gflow.solve_flow(risk, net, t1=T1, ts=ts) for net in nets]
     rates = np.array([_rate(x, flow) for flow in flows])
     falls = np.array([np.log(flow.risk[-11] / flow.risk[-1]) for flow in flows])
-    found = falls / (ts[-1] - ts[-11])
     settled = [flow.kinks is None or flow.kinks.time[-1] < ts[-11] for flow in flows]
-    quotients = (found / rates)[settled]
+    quotients = (falls / (ts[-1] - ts[-11]) / rates)[settled]
     last = max(float(flow.risk[-1]) for flow in flows)
     drift = max(float(np.max(np.abs(flow.diagnostics.energy))) for flow in flows)
     errors = [_distance(risk, nets[0], step, 100 if long else 12) for step in STEPS]
@@ -72,9 +71,10 @@ def exhibit(*, long: bool = False) -> Exhibit:
     figure, axes = panels(2)
     for flow, rate in zip(flows, rates, strict=True):
         law = flow.risk[-1] * np.exp(rate * (T1 - ts))
-        axes[0].semilogy(ts, flow.risk, "k-", ts[60:], law[60:], "r--", linewidth=0.8)
+        axes[0].semilogy(ts, flow.risk, color=BLACK, linewidth=0.8)
+        axes[0].semilogy(ts[60:], law[60:], "--", color=RED, linewidth=0.8)
     axes[0].set(xlabel="t", ylabel="risk, and theory")
     law = errors[2] * np.sqrt(np.array(STEPS) / STEPS[2])
-    axes[1].loglog(STEPS, errors, "ko", STEPS, law, "r--")
+    axes[1].loglog(STEPS, errors, "o", STEPS, law, "--")
     axes[1].set(xlabel="step of SGD", ylabel="distance from the flow")
     return Exhibit(claims, figure)

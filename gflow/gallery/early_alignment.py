@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_least, at_most, equal, panels
+from gflow.gallery.claims import BLACK, Exhibit, at_least, at_most, equal, panels
 
 SOURCE = "Boursier, Flammarion, arXiv 2401.10791"
 X, Y = np.array([-0.75, -0.5, 0.125]), np.array([1.1, 0.1, 0.8])
@@ -60,9 +60,7 @@ def exhibit(*, long: bool = False) -> Exhibit:
         ]
         for flow, scale in zip(flows, (SMALL, LARGE), strict=True):
             axes[0].loglog(ts, flow.risk, label=f"{width} units of size {scale}")
-        axes[1].semilogx(
-            ts, np.unwrap(np.angle(_units(small.params)), axis=0), color="black", lw=0.4
-        )
+        axes[1].semilogx(ts, np.unwrap(np.angle(_units(small.params)), axis=0), color=BLACK, lw=0.4)
     axes[0].set(xlabel="t", ylabel="risk", ylim=(1e-6, 3))
     axes[0].legend()
     axes[1].set(xlabel="t", ylabel="direction of (w, b), rad")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_most, equal, panels
+from gflow.gallery.claims import RED, Exhibit, at_most, equal, panels
 
 SOURCE = "slow manifold, in closed form; arXiv 2211.15641"
 RATE_ONE = "Eberle, Jentzen, Riekert, Weiss, arXiv 2108.08106"
@@ -45,9 +45,9 @@ def exhibit(*, long: bool = False) -> Exhibit:
         at_most(converging, RATE_ONE, 1.0, growth).because("it does not: ‖θ‖ grows without bound"),
     )
     figure, axes = panels(2)
-    axes[0].semilogx(ts, scaled, "k")
-    axes[0].axhline(limit, color="C3", linestyle="--")
+    axes[0].semilogx(ts, scaled)
+    axes[0].axhline(limit, color=RED, linestyle="--")
     axes[0].set(xlabel="t", ylabel="L √t, and its limit")
-    axes[1].loglog(ts, flow.observed["norm"], "k", ts, 0.9 * ts**0.25, "C3--")
+    axes[1].loglog(ts, flow.observed["norm"], "-", ts, 0.9 * ts**0.25, "--")
     axes[1].set(xlabel="t", ylabel="‖θ‖, and t to the power ¼")
     return Exhibit(claims, figure)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_most, equal, panels
+from gflow.gallery.claims import AMBER, BLACK, RED, Exhibit, at_most, equal, panels
 
 SOURCE = "Jentzen, Kröger, arXiv 2102.11840"
 X = np.array([[1.0, 0.0], [0.3, 1.1], [-0.9, 0.6], [-0.5, -1.0], [0.6, -0.8]])
@@ -43,22 +43,24 @@ def exhibit(*, long: bool = False) -> Exhibit:
     factor = (1 - 2 * STEP * smallest / len(X)) ** 2
     figure, axes = panels(2)
     above, claims = 0.0, []
-    for width, colour in zip(WIDTHS, ("#c44536", "#e0a458", "black"), strict=True):
+    for width, colour in zip(WIDTHS, (RED, AMBER, BLACK), strict=True):
         runs = [_descent(X, Y, width, seed) for seed in range(60 if long else 6)]
         falls = np.array([run.risk / run.risk[0] for run in runs])
         late = -np.log(falls[:, -1] / falls[:, 20]) / (steps[-1] - steps[20])
         above = max(above, float(np.max(falls[:, 1:] / factor ** (steps[1:] / 2))))
         words = f"{width} units: log factor of a step, mean of {len(runs)} starts"
         claims.append(equal(words, SOURCE, -np.log(factor), float(np.mean(late)), 3 * width**-0.5))
-        axes[0].semilogy(steps, falls.T, color=colour, linewidth=0.8)
+        lines = axes[0].semilogy(steps, falls.T, color=colour, linewidth=0.8)
+        lines[0].set_label(f"{width:,d} units")
         axes[1].semilogx(np.full(len(late), width), late, "o", color=colour, markersize=3)
     limit = float(_descent(np.append(X, X[:1], 0), np.append(Y, 0.0), WIDTHS[1], 0).risk[-1])
     claims += [
         at_most("any width: risk over that of half the rate", SOURCE, 1.0, above),
         equal("a row twice, with y = 1 and 0: limit of the risk", SOURCE, 1 / 12, limit, 1e-9),
     ]
-    axes[0].semilogy(steps, factor**steps, "--", color="black", linewidth=0.8)
+    axes[0].semilogy(steps, factor**steps, "--", color=BLACK, linewidth=0.8, label="theory")
+    axes[0].legend()
     axes[0].set(xlabel="step", ylabel="risk over that at the start")
-    axes[1].axhline(-np.log(factor), color="black", linestyle="--", linewidth=0.8)
+    axes[1].axhline(-np.log(factor), color=BLACK, linestyle="--", linewidth=0.8)
     axes[1].set(xlabel="units", ylabel="rate per step, and theory")
     return Exhibit(tuple(claims), figure)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_least, at_most, panels
+from gflow.gallery.claims import BLACK, Exhibit, at_least, at_most, panels
 
 SOURCE = "Frei, Vardi, Bartlett, Srebro, Hu, arXiv 2210.07082"
 SLOPE, WIDTH, INPUTS = 0.3, 10, 8
@@ -72,8 +72,8 @@ def exhibit(*, long: bool = False) -> Exhibit:
             at_most("spread of the margins, relative", SOURCE, 1e-3, spread),
             at_least("inputs classified as by ⟨v − u, x⟩", SOURCE, 0.999, float(np.mean(straight))),
         ]
-        axes[0].loglog(TS, away, color="black")
-        axes[1].loglog(TS, singular, color="black")
+        axes[0].loglog(TS, away, color=BLACK)
+        axes[1].loglog(TS, singular, color=BLACK)
     axes[0].set(xlabel="time of the logarithm", ylabel="distance from the KKT point")
     axes[1].set(xlabel="time of the logarithm", ylabel="singular values of W/‖W‖")
     return Exhibit(tuple(claims), figure)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_most, equal, panels
+from gflow.gallery.claims import BLACK, BLUE, RED, Exhibit, at_most, equal, panels
 
-SOURCE = "arXiv 2505.09572"
+SOURCE = "Kranz, Gallon, Dereich, Jentzen, arXiv 2505.09572"
 SLOW = "slow manifold, in closed form"
 T1 = 1e10
 
@@ -49,11 +49,11 @@ def exhibit(*, long: bool = False) -> Exhibit:
         equal("softplus on x²: power of the norm", SLOW, 1 / 6, where.norm_exponent, 3e-2),
     )
     figure, axes = panels(2)
-    for flow, colour, words in zip(flows, ("black", "#2a6f97"), ("tanh, x", "softplus, x²")):
+    for flow, colour, words in zip(flows, (BLACK, BLUE), ("tanh, x", "softplus, x²")):
         axes[0].loglog(ts, flow.risk, color=colour, label=words)
         axes[1].loglog(ts, flow.observed["norm"], color=colour)
-    axes[0].loglog(ts, of_risk * ts ** (-2 / 3), "C3--", label="theory for tanh")
-    axes[1].loglog(ts, of_norm * ts ** (1 / 6), "C3--")
+    axes[0].loglog(ts, of_risk * ts ** (-2 / 3), "--", color=RED, label="theory for tanh")
+    axes[1].loglog(ts, of_norm * ts ** (1 / 6), "--", color=RED)
     axes[0].set(xlabel="t", ylabel="risk")
     axes[1].set(xlabel="t", ylabel="‖θ‖")
     axes[0].legend()

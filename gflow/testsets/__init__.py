@@ -1,8 +1,9 @@
 """A test set of nonsmooth gradient flows: flows of small networks whose answers are known.
 
-Each is a `KnownFlow`: a network, a risk, a start, and θ at some times, in closed form or as two
-independent integrations agree on it. Its right-hand side is NumPy alone, so that any solver can be
-measured. `python -m gflow.testsets DIR` writes all of them as plain files.
+Each is a `KnownFlow`: a network, a risk, a start, and θ at some times, in closed form or certified:
+two integrations agree on it, by two methods or by one at two tolerances. Its right-hand side is
+NumPy alone, so that any solver can be measured. `python -m gflow.testsets DIR` writes all of them
+as plain files.
 """
 
 from gflow.arguments import ArgumentError
@@ -15,7 +16,7 @@ from gflow.testsets.true_risks import TRUE_RISKS
 _BUILDERS = CLOSED_FORMS | TRUE_RISKS
 NAMES = (*_BUILDERS, *REFERENCES)
 
-# The test systems of docs/theory.md, section 13, that are no flows.
+# The test systems of docs/theory/test_systems.md that are no flows.
 NOT_FLOWS = {
     "O7": "critical values and zig-zag saddles, where a flow rests",
     "O8": "identities that hold along every flow",

@@ -1,6 +1,6 @@
 """Flows on finite data in closed form: crossings, slides, branches, saddles, power laws.
 
-Most have one unit relu(⟨w, x⟩) whose output weight is 1. docs/theory.md, section 13, numbers them.
+Most have one unit relu(⟨w, x⟩) whose output weight is 1. docs/theory/test_systems.md numbers them.
 """
 
 from collections.abc import Callable, Sequence

@@ -37,8 +37,9 @@ class KnownFlow:
     - `problem`: the network at time 0 and what it is fitted to.
     - `times` (k,); `branches`: θ (k, size) at these times, of each solution where there are
       several, else of the one.
-    - `known`: "closed form", or "certified" by two integrations. `accuracy`: the relative error of
-      the answer, as `error` measures it: rounding, or the difference of these two.
+    - `known`: "closed form", or "certified": two integrations without gflow agree, by two methods
+      or by one at two tolerances. `accuracy`: the relative error of the answer, as `error` measures
+      it: rounding, or the difference between these two.
     - `events`: in the order of time; empty where they are not known.
 
     The answer is the solution in the sense of Filippov, with the gradient of minimal norm on kinks.

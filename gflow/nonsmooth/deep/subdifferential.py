@@ -9,8 +9,8 @@ $$\langle m_j(S), d\rangle > 0 \iff S_j = 1, \qquad
   m_j(S) = m_j + \sum_k S_k \frac{\partial z_j}{\partial a_k} m_k(S),$$
 
 where k are the pairs of the row in lower layers. If the $m_j$ are linearly independent, so are the
-$m_j(S)$, and all patterns occur. Ties that depend on each other, by their normals or since they are
-in one row, make a group: the patterns are those of all groups, in any combination.
+$m_j(S)$, and all patterns occur. Ties that depend on each other, by their normals or because they
+are in one row, make a group: the patterns are those of all groups, in any combination.
 """
 
 import warnings
