@@ -48,8 +48,10 @@ class EventuallyExact(Activation):
         self.homogeneous = False
 
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        s = jnp.clip(self.r * z - 1, 0.0, 1.0)
-        smoothed = jnp.where(s < 1, s**2 * (5 - 3 * s) / self.r, z)
+        # Each case is a function of z alone, so that flows see that the pieces meet smoothly.
+        s = self.r * z - 1
+        middle = jnp.where(z < 2 / self.r, s**2 * (5 - 3 * s) / self.r, z)
+        smoothed = jnp.where(z > 1 / self.r, middle, 0.0)
         return self.negative_slope * z + (1 - self.negative_slope) * smoothed
 
     def slope(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
