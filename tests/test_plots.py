@@ -211,3 +211,102 @@ def test_the_density_of_a_spectrum_has_its_size_for_an_area(wave, smooth_net):
     along = ax.xaxis.get_transform().transform(x) / threshold
     height = np.nan_to_num(height)  # what is below the foot is not drawn
     assert np.sum(height) * (along[1] - along[0]) == pytest.approx(25, rel=0.05)
+
+
+def test_curves_reach_as_far_as_they_are_positive_and_so_do_their_laws():
+    x = np.array([0.0, 1.0, 10.0, 100.0])
+    laws = {"square": lambda at: at**2, "three": 3}
+    ax = draw(gflow.plots.curves, {"one": (x, x - 1), "two": (x, [x, 2 * x])}, laws=laws)
+    one, two, other, square, three = ax.lines
+    np.testing.assert_array_equal(one.get_ydata(), [np.nan, np.nan, 9, 99])
+    np.testing.assert_array_equal(other.get_ydata(), [np.nan, 2, 20, 200])
+    assert tuple(two.get_color()) == tuple(other.get_color()) != tuple(one.get_color())
+    np.testing.assert_allclose(np.take(square.get_ydata(), [0, -1]), [1, 1e4])
+    assert ax.get_ylim()[1] < 1e4 and set(three.get_ydata()) == {3}
+    named = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert named == ["one", "two", "square", "three"]
+
+
+def test_a_constant_law_widens_the_axis_until_it_is_seen():
+    curve = {"curve": (np.arange(1.0, 5), np.arange(1.0, 5))}
+    ax = draw(gflow.plots.curves, curve, laws={"bound": 40}, x="linear", y="linear")
+    assert ax.get_ylim()[1] > 40 and ax.get_xscale() == ax.get_yscale() == "linear"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"curves": {"a": np.ones(3)}}, "no pair for 'a'"),
+        ({"curves": {"a": (np.ones(3), np.ones(4))}}, r"shapes \(3,\) and \(4,\) for 'a'"),
+        ({"laws": {"b": lambda at: at[:2]}}, "values of shape"),
+        ({"curves": {}, "laws": {"b": 1}}, "laws alone"),
+        ({"x": "loglog"}, "`x`: got 'loglog'"),
+    ],
+)
+def test_curves_that_cannot_be_drawn_are_refused(wrong, message, unchecked_annotations):
+    with pytest.raises(ValueError, match=message):
+        gflow.plots.curves(**({"curves": {"a": (np.ones(3), np.ones(3))}} | wrong))
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def falling():
+    """A sum of squares, and its flows by the number of parameters that move."""
+    starts = {3: jnp.ones(3), 2: jnp.array([1.0, -1.0]), 1: jnp.ones(1), 0: jnp.zeros(2)}
+    squares = lambda theta: jnp.arange(1.0, 1 + len(theta)) @ theta**2
+    return squares, {k: gflow.solve_flow(squares, start, t1=1.0) for k, start in starts.items()}
+
+
+def test_the_landscape_of_two_parameters_has_their_values_on_its_axes(falling):
+    squares, flows = falling
+    ax = draw(gflow.plots.landscape, squares, flows[2])
+    np.testing.assert_allclose(np.stack(ax.lines[0].get_data(), axis=1), flows[2].params)
+    (contours,) = ax.collections
+    # Each level set is one of θ₀² + 2 θ₁².
+    for level, path in zip(contours.levels, contours.get_paths(), strict=True):
+        np.testing.assert_allclose(squares(path.vertices.T), level, rtol=0.02)
+
+
+def test_the_landscape_of_one_parameter_is_the_curve_of_the_risk(falling):
+    squares, flows = falling
+    ax = draw(gflow.plots.landscape, squares, flows[1])
+    curve, path = ax.lines[:2]
+    np.testing.assert_allclose(curve.get_ydata(), curve.get_xdata() ** 2)
+    np.testing.assert_allclose(path.get_data(), [flows[1].params[:, 0], flows[1].risk])
+
+
+def test_the_landscape_of_more_parameters_is_around_the_end(falling):
+    squares, flows = falling
+    ax = draw(gflow.plots.landscape, squares, {"flow": flows[3], "again": flows[3]})
+    path = np.stack(ax.lines[0].get_data(), axis=1)
+    np.testing.assert_allclose(path[-1], 0, atol=1e-15)
+    theta = np.asarray(flows[3].params)
+    lengths = np.linalg.norm(theta - theta[-1], axis=1)
+    # Two directions have nearly all of the path.
+    np.testing.assert_allclose(np.linalg.norm(path, axis=1), lengths, rtol=0.02, atol=1e-3)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["flow", "again"]
+
+
+def test_landscapes_that_cannot_be_drawn_are_refused(falling):
+    squares, flows = falling
+    with pytest.raises(ValueError, match="no parameter moves"):
+        gflow.plots.landscape(squares, flows[0])
+    with pytest.raises(ValueError, match="a network in 'b' of other shapes than in 'a'"):
+        gflow.plots.landscape(squares, {"a": flows[2], "b": flows[3]})
+    plt.close("all")
+
+
+def test_panels_have_letters_and_are_filled_row_by_row():
+    axes = gflow.plots.panels(4, columns=3)
+    assert [ax.texts[0].get_text() for ax in axes] == list("abcd")
+    rows = [ax.get_subplotspec().rowspan.start for ax in axes]
+    assert rows == [0, 0, 0, 1] and axes[0].figure is axes[3].figure
+    with pytest.raises(ValueError, match="at most 26 panels"):
+        gflow.plots.panels(27)
+    plt.close("all")
+
+
+def test_several_flows_have_several_colours(smooth_flow):
+    for draw_them in (gflow.plots.risk, gflow.plots.grad_norm):
+        ax = draw(draw_them, {"one": smooth_flow, "two": smooth_flow})
+        assert len({tuple(line.get_color()) for line in ax.lines}) == 2

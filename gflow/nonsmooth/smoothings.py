@@ -48,11 +48,11 @@ class EventuallyExact(Activation):
         self.homogeneous = False
 
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        # Choices by comparisons of z, which are seen not to bend.
+        # Cases of z alone, so that flows see that the pieces meet smoothly.
         below = z < 2 / self.r
         s = jnp.where(below, self.r * z - 1, 1.0)
-        above_first = jnp.where(below, s**2 * (5 - 3 * s) / self.r, z)
-        smoothed = jnp.where(z > 1 / self.r, above_first, 0.0)
+        middle = jnp.where(below, s**2 * (5 - 3 * s) / self.r, z)
+        smoothed = jnp.where(z > 1 / self.r, middle, 0.0)
         return self.negative_slope * z + (1 - self.negative_slope) * smoothed
 
     def slope(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -1,5 +1,7 @@
 """The colours of all figures, and the axes they are drawn into."""
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +17,19 @@ ACTIVE, NEGATIVE = "#c44536", "#2a6f97"
 def new_axes(ax: Axes | None) -> Axes:
     """The given axes, or those of a new figure."""
     return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def colours(count: int) -> np.ndarray:
+    """Colours from light (first) to dark (last)."""
+    return plt.get_cmap("viridis_r")(np.linspace(0.15, 0.95, max(count, 1)))
+
+
+def colours_of(kinds: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The colours of trajectories by label, from their kinds; a flow that is the only one has
+    none, since it is black."""
+    flows = [label for label, kind in kinds.items() if kind == "flow"]
+    others = [label for label in kinds if flows != [label]]
+    return dict(zip(others, colours(len(others))))
 
 
 def flow_times(trajectory: Trajectory) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Figures of trajectories and of their comparisons."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,15 @@ from gflow.convergence import ConvergenceOrder
 from gflow.indexing import taken
 from gflow.networks import ShallowNet
 from gflow.piecewise import PiecewisePolynomial
-from gflow.plots.style import ACTIVE, FLOW, NEGATIVE, flow_times, new_axes, space_ticks
+from gflow.plots.style import (
+    ACTIVE,
+    FLOW,
+    NEGATIVE,
+    colours_of,
+    flow_times,
+    new_axes,
+    space_ticks,
+)
 from gflow.plots.views import curve_of, values_along
 from gflow.trajectory import Trajectory, single_trajectory
 
@@ -44,38 +52,33 @@ def _trajectories(items: Any) -> dict[str, Trajectory]:
     return {name: single_trajectory("trajectories", t) for name, t in labelled.items()}
 
 
-def _colours(count: int) -> np.ndarray:
-    """Colours from light (first) to dark (last)."""
-    return plt.get_cmap("viridis_r")(np.linspace(0.15, 0.95, max(count, 1)))
-
-
-def _legend_labels(descents: list[str]) -> dict[str, str]:
+def _legend_labels(coloured: Collection[str]) -> dict[str, str]:
     """The labels in the legend, in which a line that begins with "_" does not appear.
 
-    Of many descents every second one appears, and the last. Colours tell where the others are.
+    Of many every second one appears, and the last. Colours tell where the others are.
     """
-    every = 1 if len(descents) < _CROWDED else 2
-    shown = {*descents[::every], *descents[-1:]}
-    return {name: name if name in shown else f"_{name}" for name in descents}
+    every, names = 1 if len(coloured) < _CROWDED else 2, list(coloured)
+    shown = {*names[::every], *names[-1:]}
+    return {name: name if name in shown else f"_{name}" for name in names}
 
 
 def _along_time(curves: dict[str, _Curve], ax: Axes, ylabel: str, *, coincide: bool = True) -> Axes:
     """Curves of positive values against flow time on logarithmic axes.
 
-    Curves that may `coincide` remain visible: later ones are narrower and in front, and the flow is
-    in front of all.
+    Curves that may `coincide` remain visible: later ones are narrower and in front, and a flow that
+    is the only one is in front of all.
     """
-    descents = [name for name, curve in curves.items() if curve.kind != "flow"]
-    colours, labels = dict(zip(descents, _colours(len(descents)))), _legend_labels(descents)
-    widest = 1.4 + coincide * min(0.5 * len(descents), 2.0)
-    widths = dict(zip(descents, np.linspace(widest, 1.4, len(descents))))
+    colours = colours_of({name: curve.kind for name, curve in curves.items()})
+    labels = _legend_labels(colours)
+    widest = 1.4 + coincide * min(0.5 * len(colours), 2.0)
+    widths = dict(zip(colours, np.linspace(widest, 1.4, len(colours))))
     for name, curve in curves.items():
         ts, values = np.asarray(curve.ts), np.asarray(curve.values)
         # Divergence to 1e300 would flatten everything else.
         shown = (ts > 0) & np.isfinite(values) & (values > 0)
         label = labels.get(name, name)
         style = {"color": colours.get(name), "label": label, "lw": widths.get(name)}
-        if curve.kind == "flow":
+        if name not in colours:
             style |= {"color": FLOW, "lw": 1.1, "ls": (0, (6, 3)), "zorder": 3}
         ax.plot(ts[shown], values[shown], **style)
     ax.set(xlabel="flow time t", ylabel=ylabel)
@@ -171,15 +174,15 @@ def observed(
         if name not in trajectory.observed:
             known = ", ".join(map(repr, trajectory.observed)) or "none were observed"
             raise ArgumentError("name", name, f"a quantity of {label}: {known}")
-    descents = [label for label, t in labelled.items() if t.kind != "flow"]
-    colours, labels = dict(zip(descents, _colours(len(descents)))), _legend_labels(descents)
+    colours = colours_of({label: t.kind for label, t in labelled.items()})
+    labels = _legend_labels(colours)
     smallest = np.inf
     for label, trajectory in labelled.items():
         ts, values = flow_times(trajectory), np.asarray(trajectory.observed[name])
         values = values.reshape(len(ts), -1)[ts > 0]
         smallest = min(smallest, values.min(initial=np.inf))
         style = {"color": colours.get(label, FLOW), "lw": 1.3}
-        if trajectory.kind == "flow":
+        if label not in colours:
             style |= {"ls": (0, (6, 3)), "zorder": 3}
         for line in ax.plot(ts[ts > 0], values, **style)[:1]:
             line.set_label(labels.get(label, label))
