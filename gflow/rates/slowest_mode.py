@@ -35,6 +35,8 @@ _SEEN_ABOVE_NOISE = 8.0
 # Beside negative modes, the slowest is searched for as one of at least the first weight; slow ones
 # are seen from the second on.
 _LEADING, _MIN_SIGNED = 0.5, 0.05
+# Edges of intervals are found to this fraction; errors of solvers move rates by as much.
+_RESOLUTION = 2e-4
 # Rates over that at the end to start from.
 _NEAR_LOCAL = np.array([0.97, 0.99, 1.01, 1.03, 1.06, 1.1])
 
@@ -216,7 +218,10 @@ def _interval(tail: _ModeTail) -> SlowestMode:
     low = _edge(agrees, min(agreeing), _SLOWEST)
     return SlowestMode(
         value=min(agreeing),
-        interval=(0.0 if low <= 1.01 * _SLOWEST else low, high),
+        interval=(
+            0.0 if low <= 1.01 * _SLOWEST else low * (1 - _RESOLUTION),
+            high * (1 + _RESOLUTION),
+        ),
         min_weight=weight,
         local=local,
         rates=mixture.rates,
@@ -244,7 +249,7 @@ def _least(
 
 
 def _edge(agrees: Callable[[float], bool], inside: float, outside: float) -> float:
-    """The last rate towards `outside` that agrees, to a fiftieth of the way in logs or 2e-4."""
+    """The last rate towards `outside` that agrees, to a fiftieth of the way in logs or `_RESOLUTION`."""
     # Steps that double find the scale of the interval, which can be a small part of the way.
     way, step = np.log(outside / inside), 1e-3
     while step < abs(way) and agrees(inside * np.exp(np.sign(way) * step)):
