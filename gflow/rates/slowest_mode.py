@@ -249,7 +249,8 @@ def _least(
 
 
 def _edge(agrees: Callable[[float], bool], inside: float, outside: float) -> float:
-    """The last rate towards `outside` that agrees, to a fiftieth of the way in logs or `_RESOLUTION`."""
+    """The last rate towards `outside` that agrees, to a fiftieth of the way in logs or to
+    `_RESOLUTION`."""
     # Steps that double find the scale of the interval, which can be a small part of the way.
     way, step = np.log(outside / inside), 1e-3
     while step < abs(way) and agrees(inside * np.exp(np.sign(way) * step)):
