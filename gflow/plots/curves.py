@@ -31,8 +31,8 @@ def curves(
     """Curves by label, and the laws that they should follow as dashed lines.
 
     ```python
-    gap = flow.risk - point.risk
-    gflow.plots.curves({"gap": (flow.ts, gap)}, laws={"$t^{-3}$": lambda t: 10 * t**-3})
+    t = jnp.geomspace(1, 100, 50)
+    gflow.plots.curves({"gap": (t, 9 / t**3)}, laws={"$t^{-3}$": lambda t: 10 / t**3})
     ```
 
     On a logarithmic axis what is not positive is left out. A label that begins with "_" does not

@@ -14,10 +14,11 @@ def panels(
     """A new figure of so many axes, row by row, with the letters a, b, c, … at their corners.
 
     ```python
+    t = jnp.geomspace(1, 100, 50)
     a, b = gflow.plots.panels(2)
-    gflow.plots.risk(flow, ax=a)
-    gflow.plots.kinks(flow, ax=b)
-    a.figure.savefig("flow.pdf")
+    gflow.plots.curves({"gap": (t, 9 / t**3)}, ax=a)
+    gflow.plots.curves({"norm": (t, t**0.25)}, ax=b)
+    a.figure.suptitle("A gap and a norm")
     ```
 
     **Arguments:** `columns`: the most axes in a row. `width`, `height`: of one of them, in inches.
