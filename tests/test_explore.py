@@ -26,8 +26,7 @@ def problem():
 
 @pytest.fixture(scope="module")
 def flow(problem):
-    """60 saved times, with crossings and a slide."""
-    return gflow.solve_flow(*problem, t1=12.0, ts=np.append(0, np.geomspace(0.01, 12, 59)))
+    return kink_problems.watched_flow(problem)
 
 
 @pytest.fixture(scope="module")

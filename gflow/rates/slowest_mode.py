@@ -35,7 +35,7 @@ _SEEN_ABOVE_NOISE = 8.0
 # Beside negative modes, the slowest is searched for as one of at least the first weight; slow ones
 # are seen from the second on.
 _LEADING, _MIN_SIGNED = 0.5, 0.05
-# Edges of intervals are found to this fraction; errors of solvers move rates by as much.
+# Edges of intervals are found to this fraction; errors of solvers move rates by up to as much.
 _RESOLUTION = 2e-4
 # Rates over that at the end to start from.
 _NEAR_LOCAL = np.array([0.97, 0.99, 1.01, 1.03, 1.06, 1.1])

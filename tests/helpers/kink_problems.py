@@ -69,3 +69,8 @@ def solve(risk, net, t1, **options):
 def kinks(flow) -> list[tuple[str, int, int]]:
     """The name, the unit and the datum of each kink that was met."""
     return [(kink.kind.label, kink.unit, kink.datum) for kink in flow.kinks]
+
+
+def watched_flow(problem):
+    """The flow of a small problem at 60 saved times, with crossings and a slide."""
+    return gflow.solve_flow(*problem, t1=12.0, ts=np.append(0, np.geomspace(0.01, 12, 59)))
