@@ -14,8 +14,9 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
-# On CPUs XLA's older emitters compile loops in little more than half the time. Short loops are as
-# fast; long ones of functions such as tanh take twice as long. Other devices take no notice.
+# On CPUs XLA's older emitters, which JAX has until 0.10, compile loops in little more than half the
+# time. Short loops are as fast; long ones of functions such as tanh take twice as long. Other
+# devices take no notice.
 _OPTIONS = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_disable_hlo_passes": "tree_reduction_rewriter",
@@ -82,13 +83,15 @@ def program(
 
     of_arrays.__name__ = of_arrays.__qualname__ = function.__name__
     within = jax.jit(of_arrays, static_argnums=0)
-    alone = jax.jit(of_arrays, static_argnums=0, compiler_options=_OPTIONS)
+    alone = cache(
+        lambda: jax.jit(of_arrays, static_argnums=0, compiler_options=_accepted_options())
+    )
 
     @wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         arrays, frame = _taken_apart((args, kwargs))
         brief = is_brief is not None and is_brief(*args, **kwargs) and _is_run_at_once(arrays)
-        compiled = alone if brief else within
+        compiled = alone() if brief else within
         found, found_frame = compiled(frame, arrays)
         return found_frame.filled(found)
 
@@ -116,7 +119,7 @@ def always(*args: Any) -> bool:
 
 def _is_run_at_once(arrays: list[Any]) -> bool:
     """Whether a call is no part of another program, for which options could not be set."""
-    if not _accepts_options() or any(isinstance(a, jax.core.Tracer) for a in arrays):
+    if any(isinstance(a, jax.core.Tracer) for a in arrays):
         return False
     # Within `jax.jit`, whatever JAX computes is traced.
     return not isinstance(_nothing(), jax.core.Tracer)
@@ -126,10 +129,15 @@ _nothing = jax.jit(lambda: np.zeros((), bool))
 
 
 @cache
-def _accepts_options() -> bool:
-    """Whether this version of XLA knows the options."""
-    try:
-        jax.jit(lambda: np.zeros((), bool), compiler_options=_OPTIONS).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
+def _accepted_options() -> dict[str, Any]:
+    """Those of the options that this version of XLA knows."""
+
+    def accepts(name: str) -> bool:
+        try:
+            one = {name: _OPTIONS[name]}
+            jax.jit(lambda: np.zeros((), bool), compiler_options=one).lower().compile()
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    return {name: _OPTIONS[name] for name in _OPTIONS if accepts(name)}

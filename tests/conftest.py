@@ -13,9 +13,11 @@ from jaxtyping import config as jaxtyping_config, install_import_hook
 # Compilation is most of the time, and these flags make it three times shorter; `XLA_FLAGS= make
 # test` tests the defaults. Notebooks and child processes inherit the environment.
 FLAGS = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    "--xla_backend_optimization_level=0"
     " --xla_cpu_parallel_codegen_split_count=1"  # one module of LLVM for each program
 )
+if jax.__version_info__ < (0, 11):  # later versions do not know it, and end the process
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
