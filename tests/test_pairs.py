@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -38,6 +39,7 @@ def test_pairs_of_a_mask_come_in_order_and_too_many_are_told(way, shape, number,
 def test_large_masks_take_the_other_way(monkeypatch):
     mask = np.zeros((4, 40), bool)
     mask[[0, 2, 3], [39, 31, 32]] = True
+    mask = jnp.asarray(mask)
     one = Pairs.where(mask, MOST)
     monkeypatch.setattr(pairs, "_SMALL", 0)
     other = Pairs.where(mask, MOST)
