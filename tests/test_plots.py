@@ -152,6 +152,16 @@ def test_kinks_and_breakpoints(wave):
     assert shown == len(flow.kinks) > 0
     ax = draw(gflow.plots.breakpoints, flow, wave.x)
     assert sum(len(line.get_xdata()) == len(flow) for line in ax.lines) == 8
+    legend = {text.get_text() for text in ax.get_legend().get_texts()}
+    signs = np.sign(np.asarray(flow.final.v))
+    assert legend == {{1: "v > 0", -1: "v < 0"}[sign] for sign in signs}
+
+
+def test_networks_of_several_inputs_have_no_learned_function(smooth_flow):
+    wide = gflow.ShallowNet(2, 4, key=jax.random.key(0))
+    several = dataclasses.replace(smooth_flow, params=jax.tree.map(lambda a: a[None], wide))
+    with pytest.raises(gflow.ArgumentError, match="a network of 2 inputs, wanted a network of one"):
+        gflow.plots.learned_function(several, [[0.0, 1.0]], [1.0])
 
 
 @pytest.mark.slow

@@ -51,8 +51,9 @@ def kinks(trajectory: Trajectory, *, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax)
     log = trajectory.kinks
     if log is None:
-        got = Described("one whose kinks were not located")
-        raise ArgumentError("trajectory", got, 'one of `solve_flow(kinks="locate")`')
+        got = Described(f"a {trajectory.kind} whose kinks were not located")
+        wanted = "a flow on an `EmpiricalRisk` of a network with kinks, with kinks='locate'"
+        raise ArgumentError("trajectory", got, wanted)
     # Kinks at 0 are drawn where the logarithmic axis begins.
     time, saved = np.asarray(log.time), np.asarray(trajectory.ts)
     later = np.append(saved[saved > 0], time[time > 0])

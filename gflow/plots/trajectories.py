@@ -26,7 +26,7 @@ from gflow.plots.style import (
     new_axes,
     space_ticks,
 )
-from gflow.plots.views import curve_of, values_along
+from gflow.plots.views import curve_of, num_inputs, values_along
 from gflow.trajectory import Trajectory, single_trajectory
 
 # From so many descents on, a legend with all of them would cover the figure.
@@ -214,10 +214,13 @@ def breakpoints(trajectory: Trajectory, x: Any, *, ax: Axes | None = None) -> Ax
         paths = np.where(w != 0, -b / w, np.nan)
     for place in np.unique(x):
         ax.axhline(place, color="0.9", lw=0.7, zorder=0)
-    for path, sign in zip(paths.T, np.sign(np.asarray(net.v)[-1])):
-        ax.plot(ts, path, color=ACTIVE if sign > 0 else NEGATIVE, lw=1.1)
+    up = np.asarray(net.v)[-1] > 0
+    for those, colour, text in ((up, ACTIVE, "v > 0"), (~up, NEGATIVE, "v < 0")):
+        for line in ax.plot(ts, paths[:, those], color=colour, lw=1.1)[:1]:
+            line.set_label(text)
     margin = 0.15 * np.ptp(x)
-    ax.set(ylim=(x.min() - margin, x.max() + margin), xlabel="flow time t", ylabel="−b/w")
+    ax.set(ylim=(x.min() - margin, x.max() + margin), xlabel="flow time t", ylabel="kink −b/w")
+    ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncol=2)
     if (ts > 0).any():
         ax.set_xscale("log")
     return ax
@@ -241,6 +244,10 @@ def learned_function(
     - `target`: drawn as a line. `density`: drawn below the curves.
     """
     trajectory = single_trajectory("trajectory", trajectory)
+    if (inputs := num_inputs(trajectory, None)) != 1:
+        got = Described("another network" if inputs is None else f"a network of {inputs} inputs")
+        wanted = "a network of one input; for more, `unit_directions` or `explore`"
+        raise ArgumentError("trajectory", got, wanted)
     ax = new_axes(ax)
     x = None if x is None else np.ravel(np.asarray(x))
     low, high = (-1.0, 1.0) if target is None else target.interval
@@ -315,7 +322,8 @@ def unit_directions(trajectory: Trajectory, features: Any = (), *, ax: Axes | No
     for k in np.argsort(-np.linalg.norm(inputs, axis=1))[: 6 if len(features) else 0]:
         tip = inputs[k] / np.linalg.norm(inputs, axis=1).max() * 0.85 * reach
         ax.plot(*np.stack([0 * tip, tip], axis=1), color="0.8", lw=0.9, zorder=0)
-        ax.annotate(str(features[k]), tip, color="0.45", fontsize="small", ha="center", va="center")
+        style = {"color": "0.45", "fontsize": "small", "ha": "center", "va": "center"}
+        ax.annotate(str(features[k]), 1.06 * tip, **style)
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     ax.set_xlabel(f"first principal direction ({fractions[0]:.0%})")
     ax.set_ylabel(f"second principal direction ({fractions[1]:.0%})")
