@@ -166,9 +166,9 @@ def _rate_answer(run: Run, analysis: Analysis) -> str:
     if followed is None or rate is None:
         return ""
     if rate.status is not RateStatus.CALLED:
-        text = f"How fast the risk approaches its limit is open ({rate.reason}); "
-        text += f"the best law is {rate.formula()}. {_spectrum_answer(rate, followed.end)}"
-        return text.strip()
+        text = f"How fast the risk approaches its limit is open ({rate.reason})"
+        best = f"; the best law is {rate.formula()}" if rate.best.is_positive else ""
+        return f"{text}{best}. {_spectrum_answer(rate, followed.end)}".strip()
     low, high = rate.tail_interval
     number = {"exponential": "rate", "power": "exponent"}.get(rate.better, "final time")
     text = f"The risk approaches its limit like {rate.formula()}, with the {number} in "

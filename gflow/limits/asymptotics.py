@@ -284,7 +284,7 @@ def _described(problem: _Problem, flow: Trajectory, found: _Judgement) -> Asympt
         risk_limit=limit.value,
         risk_limit_interval=limit.interval,
         risk_rate=rate,
-        risk_law=law or ("" if rate is None or point is None else rate.formula()),
+        risk_law=law or ("" if point is None else _called(rate)),
         norm_law=grows.law,
         norm_exponent=grows.norm_exponent,
         norm_log_exponent=grows.exponent if grows.law is NormLaw.LOGARITHM else 0.0,
@@ -331,6 +331,11 @@ def _rate_of(flow: Trajectory, limit: float, predicted: float | None) -> Rate | 
             return fit_rate(flow.ts, gap, predicted=predicted, kinks=flow.kinks)
         except ArgumentError:  # too few points above the limit
             return None
+
+
+def _called(rate: Rate | None) -> str:
+    """The law of a rate in a few letters; "" if none is called."""
+    return "" if rate is None or rate.law == "undecided" else rate.formula()
 
 
 def _theorem(flow: Trajectory, point: CriticalPoint) -> Lojasiewicz | None:

@@ -32,7 +32,7 @@ class Asymptotics(Shown, Portable):
       one, and an interval of it.
     - `risk_rate`: the `Rate` of the risk above this limit; None if the gap cannot be fitted.
       `risk_law`: the law in a few letters; beside a norm that grows like a power of the logarithm,
-      it is $t^{-1} (\log t)^{-c}$.
+      it is $t^{-1} (\log t)^{-c}$. It is "" where no law is called.
     - `norm_law`: a `NormLaw`: "power", "logarithm", or "none". `norm_exponent`: p of
       $\|\theta\| \sim t^p$, 0 for slower growth; `norm_log_exponent`: q of
       $\|\theta\| \sim (\log t)^q$, 0 for other laws. `norm_interval`: the interval of p or q.

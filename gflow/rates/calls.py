@@ -89,7 +89,7 @@ def call(found: Evidence) -> Call:
         if (reason := doubt(found)) is not None:
             return Call(undecided, reason)
     if fit.law != "finite time" and fit.num_points < _MIN_POINTS:
-        reason = f"the law fits on {fit.num_points} points only, fewer than {_MIN_POINTS}"
+        reason = f"the law fits on {fit.num_points} saved times only, fewer than {_MIN_POINTS}"
         return Call(undecided, reason)
     if (reason := _misfit(found)) is not None:
         return Call(RateStatus.NO_LAW_FITS, reason)

@@ -68,6 +68,11 @@ class Fit(Shown):
         return (self.interval[1] - self.interval[0]) / 3.92
 
     @property
+    def is_positive(self) -> bool:
+        """Whether the whole interval is: otherwise the tail says little of this law."""
+        return self.interval[0] > 0
+
+    @property
     def exponent(self) -> float | None:
         """p of a power law, q of a finite time; None for an exponential."""
         if self.law == "finite time":
@@ -246,7 +251,8 @@ class Rate(Shown):
         start, end = self.window
         where = f"from t = {start:.4g} to {end:.4g}"
         if self.status is not RateStatus.CALLED:
-            return f"{self.status}: {self.reason}; best {self.formula()}, {where}"
+            best = f"; best {self.formula()}" if self.best.is_positive else ""
+            return f"{self.status}: {self.reason}{best}, {where}"
         name = "power law" if self.better == "power" else self.better
         asymptotic = ""
         if self.better == "exponential":
