@@ -77,6 +77,7 @@ def test_units_at_the_edge_and_at_zero(affine, unit, kind):
     assert point.kind is kind
     assert point.risk == pytest.approx(critical_value(0), abs=1e-14)
     assert point.units.duplicates == ((1, 2, 3),)
+    assert "1 group of duplicates" in str(point.units)
 
 
 def test_a_kink_at_the_edge_has_the_rate_of_the_inside(affine):

@@ -110,14 +110,19 @@ def _descents_beyond_kinks(point: Candidate) -> Float[np.ndarray, "size some"]:
 
 
 def _no_descent(point: Candidate) -> str:
-    zeros, count = point.zeros, len(point.held.jumps)
-    along = f" along {_counted(count, 'active kink')}" if count else ""
+    zeros, positive = point.zeros, _positive(point)
     if zeros.total == 0:
-        return f"All eigenvalues{along} are positive."
+        return f"{positive}."
     return (
-        f"All eigenvalues{along} are positive, except {zeros.total} zero: dead and degenerate "
-        f"units explain {zeros.dead}, the rescaling of units {zeros.rescaling}."
+        f"{positive}, except {zeros.total} zero: dead and degenerate units explain {zeros.dead}, "
+        f"the rescaling of units {zeros.rescaling}."
     )
+
+
+def _positive(point: Candidate) -> str:
+    count = len(point.held.jumps)
+    along = f" along {_counted(count, 'active kink')}" if count else ""
+    return f"All eigenvalues{along} are positive"
 
 
 def _counted(count: int, noun: str) -> str:
@@ -150,8 +155,8 @@ def _by_probes(point: Candidate) -> Classification:
             return Classification(CriticalKind.SADDLE, message, fall[:, None])
     if flat:
         message = (
-            f"All eigenvalues are positive, except {point.zeros.total} zero; critical points of "
-            "the same risk lie in these directions."
+            f"{_positive(point)}, except {point.zeros.total} zero; critical points of the same "
+            "risk lie in these directions."
         )
         return Classification(CriticalKind.LOCAL_MINIMUM, message, nothing)
     message = (

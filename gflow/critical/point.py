@@ -163,10 +163,10 @@ class CriticalPoint(Shown, Portable):
 
     def summary(self) -> dict[str, str]:
         """The main facts in words, by name."""
-        values = self.spectrum.eigenvalues
+        values, steps = self.spectrum.eigenvalues, self.num_steps
         facts = {
             "kind": f"{self.kind}. {self.message}",
-            "found": f"{self.distance:.3g} from the start, in {self.num_steps} steps",
+            "found": f"{self.distance:.3g} from the start, in {steps} step{'s' * (steps != 1)}",
         }
         if len(values):
             span = f"{values[0]:.3g} to {values[-1]:.3g}"

@@ -39,8 +39,8 @@ class UnitGroups:
             for name, units in vars(self).items()
             if units and name != "duplicates"
         ]
-        if self.duplicates:
-            parts.append(f"{len(self.duplicates)} groups of duplicates")
+        if count := len(self.duplicates):
+            parts.append(f"{count} group{'s' * (count != 1)} of duplicates")
         return ", ".join(parts) or "none dead or alike"
 
 
