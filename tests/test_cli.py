@@ -187,7 +187,7 @@ BAD_INPUT = [
     ("--data text.csv --target y", "`target`: got text in the target column 'y' of text.csv"),
     ("--data ragged.csv --target y", "`data`: got ragged.csv, which cannot be read"),
     ("--data many.csv --target y", "with 30 distinct values, wanted at most 20"),
-    ("--data parrot", "`data`: got 'parrot', wanted a .csv or .parquet file, or one of"),
+    ("--data parrot", "`data`: got 'parrot', wanted a .csv, .tsv, .txt or .parquet file, or"),
     ("--t1 -1", "`t1`: got -1.0, wanted a finite positive number"),
     ("--t1 nan", "`t1`: got nan"),
     ("--t1 1e300", "`t1`: got 1e+300, at a smallest step size of"),

@@ -93,7 +93,8 @@ def load_table(
         named = (*_BUNDLED, *piecewise.NAMED)
         if data not in named:
             known = ", ".join(repr(name) for name in named)
-            raise ArgumentError("data", data, f"a .csv or .parquet file, or one of {known}")
+            wanted = f"a .csv, .tsv, .txt or .parquet file, or one of {known}"
+            raise ArgumentError("data", data, wanted)
         _refuse_file_options(options)
     if data in piecewise.NAMED:
         x = np.linspace(-1.0, 1.0, num_points)
@@ -104,7 +105,7 @@ def load_table(
     else:
         path = Path(data)
         if path.is_file():
-            say(f"Reading {data} ({path.stat().st_size / 1e6:.3g} MB).")
+            say(f"Reading {data} ({-(-path.stat().st_size // 1000):,} kB).")
         table = _read(path, options)
     if table.y.std() <= 1e-12 * np.abs(table.y).max():
         got = Described(f"column {table.target!r}, which is {table.y[0]:g} in every row")

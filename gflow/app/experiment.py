@@ -202,6 +202,7 @@ def _compute(job: _Job) -> None:
             ts = np.geomspace(t0, config.follow, config.num_times)
             run.further = _flow(job, risk, flow.final, t0, config.follow, ts)
             _report_trouble(run, "The flow, followed further,", run.further, job.say)
+    job.say("Looking for the critical points at the ends ...")
     with _timed(run, "end points"):
         run.ends = end_points(risk, _not_diverged(run), job.say)
 

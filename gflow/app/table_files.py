@@ -52,7 +52,8 @@ def read_file(path: Path, separator: str | None, encoding: str | None) -> TableF
     """
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such file"
-        raise ArgumentError("data", Described(f"{path}: {what}"), "a .csv or .parquet file")
+        wanted = "a .csv, .tsv, .txt or .parquet file"
+        raise ArgumentError("data", Described(f"{path}: {what}"), wanted)
     if path.suffix.lower() == ".parquet":
         return _parquet(path)
     try:
