@@ -157,6 +157,18 @@ def test_kinks_and_breakpoints(wave):
     assert legend == {{1: "v > 0", -1: "v < 0"}[sign] for sign in signs}
 
 
+def test_a_law_that_is_not_called_is_not_drawn_as_if_it_were():
+    t = np.geomspace(1, 1e4, 100)
+    noise = np.random.default_rng(0).normal(size=100)
+    gaps = {"called": t**-1.5, "short": t**-1e-3, "level": 1 + 1e-3 * noise}
+    rates = {name: gflow.fit_rate(t, gap) for name, gap in gaps.items()}
+    drawn = {name: draw(gflow.plots.gap, t, gaps[name], rate) for name, rate in rates.items()}
+    legends = {name: ax.get_legend().get_texts()[1].get_text() for name, ax in drawn.items()}
+    assert legends["called"] == rates["called"].formula()
+    assert legends["short"] == rates["short"].formula() + ", not called"
+    assert legends["level"] == "best fit, not called"
+
+
 def test_networks_of_several_inputs_have_no_learned_function(smooth_flow):
     wide = gflow.ShallowNet(2, 4, key=jax.random.key(0))
     several = dataclasses.replace(smooth_flow, params=jax.tree.map(lambda a: a[None], wide))

@@ -20,7 +20,8 @@ def gap(
     x: Literal["log", "linear"] = "log",
     ax: Axes | None = None,
 ) -> Axes:
-    """A gap and its fitted law over the tail, on a logarithmic axis of gaps.
+    """A gap and the law that fits best over the tail, on a logarithmic axis of gaps. The legend
+    says if this law is not called.
 
     **Arguments:**
 
@@ -36,7 +37,9 @@ def gap(
     tail = np.geomspace(start, end, 200) if x == "log" else np.linspace(start, end, 200)
     with np.errstate(divide="ignore"):
         law = rate(tail)
-    ax.plot(tail, law, color=ACTIVE, lw=4, alpha=0.45, label=rate.formula(), zorder=1)
+    label = rate.formula() if rate.best.is_positive else "best fit"
+    label += ", not called" if rate.law == "undecided" else ""
+    ax.plot(tail, law, color=ACTIVE, lw=4, alpha=0.45, label=label, zorder=1)
     ax.axvspan(start, end, color="0.94", zorder=0, lw=0)
     ax.set(xscale=x, yscale="log", xlabel="flow time t", ylabel="L − L∞")
     ax.legend(frameon=False, fontsize="small")
@@ -77,7 +80,7 @@ def local_slopes(
 
 
 def _mark_plateau(ax: Axes, plateau: Plateau, power: bool) -> None:
-    length = f"{plateau.length:.2g} " + ("decades" if power else "/ r")
+    length = f"{plateau.length:.2g} " + ("decades" if power else "times 1/r")
     ax.plot(
         [plateau.start, plateau.end],
         [plateau.value] * 2,
