@@ -180,6 +180,24 @@ def test_separable_data_lead_to_the_margin_problem():
 
 
 @pytest.mark.slow
+def test_rows_without_an_active_unit_do_not_make_a_point_at_infinity_critical():
+    # The units are active on two of the rows, whose risk falls like 1/(t log t), as the norm of
+    # two layers grows like √log t; the others keep their log 2.
+    x = np.array([[-2.0], [-1.0], [0.5], [1.5]])
+    risk = gflow.EmpiricalRisk(x, np.sign(x[:, 0]), loss="logistic")
+    net = gflow.ShallowNet.from_arrays(jnp.array([[1.0], [0.5]]), None, jnp.array([0.8, 0.6]), None)
+    flow = gflow.solve_flow(risk, net, t1=1e3)
+    size = np.sqrt(sum(np.sum(np.square(a)) for a in (flow.final.w, flow.final.v)))
+    with pytest.raises(gflow.NotFoundError, match="still falls"):
+        gflow.refine(risk, flow.final, radius=5 * float(size))
+    found = gflow.asymptotics(flow, risk)
+    assert found.behaviour is gflow.Behaviour.DIVERGES
+    assert found.risk_limit == pytest.approx(np.log(2) / 2, abs=1e-12)
+    assert found.norm_log_exponent == pytest.approx(0.5, abs=0.005)
+    assert found.risk_law.startswith("t^-1 (log t)^-(1 ±")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in known.FAMILIES if name not in SLOW_FAMILIES])
 def test_no_flow_is_called_the_opposite_of_its_fate(name):
     row = known.fates(name, 1, 0)

@@ -65,6 +65,11 @@ class AbstractPatternLandscape(AbstractLandscape):
     ) -> "AbstractPatternLandscape":
         """The landscape of another pattern."""
 
+    def terms(self, theta: Float[np.ndarray, " size"], value: float) -> float:
+        """The size of the terms of θ·∇L, whose roundings are those of a slope: that of the risk."""
+        del theta
+        return abs(value)
+
     @abc.abstractmethod
     def tied(self, theta: Float[np.ndarray, " size"]) -> Bool[np.ndarray, "units rows"]:
         """Which pairs are at their kink, those of degenerate units apart."""

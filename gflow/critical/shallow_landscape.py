@@ -97,6 +97,15 @@ class ShallowLandscape(AbstractPatternLandscape):
         gradient = gradient - self._still.T @ (self._still @ gradient)
         return PatternSlopes(gradient, (1 - self.risk.negative_slope) * by_pair)
 
+    def terms(self, theta: np.ndarray, value: float) -> float:
+        """At most that of the terms of pairs: rows without an active unit have none."""
+        if self._layout.places.c is not None:
+            return abs(value)
+        *_, by_pair = self._evaluated(theta)
+        each = np.abs(by_pair * self.preactivations(theta))
+        slopes = np.where(self.active, 1.0, abs(self.risk.negative_slope))
+        return min(abs(value), float(np.sum(slopes * each)))
+
     def _evaluated(self, theta: np.ndarray):
         found = _to_second_order(self.risk, jnp.asarray(theta), jnp.asarray(self.active))
         return tuple(map(np.asarray, found))

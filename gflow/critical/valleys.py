@@ -17,7 +17,7 @@ from gflow.critical.pattern_landscape import AbstractPatternLandscape
 _AT_REST = 1e-4
 _PROBES, _SIGNIFICANT, _LEAKED = 8, 8.0, 30.0
 # On data the gradient is a mean of terms that cancel: a slope counts if the risk changes by so many
-# of its roundings where θ changes by its size.
+# roundings of them where θ changes by its size.
 _ROUNDINGS = 100.0
 # A slope that is there for this fraction of ‖θ‖ is one.
 _LASTS = 1e-2
@@ -58,9 +58,10 @@ def valley(land: AbstractLandscape, found: NewtonResult, size: float) -> Valley 
         return None
     # Squares may underflow.
     slope = largest * float(np.linalg.norm(gradient / largest))
-    rounding = _ROUNDINGS * np.finfo(gradient.dtype).eps * abs(found.expansion.value)
-    if isinstance(land, AbstractPatternLandscape) and slope * size <= rounding:
-        return None
+    if isinstance(land, AbstractPatternLandscape):
+        terms = land.terms(found.theta, found.expansion.value)
+        if slope * size <= _ROUNDINGS * np.finfo(gradient.dtype).eps * terms:
+            return None
     direction = -(now.vectors @ gradient) / slope
     way = _Way(land, found, direction, slope, size)
     way.follow()

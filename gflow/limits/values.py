@@ -5,7 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from gflow.limits.growth import Growth, NormLaw
-from gflow.limits.path import Path
+from gflow.limits.path import DECADE, Path
+
+# Gaps of up to so many roundings of the limit are lost in them.
+_LOST = 1e4
 
 
 class RiskLimit(NamedTuple):
@@ -67,8 +70,12 @@ class RiskLaw(NamedTuple):
 
 
 def risk_law(path: Path, limit: float, norm: Growth) -> RiskLaw:
-    """The law of the gap beside a growing norm."""
+    """The law of the gap beside a growing norm; where the gap is lost in roundings of the limit,
+    from its slope."""
     gap = np.maximum(path.risk - limit, 0.0)
+    lost = path.last(4.0).risk - limit <= _LOST * np.finfo(float).eps * abs(limit)
+    if lost.any():
+        gap = path.t * path.speed * path.speed  # up to a factor
     if norm.law is not NormLaw.LOGARITHM:
         values = [-path.slope(gap, (k + 0.5, k)) for k in (1.0, 0.5, 0.0)]
         half = max(abs(values[2] - values[1]), 1e-5)
@@ -77,8 +84,9 @@ def risk_law(path: Path, limit: float, norm: Growth) -> RiskLaw:
     # Where the logarithm itself spans decades, over those.
     several = (2.0, 3.0, 4.0) if all_decades < 50 else np.array([0.5, 0.25, 0.75]) * all_decades
     for decades in several:
-        tail = path.last(decades)
-        left = np.log(np.maximum(tail.risk - limit, np.finfo(float).tiny)) + tail.log_t
-        fitted.append(-float(np.polyfit(np.log(tail.log_t + norm.offset), left, 1)[0]))
+        tail = path.log_t >= path.log_t[-1] - decades * DECADE - 1e-9
+        log_t = path.log_t[tail]
+        left = np.log(np.maximum(gap[tail], np.finfo(float).tiny)) + log_t
+        fitted.append(-float(np.polyfit(np.log(log_t + norm.offset), left, 1)[0]))
     half = max(abs(fitted[0] - other) for other in fitted[1:])
     return RiskLaw(1.0, fitted[0], (fitted[0] - half, fitted[0] + half))
