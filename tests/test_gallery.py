@@ -36,6 +36,7 @@ def test_claims_tell_agreement_from_findings():
     assert near.verdict == "agrees" and far.verdict == "disagrees"
     assert claims.equal("a", "b", 2.0, float("nan"), 1e-3).verdict == "disagrees"
     assert far.because("too few steps").verdict == "finding"
+    assert far.because("too few steps", seen=False).verdict == "disagrees"
     assert near.because("too few steps").verdict == "agrees" and near.finding == ""
     assert claims.at_most("a", "b", 1.0, 1.0).agrees and claims.at_least("a", "b", 1.0, 1.0).agrees
     assert not claims.at_most("a", "b", 1.0, 1.1).agrees

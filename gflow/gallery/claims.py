@@ -40,9 +40,9 @@ class Claim:
         """The fields and the verdict."""
         return asdict(self) | {"verdict": self.verdict}
 
-    def because(self, finding: str) -> "Claim":
-        """The claim with the reason why it does not hold, if it does not."""
-        return self if self.agrees else replace(self, finding=finding)
+    def because(self, finding: str, seen: bool = True) -> "Claim":
+        """The claim with the reason why it does not hold, if it does not and the reason is seen."""
+        return replace(self, finding=finding) if seen and not self.agrees else self
 
 
 def equal(says: str, source: str, expected: float, obtained: float, within: float) -> Claim:

@@ -18,7 +18,7 @@ import gflow
 from gflow.gallery.claims import Exhibit, at_most, equal, panels
 
 SOURCE = "Tucat, Mukherjee, Sen, Sun, Rivasplata, arXiv 2404.08624"
-GAMMA, DELTA, T1, WIDTH = 0.2, 0.1, 8.0, 8
+GAMMA, DELTA, ORDER, T1, WIDTH = 0.2, 0.1, 1.0, 8.0, 8
 STEP_SIZES = 0.1 / np.array([2, 3, 4, 6, 8, 12, 16, 24])
 X, TS = np.linspace(-1, 1, 12), np.linspace(0, T1, 81)
 SLIDE = "along a slide: factor of the distance for a quarter of the step size"
@@ -59,16 +59,16 @@ def exhibit(*, long: bool = False) -> Exhibit:
     slowness = 1 / np.clip(GAMMA / np.asarray(plain.grad_norm), DELTA, 1.0)
     off = np.max(np.abs(cumulative_trapezoid(slowness, fine, initial=0.0)[at] - TS))
     same = float(np.max(np.abs(_points(clipped) - _points(plain)[at])))
-    *_, sliding = _flow_and_descents(1, np.array([1e-3, 2.5e-4]))
+    *_, (coarse, finer) = _flow_and_descents(1, np.array([1e-3, 2.5e-4]))
     words = f"same orbit as gradient flow, through {int(clipped.stats['num_kinks'])} kinks"
-    order = gflow.observed_order(STEP_SIZES, apart).value
+    order, stays = gflow.observed_order(STEP_SIZES, apart).value, finer / coarse
     claims = (
         at_most(f"{words}: largest distance", SOURCE, 1e-7, same),
-        equal("order of clipped descent towards it, across kinks", SOURCE, 1.0, order, 0.1),
+        equal("order of clipped descent towards it, across kinks", SOURCE, ORDER, order, 0.1),
         at_most("∫dt/σ along gradient flow, and s: largest difference", SOURCE, 1e-3, float(off)),
         equal("smallest dt/ds, δ", SOURCE, DELTA, float(speeds.min()), 1e-6),
         equal("largest dt/ds", SOURCE, 1.0, float(speeds.max()), 1e-6),
-        equal(SLIDE, SOURCE, 0.25, sliding[1] / sliding[0], 0.2).because(WHY),
+        equal(SLIDE, SOURCE, 0.25**ORDER, stays, 0.2).because(WHY, seen=abs(stays - 1) < 0.1),
     )
     figure, axes = panels(2)
     axes[0].semilogy(TS, clipped.risk, "-", fine, plain.risk, "--")

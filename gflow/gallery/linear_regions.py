@@ -65,7 +65,7 @@ def exhibit(*, long: bool = False) -> Exhibit:
         most = max(_regions(flow.final) for flow in flows)
         words = f"{rows} rows, {width} units"
         claims += [
-            at_least(f"{words}: accuracy", SOURCE, 1.0, right).because(FEW if width < 40 else ""),
+            at_least(f"{words}: accuracy", SOURCE, 1.0, right).because(FEW, seen=width < 40),
             at_most(f"{words}: linear regions", SOURCE, 2 * UNITS + 1, most),
         ]
         axes[0].semilogx(TS, [_regions(net) for net in flows[0]], label=words)
