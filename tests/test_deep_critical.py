@@ -148,7 +148,8 @@ def made(request) -> Manufactured:
 def test_manufactured_points_are_found_with_their_slopes(made):
     start = on_kinks(disturbed(made.net, 1e-5, 0), made.risk.x, TIES)
     point = gflow.refine(made.risk, start)
-    assert point.residual < 1e-11 * norm(gflow.generalized_gradient(made.risk, start))
+    # The start is near: its gradient is some 1e4 roundings of the terms it is made of.
+    assert point.residual < max(1e-11 * norm(gflow.generalized_gradient(made.risk, start)), 1e-14)
     assert point.risk == pytest.approx(float(made.risk(made.net)), rel=1e-9)
     found = {(k.layer, k.unit, k.datum): k.weight for k in point.active_kinks}
     assert found == pytest.approx(dict(zip(TIES, WEIGHTS)), abs=1e-9)

@@ -252,7 +252,8 @@ def test_padding_counts_in_no_norm():
     _, plain, _ = follow()
     _, padded, _ = follow(num_padding=30)
     assert padded.counts.steps == plain.counts.steps
-    np.testing.assert_array_equal(padded.y[:2], plain.y[:2])
+    # Sums of other lengths may be rounded otherwise.
+    np.testing.assert_allclose(padded.y[:2], plain.y[:2], rtol=1e-14)
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu(0.3)"])

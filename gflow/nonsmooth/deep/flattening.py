@@ -1,5 +1,6 @@
 """A function as one flat list of elementary operations, with every maximum one of two arrays."""
 
+import operator
 from collections.abc import Callable, Sequence
 from itertools import product
 from math import prod
@@ -88,6 +89,10 @@ def _as_words(params: dict[str, Any]) -> str:
     return str({name: id(value) if _is_jaxpr(value) else value for name, value in params.items()})
 
 
+def _opened(inner: Jaxpr | ClosedJaxpr) -> tuple[Jaxpr, Sequence[Any]]:
+    return (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
+
+
 def _identity(value: Any) -> Any:
     return (float(value), str(value.dtype)) if isinstance(value, np.generic) else id(value)
 
@@ -97,11 +102,9 @@ def _results(eqn: JaxprEqn, args: list[Any], done: _Done) -> list[Any]:
     relu = name == "custom_jvp_call" and called_name(eqn) in _RELUS
     if relu or (name in _CALLS and called_name(eqn) not in SMOOTH):
         inner: Any = params.get("jaxpr", params.get("call_jaxpr"))
-        if isinstance(inner, ClosedJaxpr):
-            return _run(inner.jaxpr, inner.consts, args, done)
-        return _run(inner, (), args, done)
+        return _run(*_opened(inner), args, done)
     if name == "scan" and params["length"] <= _MAX_LAYERS:
-        return _written_out(params, args, done)
+        return _written_out(eqn, args, done)
     if name == "clamp":
         low, x, high = args
         return [jax.lax.min(jax.lax.max(x, _like(low, x)), _like(high, x))]
@@ -127,19 +130,20 @@ def _like(a: Any, x: Array) -> Array:
     return jnp.broadcast_to(jnp.asarray(a, x.dtype), x.shape)
 
 
-def _written_out(params: dict[str, Any], args: list[Any], done: _Done) -> list[Any]:
+def _written_out(eqn: JaxprEqn, args: list[Any], done: _Done) -> list[Any]:
     """A scan, step by step."""
-    consts, carried = params["num_consts"], params["num_carry"]
-    fixed, carry, over = (
-        args[:consts],
-        args[consts : consts + carried],
-        args[consts + carried :],
-    )
-    each = []
+    params, each = eqn.params, []
+    body, consts = _opened(params["jaxpr"])
+    # Arguments are constants, carried values, and arrays over whose entries it goes: these have an
+    # axis more than the body takes.
+    axes = lambda atoms: [len(atom.aval.shape) for atom in atoms]
+    number = sum(map(operator.gt, axes(eqn.invars), axes(body.invars)))
+    carried = sum(map(operator.eq, axes(eqn.outvars), axes(body.outvars)))
+    first, last = len(args) - number - carried, len(args) - number
+    fixed, carry, over = args[:first], args[first:last], args[last:]
     order = range(params["length"])
     for k in reversed(order) if params["reverse"] else order:
-        inner = params["jaxpr"]
-        found = _run(inner.jaxpr, inner.consts, [*fixed, *carry, *(a[k] for a in over)], done)
+        found = _run(body, consts, [*fixed, *carry, *(a[k] for a in over)], done)
         carry = found[:carried]
         each.append(found[carried:])
     if params["reverse"]:
