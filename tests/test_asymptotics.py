@@ -11,7 +11,7 @@ from benchmarks import asymptotics as known
 from gflow.limits.far import far_path
 from gflow.limits.growth import NormLaw, growth, growth_of_logarithm
 from gflow.limits.path import Path
-from gflow.limits.values import risk_limit
+from gflow.limits.values import risk_law, risk_limit
 
 
 def path_of(norm, risk=None, speed=None, t=None):
@@ -34,6 +34,33 @@ def test_powers_of_time_are_found(p):
     assert found.law is NormLaw.POWER
     # The 0.1 changes the local exponent by a fraction of 0.1 t^-p, at most 4 %.
     assert found.exponent == pytest.approx(p, rel=0.04)
+
+
+@pytest.mark.parametrize("end", [1e5, 1e8, 1e12])
+def test_powers_beside_logarithms_are_in_the_intervals(end):
+    # ‖θ‖ ~ t^½ / log t; L = 1/log t falls to 0.
+    t = np.geomspace(1.0, end, 400)
+    logs = lambda t: np.log(t) + 2
+    path = path_of(
+        lambda t: t**0.5 / logs(t),
+        lambda t: 1 / logs(t),
+        lambda t: 1 / (np.sqrt(t) * logs(t)),
+        t,
+    )
+    found = growth(path)
+    assert found.law is NormLaw.POWER and found.interval[0] <= 0.5 <= found.interval[1]
+    limit = risk_limit(path, -np.inf)
+    assert limit.interval[0] <= 0 <= limit.interval[1]
+    law = risk_law(path, limit, found)
+    assert law.interval[0] <= 0 < law.power
+
+
+@pytest.mark.parametrize("p", [0.05, 0.25, 1.0])
+def test_exponents_of_pure_powers_have_short_intervals(p):
+    path = path_of(lambda t: t**p, lambda t: 1 + t**-p, lambda t: np.sqrt(p / t ** (1 + p)))
+    found, limit = growth(path), risk_limit(path, -np.inf)
+    for law in (found, risk_law(path, limit, found)):
+        assert law.interval[0] <= p <= law.interval[1] <= law.interval[0] + 0.02
 
 
 @pytest.mark.parametrize("q", [1.0, 0.5, 1 / 3])
@@ -118,6 +145,14 @@ def test_a_flow_is_followed_until_it_is_decided():
     # θ(t) is the same as by one solve.
     again = gflow.solve_flow(flow.risk, flow.net, t1=float(found.trajectory.ts[-1]))
     assert float(again.final.x) == pytest.approx(float(found.trajectory.final.x), rel=1e-6)
+
+
+def test_what_happens_far_away_counts_to_the_end():
+    # x ~ log t up to the minimum at x = 15, reached at t ~ e^15.
+    risk = lambda p: jnp.exp(-p["x"]) + jnp.exp(p["x"] - 30) + p["y"] ** 2
+    flow = gflow.solve_flow(risk, {"x": jnp.array(0.0), "y": jnp.array(1.0)}, t1=1e5)
+    found = gflow.asymptotics(flow, risk, follow=2e5)
+    assert found.behaviour is gflow.Behaviour.UNDECIDED
 
 
 def test_the_numbers_of_the_rate_theorem():

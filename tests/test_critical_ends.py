@@ -1,5 +1,6 @@
 """Critical points at the ends of flows: on kinks, on random problems; none before they converge."""
 
+import importlib
 from pathlib import Path
 
 import equinox as eqx
@@ -111,6 +112,17 @@ def test_slopes_that_are_roundings_do_not_hide_a_minimum(k):
     point = gflow.refine(gflow.EmpiricalRisk(arrays["x"], arrays["y"]), net)
     assert point.kind == "local minimum" and len(point.active_kinks) == 5
     assert point.risk == pytest.approx(0.178424, abs=1e-6)
+
+
+@pytest.mark.parametrize("endless", [True, False])
+def test_a_slope_beside_many_eigenvalues_is_seen_without_a_hessian(endless, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("gflow.critical.refine"), "_MAX_PARAMETERS", 10)
+    rng = np.random.default_rng(0)
+    curvatures, start = jnp.asarray(10 ** rng.uniform(-2, 1, 200)), 1 + 1e-3 * rng.normal(size=200)
+    tail = lambda x: jax.nn.softplus(-30 * x) if endless else 1e-3 * (x - 1) ** 2
+    risk = lambda p: tail(p["x"][0]) + jnp.sum(curvatures[1:] * (p["x"][1:] - 1) ** 2) / 2
+    point = gflow.refine(risk, {"x": jnp.asarray(start)}, throw=False)
+    assert point.found is not endless
 
 
 def test_a_repelling_kink_makes_a_saddle():

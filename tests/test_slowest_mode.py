@@ -132,10 +132,13 @@ def test_a_last_gap_of_zero_is_told():
     ("ts", "curve"),
     [
         (np.linspace(0, 10, 150), lambda t: 3 * np.exp(-2 * t) + np.exp(-5 * t)),
+        # The faster mode is not yet gone at the end: the gap falls faster than by the slower one.
+        (np.linspace(0, 9, 150), lambda t: np.exp(-t) + 10 * np.exp(-1.9 * t)),
+        (np.linspace(0, 26, 150), lambda t: np.exp(-t) + np.exp(-1.044 * t)),
         (np.geomspace(0.1, 1e4, 150), lambda t: (2 + t) ** -1.5),
         (np.linspace(0, 1.29, 150), lambda t: np.maximum(1.3 - t, 0) ** 1.5),
     ],
-    ids=["exponential", "power", "finite time"],
+    ids=["exponential", "two modes", "two close modes", "power", "finite time"],
 )
 def test_the_gap_a_decade_ahead_is_predicted(ts, curve):
     rate = gflow.fit_rate(ts, curve(ts))
@@ -144,6 +147,22 @@ def test_the_gap_a_decade_ahead_is_predicted(ts, curve):
     assert rate.status is gflow.RateStatus.CALLED
     assert np.all((found.low <= truth * (1 + 1e-6)) & (truth <= found.high * (1 + 1e-6) + 1e-300))
     assert np.all(found.low <= found.high)
+
+
+@pytest.mark.parametrize(("p", "q"), [(2.0, 3.0), (3.0, -1.5), (1.0, 0.5)])
+def test_powers_beside_logarithms_are_held_for_late_times(p, q):
+    t = np.geomspace(0.1, 1e5, 200)
+    rate = gflow.fit_rate(t, (t + 1) ** -p * np.log(t + 5) ** q)
+    low, high = rate.interval
+    assert rate.better == "power" and low <= p <= high
+    assert low <= rate.tail_interval[0] and rate.tail_interval[1] <= high
+
+
+@pytest.mark.parametrize("p", [0.5, 2.0])
+def test_pure_powers_leave_nothing_open(p):
+    t = np.geomspace(0.1, 1e4, 150)
+    rate = gflow.fit_rate(t, (t + 1) ** -p)
+    assert rate.still_open <= 1e-4 and rate.value == pytest.approx(p, rel=1e-4)
 
 
 def test_an_open_prediction_holds_a_gap_that_stays():

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.sparse.linalg import LinearOperator, lsmr
+from scipy.sparse.linalg import LinearOperator, lsmr, minres
 
 from gflow.critical.candidate import Start, size_of_risk
 from gflow.critical.landscapes import FlatRisk
@@ -130,16 +130,19 @@ def _still_falls(
     """Whether the Newton step is long though the gradient is known, and not rounding."""
     if not gradient.any():
         return False
-    unit = gradient / np.linalg.norm(gradient)
-    curvature = abs(float(unit @ np.asarray(hessian_product(hessian, jnp.asarray(unit)))))
-    long = np.linalg.norm(gradient) > _AT_REST * size * curvature
-    if not long and np.linalg.norm(_step(hessian, gradient, 0.0)) <= _AT_REST * size:
+    product: Any = lambda v: np.asarray(hessian_product(hessian, jnp.asarray(np.ravel(v))))
+    make: Any = LinearOperator
+    operator = make((len(theta), len(theta)), matvec=product, dtype=gradient.dtype)
+    # Of eigenvalues that are smaller, Newton steps are long.
+    small = float(np.linalg.norm(gradient)) / (_AT_REST * size)
+    step = minres(operator, -gradient, shift=-small, rtol=1e-10, maxiter=_MAX_PRODUCTS)[0]
+    length = float(np.linalg.norm(step))
+    if length <= 0.5 * _AT_REST * size:
         return False
     eps, rng = np.finfo(theta.dtype).eps, np.random.default_rng(0)
     near = [theta + 2 * eps * np.abs(theta) * rng.normal(size=len(theta)) for _ in range(_PROBES)]
-    seen = np.array([slope(p) for p in near])
-    spread = float(np.linalg.norm(np.std(seen, axis=0)))
-    return bool(np.linalg.norm(np.mean(seen, axis=0)) > _SIGNIFICANT * spread)
+    seen = np.array([slope(p) for p in near]) @ (step / length)
+    return bool(abs(np.mean(seen)) > _SIGNIFICANT * np.std(seen))
 
 
 def _spectrum(risk: FlatRisk, theta: np.ndarray) -> Spectrum:

@@ -97,8 +97,10 @@ def asymptotics(
         last = positive("follow", follow)
     trained = lambda net: split_trainable(net, trainable)[0]
     problem = _Problem(risk, trained, trainable, start)
+    # What the flow does far away counts to the last of the decades, too.
+    may_follow = last > float(flow.ts[-1])
     while True:
-        found = _judged(problem, flow, may_follow=last > float(flow.ts[-1]))
+        found = _judged(problem, flow, may_follow=may_follow)
         end = float(flow.ts[-1])
         if found.behaviour is not Behaviour.UNDECIDED or end * (1 + 1e-9) >= last:
             break
@@ -277,7 +279,7 @@ def _described(problem: _Problem, flow: Trajectory, found: _Judgement) -> Asympt
         theorem = _theorem(flow, point)
     power = found.behaviour is Behaviour.DIVERGES
     grows = norm if power else Growth(NormLaw.NONE, 0.0, (0.0, 0.0), 0.0, norm.outward)
-    law = risk_law(latest, limit.value, norm).formula() if power else ""
+    law = risk_law(latest, limit, norm).formula() if power else ""
     return Asymptotics(
         behaviour=found.behaviour,
         reason=found.reason,

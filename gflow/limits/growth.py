@@ -69,7 +69,9 @@ def growth(path: Path) -> Growth:
     changes = [abs(local[3] - local[k]) / local[3] for k in (1, 2)]
     steady = changes[0] <= 3 * _STEADY and changes[1] <= _STEADY / 2
     if steady and local[3] >= _MIN_POWER and not _is_logarithm(local):
-        value, error = _settled([path.slope(norm, (k + 0.5, k)) for k in (1.0, 0.5, 0.0)])
+        last = [path.slope(norm, (k + 0.5, k)) for k in (1.0, 0.5, 0.0)]
+        value, error = _settled(last)
+        error = max(error, 1.5 * abs(still_to_come(last, path.log_t[-1] / DECADE - 0.25, 0.5)))
         return Growth(NormLaw.POWER, value, (value - error, value + error), 0.0, outward)
     if not _is_logarithm(local):
         return nothing
@@ -137,6 +139,20 @@ def _settled(values: list[float]) -> tuple[float, float]:
     # No extrapolation where the differences do not shrink.
     more = after**2 / (before - after) if abs(after) < 0.8 * abs(before) else 0.0
     return third + more, abs(after) + abs(more) + 1e-7
+
+
+def still_to_come(values: list[float], place: float, step: float) -> float:
+    """How far the last of some local exponents is from their limit, if that is approached like
+    1/log t or more slowly; 0 if it is approached faster.
+
+    They are those at so many decades of time, the last one at `place`, `step` from one to the next.
+    """
+    before, after = np.diff(values[-3:])
+    # Of p + a/x, differences have this ratio.
+    ratio = max(place - 2 * step, 0.0) / place if place > 0 else 0.0
+    if not before * after > 0 or abs(after) < 0.9 * ratio * abs(before):
+        return 0.0
+    return float(after * max(place - step, step) / step)
 
 
 class Direction(NamedTuple):

@@ -4,6 +4,8 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from gflow.critical import CriticalPoint
 from gflow.display import Shown
 from gflow.limits.growth import NormLaw
@@ -114,8 +116,11 @@ class Asymptotics(Shown, Portable):
         if self.behaviour is Behaviour.DIVERGES:
             facts["direction"] = (
                 f"θ/‖θ‖ is {self.direction_distance:.2g} from its limit, which is known to "
-                f"{self.direction_error:.1g}, and comes nearer like ‖θ‖^-{self.direction_power:.2g}"
+                f"{self.direction_error:.1g}"
             )
+            if np.isfinite(self.direction_power):
+                nearer = f"comes nearer like ‖θ‖^-{self.direction_power:.2g}"
+                facts["direction"] += f", and {nearer}"
         return facts | self._of_the_theorem()
 
     def _of_the_theorem(self) -> dict[str, str]:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gflow.limits.growth import Growth, NormLaw
+from gflow.limits.growth import Growth, NormLaw, still_to_come
 from gflow.limits.path import DECADE, Path
 
 # Gaps of up to so many roundings of the limit are lost in them.
@@ -23,13 +23,15 @@ def risk_limit(path: Path, lowest: float) -> RiskLimit:
 
     Where the gap falls like $t^{-p}$, $-\dot L = \|\nabla L\|^2$ falls like $t^{-p-1}$, and the gap
     is $t\|\nabla L\|^2/p$. The interval is that of the values over the last two decades, with p
-    from parts of these. `lowest` is a lower bound of the risk.
+    from parts of these, and from its limit if it gets smaller like $p + a/\log t$. `lowest` is a
+    lower bound of the risk.
     """
-    last, values = float(path.risk[-1]), []
+    last, values, exponents, gap = float(path.risk[-1]), [], [], np.inf
     # Where times span hundreds of decades, few are saved in each.
     long = 20.0 if path.end > 1e50 else 1.0
     for begin, end in np.array([(2.0, 1.5), (1.5, 1.0), (1.0, 0.5), (0.5, 0.0)]) * long:
         exponent = -2 * path.slope(path.speed, (begin, end)) - 1
+        exponents.append(exponent)
         if not exponent > 0:
             values.append(lowest)
             continue
@@ -42,6 +44,12 @@ def risk_limit(path: Path, lowest: float) -> RiskLimit:
     low, high = min(*values[1:], ahead), max(*values[1:], ahead)
     if np.isfinite(low):
         low, high = low - (high - low), high + (high - low)
+    more = still_to_come(exponents, path.log_t[-1] / DECADE - 0.25 * long, 0.5 * long)
+    if more < 0:
+        # The last gap if p still gets smaller like p + a/log t.
+        smaller = exponents[-1] + 1.5 * more
+        at_last = values[-1] + gap - gap * exponents[-1] / smaller if smaller > 0 else lowest
+        low = min(low, at_last)
     low, high = max(low, lowest), min(max(high, lowest), last)
     value = min(max(values[-1] if np.isfinite(values[-1]) else last, low), high)
     # A risk that may have fallen to its lower bound, and comes near it, does.
@@ -69,16 +77,20 @@ class RiskLaw(NamedTuple):
         return f"t^-1 (log t)^-({self.logarithm:.3g} ± {half:.1g})"
 
 
-def risk_law(path: Path, limit: float, norm: Growth) -> RiskLaw:
+def risk_law(path: Path, limit: RiskLimit, norm: Growth) -> RiskLaw:
     """The law of the gap beside a growing norm; where the gap is lost in roundings of the limit,
     from its slope."""
-    gap = np.maximum(path.risk - limit, 0.0)
-    lost = path.last(4.0).risk - limit <= _LOST * np.finfo(float).eps * abs(limit)
+    gap = np.maximum(path.risk - limit.value, 0.0)
+    lost = path.last(4.0).risk - limit.value <= _LOST * np.finfo(float).eps * abs(limit.value)
     if lost.any():
         gap = path.t * path.speed * path.speed  # up to a factor
     if norm.law is not NormLaw.LOGARITHM:
         values = [-path.slope(gap, (k + 0.5, k)) for k in (1.0, 0.5, 0.0)]
-        half = max(abs(values[2] - values[1]), 1e-5)
+        more = still_to_come(values, path.log_t[-1] / DECADE - 0.25, 0.5)
+        # Lower limits leave larger gaps, whose exponents are smaller in proportion.
+        low, at_end = limit.interval[0], float(gap[-1])
+        lowered = values[2] * (1 - at_end / (at_end + limit.value - low)) if at_end > 0 else 0.0
+        half = max(abs(values[2] - values[1]), 1.5 * abs(more), lowered, 1e-5)
         return RiskLaw(values[2], 0.0, (values[2] - half, values[2] + half))
     fitted, all_decades = [], path.log_t[-1] / np.log(10.0)
     # Where the logarithm itself spans decades, over those.

@@ -137,6 +137,7 @@ def fit_rate(
         asymptotic=found.asymptotic,
         patterns=found.patterns,
         predicted=prediction,
+        first=float(points.ends[0, 0]),
     )
 
 

@@ -10,6 +10,7 @@ from gflow.display import Shown
 from gflow.rates.estimates import Estimate
 from gflow.rates.laws import LawName
 from gflow.rates.local_slopes import LocalSlopes
+from gflow.rates.slowest_mode import RESOLUTION
 
 NOUNS: dict[LawName, str] = {
     "exponential": "an exponential",
@@ -127,6 +128,12 @@ class AsymptoticRate(NamedTuple):
     rates: np.ndarray
     weights: np.ndarray
 
+    @property
+    def at_end(self) -> float:
+        """−d log gap / dt of the best sum at the end of the tail; NaN if no sum fits."""
+        total = self.weights.sum()
+        return float(self.rates @ self.weights / total) if total > 0 else np.nan
+
 
 class Prediction(NamedTuple):
     """Gaps at later times, shape (times,): the value, and the ends of its 95 % interval."""
@@ -148,7 +155,9 @@ class Rate(Shown):
       95 % interval.
     - `value`, `interval`: the same for t → ∞. For an exponential that is the rate of the slowest
       mode, in an interval as wide as modes require that cannot be seen yet, of `asymptotic`, an
-      `AsymptoticRate`; for other laws it is that of the tail.
+      `AsymptoticRate`. The interval of a power is that of the tail and `still_open` on both sides:
+      how far the exponent may be from its limit if it drifts like 1/log t, as that of
+      t^{−p} log t. For a finite time it is that of the tail.
     - `window`: the times of the fitted tail; `num_points`: the number of points in it.
     - `patterns`: the number of patterns that the gap passes through on its tail, 1 if no kinks were
       given.
@@ -156,7 +165,8 @@ class Rate(Shown):
     - `fits`: the `Fit` of each law. `criterion`: the information criterion of each, less the
       smallest, on the tail of the law whose value is known best.
     - `slopes`: local slopes of the gap and their plateaus, a `LocalSlopes`.
-    - `predicted`: the exponential rate that was passed in to compare with.
+    - `predicted`: the exponential rate that was passed in to compare with. `first`: the first time
+      that could be fitted.
     """
 
     better: LawName
@@ -169,6 +179,7 @@ class Rate(Shown):
     asymptotic: AsymptoticRate
     patterns: int = 1
     predicted: float | None = None
+    first: float = np.nan
 
     @property
     def law(self) -> LawName | Literal["undecided"]:
@@ -189,7 +200,19 @@ class Rate(Shown):
 
     @property
     def interval(self) -> tuple[float, float]:
-        return self.asymptotic.interval if self.better == "exponential" else self.tail_interval
+        if self.better == "exponential":
+            return self.asymptotic.interval
+        low, high = self.tail_interval
+        return (max(low - self.still_open, 0.0), high + self.still_open) if low > 0 else (low, high)
+
+    @property
+    def still_open(self) -> float:
+        """How far the exponent of a power may be from its limit, if it drifts like 1/log t: that at
+        the end changes by c s² per unit of log t, with the second term c z^{−s} of the fit."""
+        if self.better != "power":
+            return 0.0
+        found = self.best.estimate.parameters
+        return abs(found.second_term) * found.second_rate**2 * np.log(self.window[1] / self.first)
 
     @property
     def tail_value(self) -> float:
@@ -227,8 +250,9 @@ class Rate(Shown):
         """The gap at times after the tail, such as a decade ahead.
 
         The interval is that of the better law: of an exponential, with rates from the lowest for
-        t → ∞ to the highest on the tail. If no law is called, it holds those of all laws that were
-        fitted, and of a gap that stays.
+        t → ∞ to the highest on the tail or at its end, below which the rate of a sum of modes with
+        positive weights stays. If no law is called, it holds those of all laws that were fitted,
+        and of a gap that stays.
         """
         t = np.atleast_1d(np.asarray(ts, dtype=float))
         value = self(t)
@@ -306,8 +330,10 @@ def _predicted(fit: Fit, asymptotic: AsymptoticRate, t: np.ndarray) -> tuple[Any
         level = np.log(fit(end))
         margin = 2 * fit.rms
         if fit.law == "exponential":
-            slowest, fastest = min(asymptotic.interval[0], low), max(asymptotic.interval[1], high)
-            slowest = max(slowest, 0.0)
+            # Logs of positive sums are convex: their slope at the end is the steepest ahead.
+            steepest = asymptotic.at_end * (1 + RESOLUTION)
+            fastest = np.fmax(max(asymptotic.interval[1], high), steepest)
+            slowest = max(min(asymptotic.interval[0], low), 0.0)
             return level - fastest * (t - end) - margin, level - slowest * (t - end) + margin
         if fit.law == "power":
             offset = fit.estimate.parameters.offset * end

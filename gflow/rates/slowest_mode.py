@@ -36,7 +36,7 @@ _SEEN_ABOVE_NOISE = 8.0
 # are seen from the second on.
 _LEADING, _MIN_SIGNED = 0.5, 0.05
 # Edges of intervals are found to this fraction; errors of solvers move rates by up to as much.
-_RESOLUTION = 2e-4
+RESOLUTION = 2e-4
 # Rates over that at the end to start from.
 _NEAR_LOCAL = np.array([0.97, 0.99, 1.01, 1.03, 1.06, 1.1])
 
@@ -219,8 +219,8 @@ def _interval(tail: _ModeTail) -> SlowestMode:
     return SlowestMode(
         value=min(agreeing),
         interval=(
-            0.0 if low <= 1.01 * _SLOWEST else low * (1 - _RESOLUTION),
-            high * (1 + _RESOLUTION),
+            0.0 if low <= 1.01 * _SLOWEST else low * (1 - RESOLUTION),
+            high * (1 + RESOLUTION),
         ),
         min_weight=weight,
         local=local,
@@ -250,7 +250,7 @@ def _least(
 
 def _edge(agrees: Callable[[float], bool], inside: float, outside: float) -> float:
     """The last rate towards `outside` that agrees, to a fiftieth of the way in logs or to
-    `_RESOLUTION`."""
+    `RESOLUTION`."""
     # Steps that double find the scale of the interval, which can be a small part of the way.
     way, step = np.log(outside / inside), 1e-3
     while step < abs(way) and agrees(inside * np.exp(np.sign(way) * step)):
