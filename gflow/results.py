@@ -24,8 +24,8 @@ class RESULTS(eqx.Enumeration):
     reached_grad_norm = "stopped early: the gradient norm fell to the requested value"
     reached_risk = "stopped early: the risk fell to the requested value"
     reached_progress = (
-        "stopped early: the flow has settled. At its present speed the risk would fall by at most "
-        "the requested fraction in the next decade of time"
+        "stopped early: the risk has nearly stopped falling. At its present speed it would fall by "
+        "at most the requested fraction in the next decade of time"
     )
     reached_param_norm = (
         "stopped early: the parameter norm grew to the requested value, while the risk still fell. "

@@ -175,11 +175,11 @@ def test_a_risk_on_its_way_below_zero_has_not_yet_converged():
     assert fit.limit < 0 and fit.verdict.startswith("not yet converged: the limit of the better")
 
 
-def test_a_gap_that_stays_is_not_decreasing():
+def test_a_gap_that_stays_may_not_decay():
     t = np.geomspace(1, 1e4, 100)
     fit = gflow.fit_rate(t, 1 + 1e-3 * correlated(0, 100, 0.5))
-    assert fit.law == "undecided" and fit.status is gflow.RateStatus.NOT_DECREASING
-    assert fit.interval[0] <= 0 and fit.verdict.startswith("not decreasing: the rate may be zero")
+    assert fit.law == "undecided" and fit.status is gflow.RateStatus.MAY_NOT_DECAY
+    assert fit.interval[0] <= 0 and fit.verdict.startswith("may not decay: the rate may be zero")
     # A law with an exponent that may be zero is not quoted.
     assert not fit.best.is_positive and "best" not in fit.verdict
 

@@ -84,7 +84,7 @@ def test_a_row_names_the_status_of_a_rate_that_is_not_called():
     called = gflow.fit_rate(t, np.exp(-t / 5))
     short = gflow.fit_rate(t := np.geomspace(10, 20, 50), t**-1.5)  # a third of a decade
     shown = [EndRow("flow", end_point(), r).cells()["rate"] for r in (early, level, called, short)]
-    assert shown[:2] == ["not yet converged", "not decreasing"]
+    assert shown[:2] == ["not yet converged", "may not decay"]
     assert shown[2] == called.formula() and shown[3] == short.formula() + " ?"
     assert EndRow("flow", end_point(), None).cells()["rate"] == ""
 

@@ -52,7 +52,7 @@ _LEGEND = (
     "and a finite time for the tail of the risk, with its standard error. “?”: another law fits "
     "about equally well, or the tail shows too little of the law. “Not yet converged”: the fitted "
     "limit is below zero, which is impossible for a mean of squares, so t1 is too early for a "
-    "rate. “Not decreasing”: the rate may be zero or negative. “Hovers”: the risk goes up and down "
+    "rate. “May not decay”: the rate may be zero or negative. “Hovers”: the risk goes up and down "
     "at the end, as on kinks, on which steps of one size do not settle."
 )
 

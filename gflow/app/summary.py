@@ -98,7 +98,7 @@ class EndRow:
 def _law(rate: Rate | None) -> str:
     if rate is None:
         return ""
-    if rate.status in (RateStatus.NOT_YET_CONVERGED, RateStatus.NOT_DECREASING):
+    if rate.status in (RateStatus.NOT_YET_CONVERGED, RateStatus.MAY_NOT_DECAY):
         return rate.status.value
     return rate.formula() + ("" if rate.status is RateStatus.CALLED else " ?")
 

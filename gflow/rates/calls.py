@@ -79,7 +79,7 @@ def call(found: Evidence) -> Call:
     fit = found.fit
     low, high = fit.interval
     if fit.law != "finite time" and low <= 0:
-        return Call(RateStatus.NOT_DECREASING, "the rate may be zero or negative")
+        return Call(RateStatus.MAY_NOT_DECAY, "the rate may be zero or negative")
     undecided = RateStatus.UNDECIDED
     if found.patterns > 1:
         return Call(undecided, _patterns(found))

@@ -118,7 +118,7 @@ def fit_rate(
     fit = found.fits[found.better]
     limit = 0.0 if known_limit else float(g[t <= fit.window[1]][-1] - fit(fit.window[1]))
     decision = call(found)
-    if known_limit and decision.status is not RateStatus.NOT_DECREASING:
+    if known_limit and decision.status is not RateStatus.MAY_NOT_DECAY:
         fallen = call_on_fall(fit, t, g)
         decision = decision if fallen.status is RateStatus.CALLED else fallen
     # A mean of squares has no limit below zero; rounding apart.

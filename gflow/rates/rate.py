@@ -27,7 +27,7 @@ class RateStatus(enum.StrEnum):
     """Laws fit about equally well, or the tail shows too little of the better one."""
     NOT_YET_CONVERGED = "not yet converged"
     """The fitted limit of the risk is below zero: the times are too early for a rate."""
-    NOT_DECREASING = "not decreasing"
+    MAY_NOT_DECAY = "may not decay"
     """The rate may be zero or negative."""
     NO_LAW_FITS = "no law fits"
     """The deviations from every law are systematic, or its value drifts along the gap."""
