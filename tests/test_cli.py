@@ -386,11 +386,11 @@ def test_compiled_programs_are_kept_unless_the_user_says_no(tmp_path):
     environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     options = ("--data", "wave", "--num-points", 8, "--width", 2, "--activation", "tanh")
     options += ("--t1", 0.1, "--step-fractions", 0.5)
-    run = lambda *more: gflow("run", *options, *more, cwd=tmp_path, env=environment)
-    first, second = run("--out", "b"), run("--out", "c")
-    assert first.returncode == second.returncode == 0
+    first = gflow("run", *options, "--out", "b", cwd=tmp_path, env=environment)
+    again = gflow("resume", "b", cwd=tmp_path, env=environment)
+    assert first.returncode == again.returncode == 0
     assert "Compiled programs are kept in" in first.stderr
-    assert "Compiled programs" not in second.stderr
+    assert "Compiled programs" not in again.stderr
     (folder,) = (tmp_path / "cache" / "gflow").iterdir()
     assert any(folder.iterdir())
     for name, more in (("kept", ()), ("none", ("--no-cache",))):

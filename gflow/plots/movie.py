@@ -159,6 +159,7 @@ def _view(view: View, label: str, found: Scenery, ax: Axes) -> _Moving:
 
 
 def _function(view: FunctionView, found: Scenery, ax: Axes) -> _Moving:
+    ax.locator_params(axis="x", nbins=5)  # beside others the panel is narrow
     for column in found.y.T:
         ax.plot(found.x, column, ".", color="0.55", ms=5, zorder=1)
     ax.plot(*found.target.T, color="0.3", lw=1.2, ls=(0, (4, 2)))
