@@ -73,5 +73,5 @@ def exhibit(*, long: bool = False) -> Exhibit:
     words = f"{len(starts)} starts: those where the criterion is not as in closed form"
     claims.append(at_most(words, CRITERION, 0, wrong))
     axes.set(xlabel="t", ylabel="f", xlim=(0, 4.5), ylim=(1e-17, 3))
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2, fontsize="small", frameon=False)
     return Exhibit(tuple(claims), figure)
