@@ -259,7 +259,7 @@ def margin_point(risk: gflow.EmpiricalRisk, net: Any, degree: int) -> np.ndarray
         "fun": lambda p: np.asarray(margins(p)) - 1,
         "jac": lambda p: np.asarray(slopes(jnp.asarray(p))),
     }
-    options = {"ftol": 1e-15, "maxiter": 500}
+    options = {"ftol": 1e-12, "maxiter": 500}
     found = minimize(
         lambda p: p @ p / 2, start, jac=lambda p: p, constraints=constraint, options=options
     )
