@@ -147,7 +147,7 @@ def jobs(precision: str) -> dict[str, Callable[[], Job]]:
     }
 
 
-def measured(make: Callable[[], Job], device: jax.Device, args) -> tuple[harness.Row, np.ndarray]:
+def measured(make: Callable[[], Job], device: Any, args) -> tuple[harness.Row, np.ndarray]:
     with jax.default_device(device):
         job = make()
         first, done = harness.timed(lambda _: job(), 1)
@@ -157,9 +157,7 @@ def measured(make: Callable[[], Job], device: jax.Device, args) -> tuple[harness
     return row | {"ms_flow": 1e3 * row["run_s"] / flows}, done.ends
 
 
-def rows_for(
-    name: str, make: Callable[[], Job], devices: list[jax.Device], args
-) -> list[harness.Row]:
+def rows_for(name: str, make: Callable[[], Job], devices: list[Any], args) -> list[harness.Row]:
     rows, ends = [], []
     for device in devices:
         row: harness.Row = {"job": name, "device": device.platform}

@@ -322,8 +322,8 @@ def unit_directions(trajectory: Trajectory, features: Any = (), *, ax: Axes | No
     for k in np.argsort(-np.linalg.norm(inputs, axis=1))[: 6 if len(features) else 0]:
         tip = inputs[k] / np.linalg.norm(inputs, axis=1).max() * 0.85 * reach
         ax.plot(*np.stack([0 * tip, tip], axis=1), color="0.8", lw=0.9, zorder=0)
-        style = {"color": "0.45", "fontsize": "small", "ha": "center", "va": "center"}
-        ax.annotate(str(features[k]), 1.06 * tip, **style)
+        x, y = 1.06 * tip
+        ax.text(x, y, str(features[k]), color="0.45", fontsize="small", ha="center", va="center")
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     ax.set_xlabel(f"first principal direction ({fractions[0]:.0%})")
     ax.set_ylabel(f"second principal direction ({fractions[1]:.0%})")
