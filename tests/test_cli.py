@@ -177,7 +177,7 @@ TABLES = {
 BAD_INPUT = [
     ("--data missing.csv --target y", "`data`: got missing.csv: no such file"),
     ("--data nan.csv --target yy", "`target`: got 'yy', wanted a column of nan.csv (did you"),
-    ("--data nan.csv", "`target`: got None, wanted the column to predict: one of u, v, y"),
+    ("--data nan.csv", "`target`: got nothing, wanted the column to predict: one of u, v, y"),
     ("--data nan.csv --target y", "`data`: got 1 missing entries in 1 of 3 rows of nan.csv"),
     ("--data inf.csv --target y", "`data`: got inf in row 3 of column 'v' of inf.csv"),
     ("--data header.csv --target y", "`data`: got header.csv with 0 rows, wanted two"),

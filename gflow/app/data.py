@@ -173,7 +173,7 @@ def _read(path: Path, options: TableOptions) -> Table:
     columns = list(frame.columns)
     if options.target is None:
         wanted = f"the column to predict: one of {', '.join(columns[:20])}"
-        raise ArgumentError("target", None, wanted)
+        raise ArgumentError("target", Described("nothing"), wanted)
     choice = ColumnChoice(
         options.target, _names(options.drop), _names(options.features), options.missing
     )
