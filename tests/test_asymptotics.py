@@ -63,6 +63,13 @@ def test_exponents_of_pure_powers_have_short_intervals(p):
         assert law.interval[0] <= p <= law.interval[1] <= law.interval[0] + 0.02
 
 
+def test_the_law_of_a_gap_that_is_lost_in_roundings_comes_from_its_slope():
+    t = np.geomspace(1.0, 1e20, 800)
+    path = path_of(lambda t: t**0.5, lambda t: 1 + 1 / t, lambda t: 1 / t, t)
+    law = risk_law(path, risk_limit(path, 0.0), growth(path))
+    assert path.risk[-1] == 1 and law.interval == pytest.approx((1.0, 1.0), abs=1e-4)
+
+
 @pytest.mark.parametrize("q", [1.0, 0.5, 1 / 3])
 def test_powers_of_the_logarithm_are_found(q):
     found = growth(path_of(lambda t: (np.log(t) + 2) ** q))

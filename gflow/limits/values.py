@@ -81,15 +81,16 @@ def risk_law(path: Path, limit: RiskLimit, norm: Growth) -> RiskLaw:
     """The law of the gap beside a growing norm; where the gap is lost in roundings of the limit,
     from its slope."""
     gap = np.maximum(path.risk - limit.value, 0.0)
-    lost = path.last(4.0).risk - limit.value <= _LOST * np.finfo(float).eps * abs(limit.value)
-    if lost.any():
+    resolved = _LOST * np.finfo(float).eps * abs(limit.value)
+    lost = bool(np.any(path.last(4.0).risk - limit.value <= resolved))
+    if lost:
         gap = path.t * path.speed * path.speed  # up to a factor
     if norm.law is not NormLaw.LOGARITHM:
         values = [-path.slope(gap, (k + 0.5, k)) for k in (1.0, 0.5, 0.0)]
         more = still_to_come(values, path.log_t[-1] / DECADE - 0.25, 0.5)
         # Lower limits leave larger gaps, whose exponents are smaller in proportion.
-        low, at_end = limit.interval[0], float(gap[-1])
-        lowered = values[2] * (1 - at_end / (at_end + limit.value - low)) if at_end > 0 else 0.0
+        below = limit.value - limit.interval[0]
+        lowered = 0.0 if lost else values[2] * (1 - gap[-1] / (gap[-1] + below))
         half = max(abs(values[2] - values[1]), 1.5 * abs(more), lowered, 1e-5)
         return RiskLaw(values[2], 0.0, (values[2] - half, values[2] + half))
     fitted, all_decades = [], path.log_t[-1] / np.log(10.0)
