@@ -65,8 +65,9 @@ class AbstractPatternLandscape(AbstractLandscape):
     ) -> "AbstractPatternLandscape":
         """The landscape of another pattern."""
 
-    def terms(self, theta: Float[np.ndarray, " size"], value: float) -> float:
-        """The size of the terms of θ·∇L, whose roundings are those of a slope: that of the risk."""
+    def size_of_terms(self, theta: Float[np.ndarray, " size"], value: float) -> float:
+        """How large the terms are that add up to θ·∇L, which is known up to their roundings. The
+        risk stands for it."""
         del theta
         return abs(value)
 

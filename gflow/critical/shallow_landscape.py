@@ -97,8 +97,8 @@ class ShallowLandscape(AbstractPatternLandscape):
         gradient = gradient - self._still.T @ (self._still @ gradient)
         return PatternSlopes(gradient, (1 - self.risk.negative_slope) * by_pair)
 
-    def terms(self, theta: np.ndarray, value: float) -> float:
-        """At most that of the terms of pairs: rows without an active unit have none."""
+    def size_of_terms(self, theta: np.ndarray, value: float) -> float:
+        """At most the sum over active pairs: rows without one add nothing, whatever their loss."""
         if self._layout.places.c is not None:
             return abs(value)
         *_, by_pair = self._evaluated(theta)

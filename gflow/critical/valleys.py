@@ -59,7 +59,7 @@ def valley(land: AbstractLandscape, found: NewtonResult, size: float) -> Valley 
     # Squares may underflow.
     slope = largest * float(np.linalg.norm(gradient / largest))
     if isinstance(land, AbstractPatternLandscape):
-        terms = land.terms(found.theta, found.expansion.value)
+        terms = land.size_of_terms(found.theta, found.expansion.value)
         if slope * size <= _ROUNDINGS * np.finfo(gradient.dtype).eps * terms:
             return None
     direction = -(now.vectors @ gradient) / slope
