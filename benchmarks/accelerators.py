@@ -49,11 +49,16 @@ def rows_of(tree: Any, members: int) -> np.ndarray:
     return np.concatenate(leaves, axis=1)
 
 
-def through_kinks(size: drawn_problems.Size, rtol: float, precision: str) -> Job:
+def drawn(size: drawn_problems.Size, precision: str) -> tuple[gflow.EmpiricalRisk, Any]:
+    """The risk and the start of a drawn problem."""
     table, start = drawn_problems.table(size, DRAW), drawn_problems.start(size, DRAW)
     w, b, v, c = (jnp.asarray(array, precision) for array in start)
-    net = gflow.ShallowNet.from_arrays(w, b, v, c)
     risk = gflow.EmpiricalRisk(table.x.astype(precision), table.y.astype(precision))
+    return risk, gflow.ShallowNet.from_arrays(w, b, v, c)
+
+
+def through_kinks(size: drawn_problems.Size, rtol: float, precision: str) -> Job:
+    risk, net = drawn(size, precision)
 
     def job() -> Done:
         flow = gflow.solve_flow(risk, net, t1=size.t1, ts=[size.t1], rtol=rtol)
@@ -65,7 +70,6 @@ def through_kinks(size: drawn_problems.Size, rtol: float, precision: str) -> Job
 
 def wide_smooth(t1: float) -> Job:
     """2,000 tanh units on 2,000 rows of 50 columns, 102,001 parameters."""
-
     risk, net = wide_problem()
 
     def job() -> Done:
@@ -117,10 +121,7 @@ def loop(members: int, t1: float, rtol: float, precision: str) -> Job:
 
 
 def descent(size: drawn_problems.Size, steps: int, precision: str) -> Job:
-    table, start = drawn_problems.table(size, DRAW), drawn_problems.start(size, DRAW)
-    w, b, v, c = (jnp.asarray(array, precision) for array in start)
-    net = gflow.ShallowNet.from_arrays(w, b, v, c)
-    risk = gflow.EmpiricalRisk(table.x.astype(precision), table.y.astype(precision))
+    risk, net = drawn(size, precision)
 
     def job() -> Done:
         path = gflow.descend(risk, net, step_size=1e-3, num_steps=steps, record=[steps])
