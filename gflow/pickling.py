@@ -81,7 +81,7 @@ def packed(thing: Any) -> bytes:
     """
     file = io.BytesIO()
     try:
-        _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(thing)
+        FunctionPickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(thing)
     except Exception:
         cloudpickle = sys.modules.get("cloudpickle")
         if cloudpickle is None:
@@ -95,7 +95,9 @@ def unpacked(pickled: bytes) -> Any:
     return pickle.loads(pickled)
 
 
-class _Pickler(pickle.Pickler):
+class FunctionPickler(pickle.Pickler):
+    """Writes functions of JAX by a name under which they are found."""
+
     def reducer_override(self, obj: Any) -> Any:
         name = getattr(obj, "__qualname__", None)
         if not callable(obj) or not isinstance(name, str) or isinstance(obj, type):

@@ -1,8 +1,6 @@
 """Compiled programs on disk: the next process with the same shapes starts sooner."""
 
-import hashlib
 import os
-import platform
 from pathlib import Path
 
 import jax
@@ -10,6 +8,7 @@ import platformdirs
 from jax.experimental.compilation_cache import compilation_cache
 
 from gflow.arguments import ArgumentError, Described
+from gflow.program_store import keep_programs, processor
 
 _MAX_BYTES = 2 * 10**9
 # JAX's own thresholds, from which a user may have deviated.
@@ -40,6 +39,7 @@ def cache_compilations(directory: str | os.PathLike[str] | None = None) -> Path:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # JAX looks at its configuration when it compiles for the first time.
         compilation_cache.reset_cache()
+    keep_programs(folder / "gflow")
     return folder
 
 
@@ -51,7 +51,7 @@ def configured_directory() -> str | None:
 def default_directory() -> Path:
     """gflow's directory in that of the user's caches, one for each kind of processor."""
     caches = Path(platformdirs.user_cache_dir("gflow", appauthor=False))
-    return caches / f"programs-{_processor()}"
+    return caches / f"programs-{processor()}"
 
 
 def _writable(directory: str | os.PathLike[str]) -> Path:
@@ -64,15 +64,3 @@ def _writable(directory: str | os.PathLike[str]) -> Path:
         got = Described(f"{str(directory)!r}: {getattr(error, 'strerror', None) or error}")
         raise ArgumentError("directory", got, "a directory that can be written") from None
     return folder
-
-
-def _processor() -> str:
-    """A name for the kind of processor: its programs do not run on all others, and computers may
-    share a home directory."""
-    kind = platform.machine() + platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        kinds = ("model name", "flags", "Features")
-        lines = cpuinfo.read_text(errors="replace").split("\n\n")[0].splitlines()
-        kind += "".join(line for line in lines if line.startswith(kinds))
-    return hashlib.sha256(kind.encode()).hexdigest()[:12]

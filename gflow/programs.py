@@ -3,12 +3,14 @@
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.core
 import numpy as np
+
+from gflow.program_store import configuration, open_store, signature
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -25,6 +27,9 @@ _OPTIONS = {
 
 class _Hole:
     """Stands where an array was."""
+
+    def __reduce__(self) -> str:
+        return "_HOLE"
 
 
 _HOLE = _Hole()
@@ -45,6 +50,14 @@ class _Frame:
         return self._structure.unflatten(
             [next(left) if leaf is _HOLE else leaf for leaf in self._rest]
         )
+
+    @property
+    def parts(self) -> tuple[Any, Any]:
+        """From which it is made again."""
+        return self._rest, self._structure
+
+    def __reduce__(self) -> Any:
+        return _Frame, self.parts
 
     def __hash__(self) -> int:
         return self._hash
@@ -87,12 +100,29 @@ def program(
         lambda: jax.jit(of_arrays, static_argnums=0, compiler_options=_accepted_options())
     )
 
+    stored: dict[Any, Callable[..., Any]] = {}
+
+    def run_at_once(frame: _Frame, arrays: list[Any], brief: bool) -> tuple[list[Any], _Frame]:
+        jitted = alone() if brief else within
+        store = open_store()
+        if store is None:
+            return jitted(frame, arrays)
+        key = (store, brief, frame, signature(arrays), configuration())
+        if key not in stored:
+            constants = (_accepted_options() if brief else {}, frame.parts)
+            lower = lambda: jitted.lower(frame, arrays)
+            found = store.program(function, constants, arrays, lower)
+            stored[key] = found or partial(jitted, frame)
+        return stored[key](arrays)
+
     @wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         arrays, frame = _taken_apart((args, kwargs))
-        brief = is_brief is not None and is_brief(*args, **kwargs) and _is_run_at_once(arrays)
-        compiled = alone() if brief else within
-        found, found_frame = compiled(frame, arrays)
+        brief = is_brief is not None and is_brief(*args, **kwargs)
+        if (brief or open_store() is not None) and _is_run_at_once(arrays):
+            found, found_frame = run_at_once(frame, arrays, brief)
+        else:
+            found, found_frame = within(frame, arrays)
         return found_frame.filled(found)
 
     return call
