@@ -1,10 +1,11 @@
 r"""How many linear regions a classifier of one input has: few, whatever the width and the sample.
 
 The labels are signs of a teacher with r units, and the student is trained on the logistic loss.
-Its flow tends in direction to a network of full accuracy with O(r) linear regions: the kinks of its
-many units gather at a few places. Regions are counted between kinks that lie 0.03 apart and change
-the slope by a hundredth of the sum of all changes. Here two kinks for each unit of the teacher are
-enough, 2r + 1 regions.
+Its flow tends in direction to a network of full accuracy with O(r) linear regions. There the units
+with kinks between two neighbouring rows of least margin have at most two directions, one for each
+orientation. Labels that change r ≥ 2 times need r regions; two kinks in each interval between
+changes make 2r − 1, which the flows reach. Regions are counted between kinks that lie 0.03 apart
+and change the slope by a hundredth of the sum of all changes.
 """
 
 import jax
@@ -12,21 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 
 import gflow
-from gflow.gallery.claims import Exhibit, at_least, at_most, panels
+from gflow.gallery.claims import Exhibit, equal, panels
 
 SOURCE = "Safran, Vardi, Lee, arXiv 2205.09072"
-UNITS, MOST_ROWS, MOST_UNITS = 3, 60, 40
-CASES = ((15, 10), (15, 40), (60, 10), (60, 40))
-GRID = jnp.linspace(-1, 1, 501)
-TS = np.geomspace(1e-1, 1e5, 60)
+MOST_ROWS, MOST_UNITS, GRID, TS = 60, 40, jnp.linspace(-1, 1, 501), np.geomspace(1e-1, 1e5, 60)
+THREE, FOUR = (-0.6, -0.1, 0.5), (-0.75, -0.25, 0.25, 0.75)
+# Where the labels change, rows, units.
+CASES = (((-0.5, 0.5), 60, 40), (THREE, 15, 40), (THREE, 60, 10), (THREE, 60, 40), (FOUR, 60, 40))
 FEW = "10 units are fewer than the theorem asks for: some starts end at other minima"
 
 
-def _teacher() -> gflow.ShallowNet:
-    """With signs that change at −0.6, −0.1 and 0.5."""
-    return gflow.ShallowNet.from_arrays(
-        np.ones((UNITS, 1)), [1.0, 0.35, -0.2], [1.0, -2.0, 2.0], -0.4
-    )
+def _teacher(changes: np.ndarray) -> gflow.ShallowNet:
+    """With a unit for each change of sign, at given places."""
+    kinks = np.concatenate([[-1.0], (changes[1:] + changes[:-1]) / 2])
+    v = np.array([1.0, -2.0, 2.0, -2.0])[: len(kinks)]
+    return gflow.ShallowNet.from_arrays(np.ones((len(v), 1)), -kinks, v, -1 - changes[0])
 
 
 def _student(width: int, key: jax.Array) -> gflow.ShallowNet:
@@ -50,29 +51,30 @@ def _regions(net: gflow.ShallowNet) -> int:
 
 
 def exhibit(*, long: bool = False) -> Exhibit:
-    """One start for each number of rows and units, or 5 if it is long."""
-    figure, axes = panels(2)
+    """8 starts for each case, or 20 if it is long."""
+    number, (figure, axes) = 20 if long else 8, panels(2)
     claims, x = [], jax.random.uniform(jax.random.key(0), (MOST_ROWS, 1), minval=-1)
-    y = jnp.sign(jax.vmap(_teacher())(x))
-    for rows, width in CASES:
+    for changes, rows, width in CASES:
+        r, y = len(changes), jnp.sign(jax.vmap(_teacher(np.array(changes)))(x))
         weights = np.arange(MOST_ROWS) < rows
         risk = gflow.EmpiricalRisk(x, y, weights, loss="logistic")
-        nets = [_student(width, key) for key in jax.random.split(jax.random.key(1), 20)]
-        nets = nets[: 5 if long else 1]
+        nets = [_student(width, key) for key in jax.random.split(jax.random.key(1), number)]
         flows = [gflow.solve_flow(risk, net, t1=TS[-1], ts=TS, rtol=1e-4) for net in nets]
         signs = [jnp.sign(risk.predictions(flow.final)) for flow in flows]
-        right = min(float(np.mean((y == sign)[weights])) for sign in signs)
-        most = max(_regions(flow.final) for flow in flows)
-        words = f"{rows} rows, {width} units"
+        right = np.array([np.mean((y == sign)[weights]) for sign in signs])
+        fits = [flow.final for flow, part in zip(flows, right, strict=True) if part == 1]
+        outputs = np.array([jax.vmap(net)(GRID[:, None]) for net in fits])
+        turns = np.sum(np.diff(np.sign(outputs), axis=1) != 0, axis=1)
+        most = max(_regions(net) for net in fits)
+        words = f"r = {r}, {rows} rows, {width} units"
         claims += [
-            at_least(f"{words}: accuracy", SOURCE, 1.0, right).because(FEW, seen=width < 40),
-            at_most(f"{words}: linear regions", SOURCE, 2 * UNITS + 1, most),
+            equal(f"{words}: accuracy", SOURCE, 1, right.min(), 1e-4).because(FEW, width < 40),
+            equal(f"{words}: mean number of changes of sign", "the labels", r, turns.mean(), 1e-9),
+            equal(f"{words}: most regions (published: O(r))", SOURCE, 2 * r - 1, most, 1e-9),
         ]
         axes[0].semilogx(TS, [_regions(net) for net in flows[0]], label=words)
-        output = jax.vmap(flows[0].final)(GRID[:, None])
-        axes[1].plot(GRID, output / jnp.max(jnp.abs(output)))
+        axes[1].plot(GRID, outputs[0] / np.max(np.abs(outputs[0])))
     axes[0].legend()
     axes[0].set(xlabel="t", ylabel="linear regions in (−1, 1)")
-    axes[1].plot(x, y, "k|")
-    axes[1].set(xlabel="x", ylabel="output, scaled, and labels")
+    axes[1].set(xlabel="x", ylabel="output, scaled")
     return Exhibit(tuple(claims), figure)
