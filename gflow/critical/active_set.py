@@ -4,7 +4,7 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from gflow.critical.landscapes import AbstractLandscape, Kink
 from gflow.critical.newton import NewtonResult, SearchLimits, newton
@@ -89,18 +89,21 @@ def _past(
     return land.crossed(theta, kink)
 
 
-def weakly_active(
-    land: AbstractPatternLandscape, theta: np.ndarray, slopes: PatternSlopes
-) -> list[Kink]:
-    """The kinks at θ that are not held, and across which ∂L/∂z jumps."""
+def unheld(land: AbstractPatternLandscape, theta: np.ndarray) -> list[Kink]:
+    """The kinks at θ that are not held; one pair stands for all that have the same kink."""
     tied = land.tied(theta)
     for kink in land.held:
         members = land.members(theta, kink)
         tied[members.units, members.rows] = False
-    largest = np.max(np.abs(slopes.by_pair), initial=0.0)
     kinks = [Kink(unit, row) for unit, row in np.argwhere(tied).tolist()]
-    # One pair stands for all that have the same kink.
     kinks = [kink for kink in kinks if land.members(theta, kink).first == kink]
-    jumps, moves = land.jumps(theta, slopes, kinks), land.normals(theta, kinks).any(axis=1)
-    matter = moves & (np.abs(jumps) > 1e-9 * largest)
-    return [kink for kink, matters in zip(kinks, matter) if matters]
+    moves = land.normals(theta, kinks).any(axis=1)
+    return [kink for kink, move in zip(kinks, moves) if move]
+
+
+def have_jumps(
+    land: AbstractPatternLandscape, theta: np.ndarray, slopes: PatternSlopes, kinks: list[Kink]
+) -> Bool[np.ndarray, " kinks"]:
+    """Across which kinks ∂L/∂z jumps: not where the loss has no slope."""
+    largest = np.max(np.abs(slopes.by_pair), initial=0.0)
+    return np.abs(land.jumps(theta, slopes, kinks)) > 1e-9 * largest

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from gflow.critical.active_set import SearchResult, weakly_active
+from gflow.critical.active_set import SearchResult, have_jumps, unheld
 from gflow.critical.deep_landscape import DeepLandscape
 from gflow.critical.deep_structure import groups_of_units, marginal_units_of, symmetries_of
 from gflow.critical.landscapes import AbstractLandscape, FlatRisk, Kink
@@ -44,12 +44,13 @@ class KinksAtPoint(NamedTuple):
 
 
 class _PatternKinks(NamedTuple):
-    """The kinks that are held, the others, directions across concave ones of these, and the norm of
-    the minimal-norm subgradient."""
+    """The kinks that are held, the others, directions across concave ones of these, normals of
+    those without a jump, and the norm of the minimal-norm subgradient."""
 
     held: KinksAtPoint
     weak: KinksAtPoint
     beyond: Float[np.ndarray, "concave size"]
+    without_jump: Float[np.ndarray, "kinks size"]
     residual: float
 
 
@@ -64,7 +65,8 @@ class Candidate:
       zero, and with none of these it is `settled`. `zeros`: how many are zero, and why.
     - `held`: the kinks along which the point is critical. `weak`: those for one side of which it
       is, with normals that point to this side; `beyond`: directions to the other side of those
-      across which the risk is concave.
+      across which the risk is concave; `without_jump`: the normals of kinks on rows of zero slope,
+      across which only the Hessian jumps.
     - `residual`: the norm of the minimal-norm subgradient. `units`: the hidden units in groups;
       `marginal`: those that a small step can make active.
     - `risk_scale`, `size`: changes of the risk, and of θ, are measured by these.
@@ -80,6 +82,7 @@ class Candidate:
     held: KinksAtPoint
     weak: KinksAtPoint
     beyond: Float[np.ndarray, "concave size"]
+    without_jump: Float[np.ndarray, "kinks size"]
     residual: float
     units: UnitGroups | None
     marginal: list[MarginalUnit]
@@ -96,12 +99,12 @@ class Candidate:
         moving = unsettled(newton, eigen)
         eigen = eigen._replace(zero=eigen.zero | moving)
         if isinstance(land, AbstractPatternLandscape):
-            held, weak, beyond, residual = _kinks_of_pattern(land, theta)
+            kinks = _kinks_of_pattern(land, theta)
         else:
             held = KinksAtPoint((), np.zeros(0), np.zeros((0, len(theta))))
             weak = KinksAtPoint((), np.zeros(len(edges)), edges)
-            beyond, residual = held.normals, eigen.norm
-        known = _structure(risk, land, theta, net, held)
+            kinks = _PatternKinks(held, weak, held.normals, held.normals, eigen.norm)
+        known = _structure(risk, land, theta, net, kinks.held)
         return cls(
             risk=risk,
             net=net,
@@ -110,10 +113,11 @@ class Candidate:
             eigen=eigen,
             settled=not moving.any(),
             zeros=explained_zeros(eigen, known.symmetries),
-            held=held,
-            weak=weak,
-            beyond=beyond,
-            residual=residual,
+            held=kinks.held,
+            weak=kinks.weak,
+            beyond=kinks.beyond,
+            without_jump=kinks.without_jump,
+            residual=kinks.residual,
             units=known.units,
             marginal=known.marginal,
             risk_scale=size_of_risk(risk, net, start.value),
@@ -151,11 +155,13 @@ def _structure(
 
 def _kinks_of_pattern(land: AbstractPatternLandscape, theta: np.ndarray) -> _PatternKinks:
     slopes = land.slopes(theta)
-    weights, jumps, residual = land.multipliers(theta, slopes)
+    weights, held_jumps, residual = land.multipliers(theta, slopes)
     held = KinksAtPoint(
-        tuple(map(land.named, land.held, weights)), jumps, land.normals(theta, land.held)
+        tuple(map(land.named, land.held, weights)), held_jumps, land.normals(theta, land.held)
     )
-    ties: list[Kink] = weakly_active(land, theta, slopes)
+    others = unheld(land, theta)
+    jumps = have_jumps(land, theta, slopes, others)
+    ties: list[Kink] = [kink for kink, jump in zip(others, jumps) if jump]
     weak = KinksAtPoint(
         tuple(land.named(kink, land.active[kink]) for kink in ties),
         land.jumps(theta, slopes, ties),
@@ -163,7 +169,8 @@ def _kinks_of_pattern(land: AbstractPatternLandscape, theta: np.ndarray) -> _Pat
     )
     concave = np.flatnonzero(weak.jumps < 0).tolist()
     beyond = np.reshape([land.across(theta, ties, place) for place in concave], (-1, len(theta)))
-    return _PatternKinks(held, weak, beyond, residual)
+    still = land.normals(theta, [kink for kink, jump in zip(others, jumps) if not jump])
+    return _PatternKinks(held, weak, beyond, still, residual)
 
 
 def size_of_risk(risk: FlatRisk, net: Any, at_start: float) -> float:
