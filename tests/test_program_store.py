@@ -125,11 +125,12 @@ def test_programs_that_were_not_used_for_longest_make_room(store, monkeypatch):
     names = [doubled(store, number) and files(store) for number in range(3)][-1]
     for age, path in enumerate(names):
         os.utime(path, (1e9 - age, 1e9 - age))
-    sizes = sum(path.stat().st_size for path in names)
-    monkeypatch.setattr(program_store, "_MAX_BYTES", sizes + 1)
+    most = sum(path.stat().st_size for path in names) + 1
+    monkeypatch.setattr(program_store, "_MAX_BYTES", most)
     doubled(store, "one more")
     left = files(store)
-    assert names[2] not in left and {names[0], names[1]} < set(left)
+    assert names[0] in left and names[2] not in left and len(set(left) - set(names)) == 1
+    assert sum(path.stat().st_size for path in left) <= most
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path):
