@@ -146,7 +146,8 @@ def _refined(
     size = norm if norm > _AT_ORIGIN else 1.0
     if len(theta) > _MAX_PARAMETERS:
         return matrix_free_point(of_theta, start, radius * size, size, optimum)
-    search = SearchResult.checked(_search(of_theta, theta, radius * size), size)
+    limits = SearchLimits(theta, radius * size)
+    search = SearchResult.checked(_search(of_theta, theta, radius * size), size, limits)
     return _critical_point(Candidate.of(of_theta, search, start), start, optimum)
 
 
