@@ -2,16 +2,17 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gflow
 from benchmarks import asymptotics as known
-from gflow.limits.far import far_path
-from gflow.limits.growth import NormLaw, growth, growth_of_logarithm
+from gflow.limits.far import LATEST, Continuation, far_path
+from gflow.limits.growth import NormLaw, decades_of_power, growth, growth_of_logarithm
 from gflow.limits.path import Path
-from gflow.limits.values import risk_law, risk_limit
+from gflow.limits.values import RiskLimit, lower_bound, risk_law, risk_limit
 
 
 def path_of(norm, risk=None, speed=None, t=None):
@@ -127,7 +128,7 @@ def test_a_logarithm_is_followed_to_the_end(valley):
 
 def test_the_flow_at_late_times_obeys_its_law(valley):
     risk, flow = valley
-    far = far_path(risk, flow, 0.0, lambda net: net, None)
+    far = far_path(Continuation(risk, 0.0, lambda net: net, None), flow, LATEST)
     # x' = 1/(1 + eˣ), so that eˣ + x = t + const.
     assert far is not None and far.end > 1e139
     np.testing.assert_allclose(far.norm, far.log_t, rtol=1e-5)
@@ -152,6 +153,70 @@ def test_a_flow_is_followed_until_it_is_decided():
     # θ(t) is the same as by one solve.
     again = gflow.solve_flow(flow.risk, flow.net, t1=float(found.trajectory.ts[-1]))
     assert float(again.final.x) == pytest.approx(float(found.trajectory.final.x), rel=1e-6)
+
+
+def flat_on_the_way(end):
+    """1/x + 1e-9 x + y² from x = 1.5: x ~ t^{1/3} up to the minimum at x = √1e9, at t ~ 1e13."""
+    risk = lambda p: 1 / p["x"] + 1e-9 * p["x"] + p["y"] ** 2
+    start = {"x": jnp.array(1.5), "y": jnp.array(0.5)}
+    return risk, gflow.solve_flow(risk, start, t1=end)
+
+
+def test_a_power_that_ends_after_eight_decades_leads_to_its_minimum(capfd, monkeypatch):
+    monkeypatch.setattr("gflow.progress._SECONDS_BETWEEN_LINES", 0.0)
+    risk, flow = flat_on_the_way(1e5)
+    found = gflow.asymptotics(flow, risk, progress=True)
+    assert found.behaviour is gflow.Behaviour.CONVERGES and found.point is not None
+    assert float(found.point.net["x"]) == pytest.approx(1e9**0.5, rel=1e-6)
+    assert found.risk_limit == pytest.approx(2 * 1e-9**0.5, rel=1e-9)
+    assert "looking for a limit" in capfd.readouterr().err
+
+
+def test_a_power_that_is_not_followed_is_open():
+    risk, flow = flat_on_the_way(1e5)
+    found = gflow.asymptotics(flow, risk, follow=1e5)
+    assert found.behaviour is gflow.Behaviour.UNDECIDED and "not followed" in found.reason
+    # The turn is beyond `follow`, and seen.
+    found = gflow.asymptotics(flow, risk, follow=2e5)
+    assert found.behaviour is gflow.Behaviour.UNDECIDED and "but not so to" in found.reason
+
+
+def test_how_long_a_power_has_lasted():
+    assert decades_of_power(path_of(lambda t: t**0.25)) == 8
+    # A turn after t = 1e6 leaves the last decades, of another power.
+    assert decades_of_power(path_of(lambda t: t**0.25 + 1e-5 * t)) in range(1, 4)
+    assert decades_of_power(path_of(lambda t: 3 + t**0.25)) in range(2, 5)
+
+
+def test_lower_bounds_of_risks():
+    x, y = np.ones((3, 1)), np.ones(3)
+    squares = gflow.EmpiricalRisk(x, y)
+    signed = gflow.EmpiricalRisk(x, y, loss=lambda prediction, target: prediction - target)
+    assert lower_bound(squares) == lower_bound(gflow.PenalisedRisk(squares, weight_decay=0.1)) == 0
+    for risk in (signed, gflow.PenalisedRisk(squares, lambda net: -jnp.sum(net.w)), jnp.sum):
+        assert lower_bound(risk) == -np.inf
+
+
+def test_a_limit_is_in_its_interval_and_not_below_the_bound():
+    # Exact risks are 0 up to roundings of either sign.
+    found = RiskLimit.at(-3e-14, 1e-15, 0.0)
+    assert found.value == 0 and found.interval == (0, 0)
+    assert RiskLimit.at(-3e-14, 1e-15, -np.inf).value == -3e-14
+
+
+def test_the_spectrum_is_that_along_the_kinks_of_the_slide():
+    # Both kinks of the limit are weakly active; from the end alone the rate is 0.0851.
+    x = np.linspace(-1, 1, 12)
+    risk, net = (
+        gflow.EmpiricalRisk(x[:, None], np.sin(3 * x)),
+        gflow.ShallowNet(1, 4, key=jax.random.key(5)),
+    )
+    flow = gflow.solve_flow(risk, net, t1=1e4)
+    found = gflow.asymptotics(flow, risk)
+    assert found.point is not None and found.point.rate == pytest.approx(0.07643, abs=1e-5)
+    assert found.point.modes is not None and found.point.modes.num_kinks_along == 2
+    assert "along the 2 weakly active kinks" in found.rate_agreement
+    assert "agrees" in found.rate_agreement and "on which the flow slides" in repr(found.point)
 
 
 def test_what_happens_far_away_counts_to_the_end():

@@ -309,6 +309,35 @@ def test_a_degenerate_minimum_is_critical_though_its_slope_is_known(power):
     assert point.kind is gflow.CriticalKind.DEGENERATE
 
 
+def far_from_zero(power, curvature=1.0):
+    """1 + c ((x − 1e6)/1e5)^power + y²."""
+    return lambda p: 1 + curvature * ((p["x"] - 1e6) / 1e5) ** power + p["y"] ** 2
+
+
+@pytest.mark.parametrize(
+    ("x", "power"), [(1.05e6, 4), (1.001e6, 4), (1.0002e6, 4), (1.01e6, 6), (1.001e6, 6)]
+)
+def test_flat_minima_are_not_where_the_search_began(x, power):
+    # The slope there, 4e-11 for (1.001e6, 4), is below ε ‖Hessian‖ ‖θ‖.
+    point = gflow.refine(far_from_zero(power), {"x": jnp.array(x), "y": jnp.array(0.5)})
+    assert point.kind is gflow.CriticalKind.DEGENERATE
+    # What is left to gain is a rounding of the risk.
+    assert abs((float(point.net["x"]) - 1e6) / 1e5) ** power <= 1e-14
+
+
+@pytest.mark.parametrize("curvature", [1e-3, 1e-5])
+def test_minima_of_little_curvature_are_reached(curvature):
+    start = {"x": jnp.array(1.001e6), "y": jnp.array(0.5)}
+    point = gflow.refine(far_from_zero(2, curvature), start)
+    assert float(point.net["x"]) == pytest.approx(1e6, rel=1e-9) and point.risk == 1.0
+
+
+def test_a_quartic_minimum_is_still_degenerate():
+    risk = lambda p: p["x"] ** 4 + p["y"] ** 2
+    point = gflow.refine(risk, {"x": jnp.array(1.0), "y": jnp.array(0.0)}, radius=2.0)
+    assert abs(float(point.net["x"])) < 1e-5 and point.residual < 1e-14 and not point.isolated
+
+
 @pytest.mark.parametrize("size", [1e-17, 1e-12])
 def test_starts_within_rounding_of_the_origin(size):
     risk = lambda net: 1 + net["x"] ** 2 + net["y"] ** 2

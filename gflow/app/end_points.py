@@ -25,7 +25,9 @@ class EndPoint:
       rescaling do not explain. `spectrum`: all eigenvalues.
     - `rate`: the exponential rate that the spectrum predicts, None unless it is a minimum.
     - `mode_rates`, `mode_fractions`: the rates of all modes, and the fraction of the gap that each
-      carries at the end of the trajectory; none where the end is the point.
+      carries at the end of the trajectory, or, where the end is the point, before it; none where
+      that is not known. `kinks_along`: the number of weakly active kinks along which the trajectory
+      came to the point, and these modes are.
     - `apart`: the distance from the flow's critical point; `different`: whether risk or kind differ
       from those of the flow's. None if one of the two was not found.
     """
@@ -46,13 +48,14 @@ class EndPoint:
     mode_fractions: tuple[float, ...]
     apart: float | None
     different: bool | None
+    kinks_along: int = 0
 
     @property
     def modes(self) -> GapModes:
         """The modes near the point, none if it is no minimum."""
         rates = np.array(self.mode_rates)
         fractions = self.mode_fractions or (float("nan"),) * len(rates)
-        return GapModes(rates, np.array(fractions))
+        return GapModes(rates, np.array(fractions), self.kinks_along)
 
     @property
     def found(self) -> bool:
@@ -63,7 +66,7 @@ class EndPoint:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "EndPoint":
-        known: dict[str, Any] = {f.name: facts[f.name] for f in fields(cls)}
+        known: dict[str, Any] = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
         for name in ("spectrum", "mode_rates", "mode_fractions"):
             known[name] = tuple(facts[name])
         return cls(**known)
@@ -80,7 +83,7 @@ def end_points(
     flow: CriticalPoint | None = None
     for label, trajectory in trajectories.items():
         try:
-            point = refine(risk, trajectory.final, throw=False)
+            point = refine(risk, trajectory.final, approach=trajectory, throw=False)
         except ArgumentError as error:  # too many parameters, or a trajectory that ended in NaN
             say(f"No critical point for {label}: {error}.")
             continue
@@ -116,4 +119,5 @@ def _end_point(
         mode_fractions=() if modes is None or modes.at_point else tuple(modes.fractions.tolist()),
         apart=apart,
         different=different,
+        kinks_along=0 if modes is None else modes.num_kinks_along,
     )

@@ -178,7 +178,8 @@ def _rate_answer(run: Run, analysis: Analysis) -> str:
     text += " (95 % interval)"
     end = followed.end
     if rate.better == "exponential" and end is not None and end.rate is not None:
-        text += f"; the Hessian at the critical point predicts {end.rate:.5g}"
+        along = f", along {end.kinks_along} kinks of the slide," if end.kinks_along else ""
+        text += f"; the Hessian at the critical point{along} predicts {end.rate:.5g}"
     return f"{text}. {_spectrum_answer(rate, end)}".strip()
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from gflow.critical.landscapes import AbstractLandscape, Kink
 from gflow.critical.newton import NewtonResult, SearchLimits, newton
 from gflow.critical.pattern_landscape import WEIGHT, AbstractPatternLandscape, PatternSlopes
+from gflow.critical.slow_modes import to_rest
 from gflow.critical.valleys import Valley, valley
 
 MAX_PATTERNS = 60
@@ -26,11 +27,12 @@ class SearchResult(NamedTuple):
     valley: Valley | None = None
 
     @classmethod
-    def checked(cls, search: "SearchResult", size: float) -> "SearchResult":
-        """The search, not converged if the risk still falls where it ended. θ is of some `size`."""
+    def checked(cls, search: "SearchResult", size: float, limits: SearchLimits) -> "SearchResult":
+        """The search, not converged if the risk still falls where it ended, and led on where the
+        slope vanishes nearby. θ is of some `size`."""
         found = valley(search.landscape, search.newton, size)
         if found is None:
-            return search
+            return search._replace(newton=to_rest(search.landscape, search.newton, size, limits))
         return search._replace(newton=search.newton._replace(converged=False), valley=found)
 
 

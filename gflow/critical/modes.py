@@ -11,16 +11,32 @@ from gflow.rates import Rate, RateStatus
 
 # The start is the point up to this distance, relative to ‖θ‖.
 _APART = 1e-7
+# How near a state of a trajectory that leads to the point tells along which kinks it came.
+_BEFORE, _NEAR = 1e-6, 0.03
 # A start is on a kink up to this, relative to ‖θ‖ or to its distance from the point.
 _ON_KINK, _ALONG = 1e-9, 1e-5
 # Rates that differ by a hundredth agree.
 _SAME = 0.01
 
 
-def modes_of(end: Candidate, start: Start) -> GapModes:
-    """Those of the Hessian along the kinks on which the start and the point lie: a flow that slides
-    along them comes to the point along them."""
-    off = start.theta - end.theta
+def came_from(
+    end: Candidate, start: Start, states: Float[np.ndarray, "times size"] | None
+) -> Float[np.ndarray, " size"]:
+    """Where the modes are looked at from: the start, or, where that is the point, the last of the
+    states before it that is apart from the point, and near."""
+    if states is None or np.linalg.norm(start.theta - end.theta) > _APART * end.size:
+        return start.theta
+    off = np.linalg.norm(states - end.theta, axis=1)
+    apart = np.flatnonzero(off > _BEFORE * end.size)
+    if not len(apart) or off[apart[-1]] > _NEAR * end.size:
+        return start.theta
+    return states[apart[-1]]
+
+
+def modes_of(end: Candidate, origin: Float[np.ndarray, " size"]) -> GapModes:
+    """Those of the Hessian along the kinks on which the origin and the point lie: a flow that
+    slides along them comes from there to the point along them."""
+    off = origin - end.theta
     apart = bool(np.linalg.norm(off) > _APART * end.size)
     along = _slid_along(end.weak, off, end.size) if apart and end.weak.kinks else end.beyond[:0]
     now = end.eigen
@@ -52,7 +68,15 @@ def agreement(rate: Rate, modes: GapModes) -> str:
         return "The spectrum predicts no rate."
     if why := disagreement(rate, modes):
         return why
-    return f"The spectrum predicts {modes.rate:.5g}, which agrees with the fitted {rate.value:.5g}."
+    return f"{_says(modes)}, which agrees with the fitted {rate.value:.5g}."
+
+
+def _says(modes: GapModes) -> str:
+    """What the spectrum predicts, and that of which operator it is."""
+    along = modes.num_kinks_along
+    kinks = "" if not along else f" along the {along} weakly active kink{'s' * (along != 1)}"
+    slid = f"{kinks} on which the flow slides" if along else ""
+    return f"The spectrum{slid} predicts {modes.rate:.5g}"
 
 
 def disagreement(rate: Rate, modes: GapModes) -> str:
@@ -61,7 +85,7 @@ def disagreement(rate: Rate, modes: GapModes) -> str:
     predicted = modes.rate
     if predicted is None:
         return ""
-    says = f"The spectrum predicts {predicted:.5g}"
+    says = _says(modes)
     if rate.status is not RateStatus.CALLED:
         return f"{says}; the fit calls no rate to compare with: {rate.reason}."
     if rate.law != "exponential":

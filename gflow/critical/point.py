@@ -96,9 +96,10 @@ class CriticalPoint(Shown, Portable):
       `zeros`: how many of the eigenvalues count as zero, and why.
     - `rate`: for a minimum 2λ, λ the smallest positive eigenvalue of those whose eigenvectors carry
       a tenth of the gap of the risk between the start and the point (of all, if the start is the
-      point to 1e-7): as long as they do, the risk of a flow falls to its limit like exp(−rate · t).
-      Weakly active kinks on which the start lies, too, are those on which a flow slides to the
-      point: λ is then an eigenvalue along them. None if there is none.
+      point to 1e-7 and there is no `approach`): as long as they do, the risk of a flow falls to its
+      limit like exp(−rate · t). Weakly active kinks on which the start lies, too, are those on
+      which a flow slides to the point: λ is then an eigenvalue along them, which `spectrum` need
+      not hold. None if there is none.
     - `modes`: all such rates, with the fraction of the gap that each carries; None of other kinds.
     - `active_kinks`: the kinks on which the point is, with weights inside (0, 1).
       `weakly_active`: the other kinks where it is. Their weight is 0 or 1: it is critical for that
@@ -171,12 +172,23 @@ class CriticalPoint(Shown, Portable):
         if len(values):
             span = f"{values[0]:.3g} to {values[-1]:.3g}"
             facts["spectrum"] = f"{len(values)} eigenvalues from {span}"
+            if self.active_kinks:
+                facts["spectrum"] += f", along {_counted(len(self.active_kinks), 'active kink')}"
+        if self.rate is not None:
+            facts["rate"] = f"{self.rate:.5g}, by the spectrum"
+            if self.modes is not None and self.modes.num_kinks_along:
+                slid = _counted(self.modes.num_kinks_along, "weakly active kink")
+                facts["rate"] += f" along {slid} on which the flow slides, too"
         if self.active_kinks or self.weakly_active:
             weak = f", {len(self.weakly_active)} weakly active" if self.weakly_active else ""
             facts["kinks"] = f"{len(self.active_kinks)} active{weak}"
         if self.units is not None:
             facts["units"] = str(self.units)
         return facts
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _floats(net: PyTree) -> list:

@@ -26,7 +26,7 @@ from gflow.critical.deep_landscape import DeepLandscape
 from gflow.critical.landscapes import FlatRisk, SmoothLandscape
 from gflow.critical.marginal_units import degenerate_entries
 from gflow.critical.matrix_free import matrix_free_point
-from gflow.critical.modes import modes_of
+from gflow.critical.modes import came_from, modes_of
 from gflow.critical.newton import SearchLimits, newton
 from gflow.critical.point import MINIMA, CriticalKind, CriticalPoint, NotFoundError
 from gflow.critical.shallow_landscape import ShallowLandscape
@@ -34,6 +34,7 @@ from gflow.hessian import Spectrum
 from gflow.nonsmooth.deep.risk import DeepPatternRisk
 from gflow.nonsmooth.shallow.risk import ShallowPatternRisk
 from gflow.parameters import flat, split_trainable, unflat
+from gflow.trajectory import Trajectory, single_trajectory
 
 # Below this norm θ is at the origin, where there is nothing to measure distances by.
 _AT_ORIGIN = 1e-8
@@ -48,6 +49,7 @@ def refine(
     radius: RealScalar = 0.1,
     optimum: RealScalar = 0.0,
     trainable: Sequence[str] | PyTree | None = None,
+    approach: Trajectory[Any] | None = None,
     throw: bool = True,
 ) -> CriticalPoint:
     r"""The critical point near a network, to rounding, and its kind.
@@ -82,6 +84,9 @@ def refine(
     - `radius`: how far the search may go, as a fraction of ‖θ‖ (of 1 where ‖θ‖ is below 1e-8).
     - `optimum`: the minimum of the risk, if it is known: it identifies global minima.
     - `trainable`: as in `solve_flow`.
+    - `approach`: the trajectory of which `net` is the end. Where `net` is the point to 1e-7, the
+      last saved state that is farther than 1e-6 ‖θ‖ from the point decides along which weakly
+      active kinks it slid there, for `modes` and `rate`.
     - `throw`: raise a `NotFoundError` if no critical point is found. With False the result is a
       `CriticalPoint` of kind "not found", where the search ended.
 
@@ -108,21 +113,26 @@ def refine(
     if not is_concrete(net, risk):
         raise ArgumentError("net", Described("traced arrays"), "known ones: outside jax.jit")
     radius, optimum = positive("radius", radius), finite("optimum", optimum)
-    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-        point = _refined(risk, net, radius, optimum, trainable)
-    else:
-        point = _refined_in_float64(risk, net, radius, optimum, trainable)
+    if approach is not None:
+        approach = single_trajectory("approach", approach)
+    refined = _refined if jax.config.jax_enable_x64 else _refined_in_float64  # pyright: ignore[reportAttributeAccessIssue]
+    point = refined(risk, net, radius, optimum, trainable, approach)
     if throw and not point.found:
         raise NotFoundError(point)
     return point
 
 
 def _refined_in_float64(
-    risk: Callable[[Any], Any], net: PyTree, radius: float, optimum: float, trainable: Any
+    risk: Callable[[Any], Any],
+    net: PyTree,
+    radius: float,
+    optimum: float,
+    trainable: Any,
+    approach: Trajectory | None,
 ) -> CriticalPoint:
     """The point where JAX runs in float32, as whose numbers the network is returned."""
     with jax.enable_x64(True):
-        point = _refined(risk, net, radius, optimum, trainable)
+        point = _refined(risk, net, radius, optimum, trainable, approach)
         single = lambda tree: jax.tree.map(
             lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a, tree
         )
@@ -132,7 +142,12 @@ def _refined_in_float64(
 
 
 def _refined(
-    risk: Callable[[Any], Any], net: PyTree, radius: float, optimum: float, trainable: Any
+    risk: Callable[[Any], Any],
+    net: PyTree,
+    radius: float,
+    optimum: float,
+    trainable: Any,
+    approach: Trajectory | None,
 ) -> CriticalPoint:
     net = _in_float64(net)
     trained, frozen = split_trainable(net, trainable)
@@ -146,8 +161,22 @@ def _refined(
     size = norm if norm > _AT_ORIGIN else 1.0
     if len(theta) > _MAX_PARAMETERS:
         return matrix_free_point(of_theta, start, radius * size, size, optimum)
-    search = SearchResult.checked(_search(of_theta, theta, radius * size), size)
-    return _critical_point(Candidate.of(of_theta, search, start), start, optimum)
+    limits = SearchLimits(theta, radius * size)
+    search = SearchResult.checked(_search(of_theta, theta, radius * size), size, limits)
+    end = Candidate.of(of_theta, search, start)
+    states = None if approach is None else _states(approach, trainable, len(theta))
+    return _critical_point(end, start, optimum, came_from(end, start, states))
+
+
+def _states(approach: Trajectory, trainable: Any, size: int) -> Float[np.ndarray, "times size"]:
+    """θ at the saved times of a trajectory."""
+    arrays = jax.tree.leaves(split_trainable(approach.params, trainable)[0])
+    rows = [np.asarray(a, float).reshape(len(approach), -1) for a in arrays]
+    states = np.concatenate(rows, axis=1)
+    if states.shape[1] != size:
+        got = Described(f"a trajectory of {states.shape[1]} trained parameters")
+        raise ArgumentError("approach", got, f"one of the {size} of `net`")
+    return states
 
 
 def _value(risk, net: PyTree) -> float:
@@ -173,7 +202,9 @@ def _search(risk: FlatRisk, theta: Float[np.ndarray, " size"], radius: float) ->
     return SearchResult(land, newton(land, theta, SearchLimits(theta, radius)))
 
 
-def _critical_point(end: Candidate, start: Start, optimum: float) -> CriticalPoint:
+def _critical_point(
+    end: Candidate, start: Start, optimum: float, origin: Float[np.ndarray, " size"]
+) -> CriticalPoint:
     found = end.search.newton
     if found.converged:
         kind, message, descents = classify(end, optimum)
@@ -190,7 +221,7 @@ def _critical_point(end: Candidate, start: Start, optimum: float) -> CriticalPoi
         risk_change=end.value - start.value,
         spectrum=Spectrum.complete_of(end.eigen.values),
         zeros=end.zeros,
-        modes=modes_of(end, start) if kind in MINIMA else None,
+        modes=modes_of(end, origin) if kind in MINIMA else None,
         active_kinks=end.held.kinks,
         weakly_active=end.weak.kinks,
         descent_directions=tuple(unflat(end.risk.trained, jnp.asarray(d)) for d in descents.T),

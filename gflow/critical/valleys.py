@@ -18,7 +18,7 @@ _AT_REST = 1e-4
 _PROBES, _SIGNIFICANT, _LEAKED = 8, 8.0, 30.0
 # On data the gradient is a mean of terms that cancel: a slope counts if the risk changes by so many
 # roundings of them where θ changes by its size.
-_ROUNDINGS = 100.0
+ROUNDINGS = 100.0
 # A slope that is there for this fraction of ‖θ‖ is one.
 _LASTS = 1e-2
 # Lengths over which the slope halves: they shrink towards a critical point, also where the risk is
@@ -52,7 +52,7 @@ def valley(land: AbstractLandscape, found: NewtonResult, size: float) -> Valley 
     loose = np.abs(now.gradient) > _AT_REST * size * np.abs(now.values)
     if not loose.any():
         return None
-    gradient = np.where(loose, _known_components(land, found, now), 0.0)
+    gradient = np.where(loose, known_components(land, found, now), 0.0)
     largest = float(np.max(np.abs(gradient)))
     if largest == 0:
         return None
@@ -60,7 +60,7 @@ def valley(land: AbstractLandscape, found: NewtonResult, size: float) -> Valley 
     slope = largest * float(np.linalg.norm(gradient / largest))
     if isinstance(land, AbstractPatternLandscape):
         terms = land.size_of_terms(found.theta, found.expansion.value)
-        if slope * size <= _ROUNDINGS * np.finfo(gradient.dtype).eps * terms:
+        if slope * size <= ROUNDINGS * np.finfo(gradient.dtype).eps * terms:
             return None
     direction = -(now.vectors @ gradient) / slope
     way = _Way(land, found, direction, slope, size)
@@ -76,7 +76,7 @@ def valley(land: AbstractLandscape, found: NewtonResult, size: float) -> Valley 
     return Valley(direction, slope, bool(found.theta @ direction > 0), bool(endless))
 
 
-def _known_components(
+def known_components(
     land: AbstractLandscape, found: NewtonResult, now: Eigensystem
 ) -> Float[np.ndarray, " free"]:
     """The components of the gradient on the eigenvectors, 0 where these are roundings."""

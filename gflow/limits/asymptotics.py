@@ -2,8 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,37 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from gflow.arguments import ArgumentError, Described, PyTree, RealScalar, positive
-from gflow.critical import CriticalKind, CriticalPoint, agreement, refine
+from gflow.critical import CriticalPoint, agreement
 from gflow.flow import solve_flow
 from gflow.kink_log import KinkLog
-from gflow.limits.far import far_path
-from gflow.limits.growth import (
-    Direction,
-    Growth,
-    NormLaw,
-    direction,
-    growth,
-    growth_of_logarithm,
-)
+from gflow.limits.far import Continuation
+from gflow.limits.growth import Direction, Growth, NormLaw, direction
 from gflow.limits.path import Path
 from gflow.limits.result import Asymptotics, Behaviour
-from gflow.limits.values import RiskLimit, risk_law, risk_limit
+from gflow.limits.values import RiskLimit, lower_bound, risk_law, risk_limit
+from gflow.limits.verdict import Judgement, Problem, judged
 from gflow.parameters import flat, split_trainable, unflat
+from gflow.progress import progress_bar
 from gflow.rates import Lojasiewicz, Rate, fit_rate, lojasiewicz
-from gflow.risks import Risk, penalty_of
 from gflow.trajectory import Trajectory, single_trajectory
 
 # Unless the caller says how far, a flow is followed to so many times its end while it is undecided.
 _FURTHER = 1e3
 _TIMES_PER_DECADE, _MAX_STEPS = 30, 200_000
-# A flow is near its limit up to this distance, relative to ‖θ‖, if it has come nearer by this
-# factor over the last half decade; or has arrived, up to rounding.
-_NEAR, _NEARER, _ARRIVED = 0.03, 0.8, 1e-7
-# A saddle is a limit if the flow has rested there for so many times 1/|λ|.
-_RESTED = 100.0
-# Velocity and θ have at most this angle on the way to infinity, as a cosine; and minima as far
-# away as this, relative to ‖θ‖, are no reason to call it that.
-_OUTWARD, _FAR = 0.3, 3.0
 
 
 def asymptotics(
@@ -50,6 +36,7 @@ def asymptotics(
     *,
     follow: RealScalar | None = None,
     trainable: Sequence[str] | PyTree | None = None,
+    progress: bool = False,
 ) -> Asymptotics:
     r"""Whether a flow converges, diverges, or does not show it yet, with all rates.
 
@@ -59,8 +46,13 @@ def asymptotics(
     - *converges* if `refine` finds a critical point near its end, to which it comes nearer; at a
       saddle only if it has rested there for long;
     - *diverges* if ‖θ‖ grows over the last decades of time like $t^p$ or $(\log t)^q$, mostly
-      outwards, while no minimum of lower risk is found within three times ‖θ‖;
+      outwards, while no minimum of lower risk is found within three times ‖θ‖, and goes on so in a
+      continuation: of a power to $10^{20}$ times the end of the flow, of a logarithm to
+      $t = 10^{140}$. Where rounding or kinks end the continuation before, the power has to hold
+      over 7 decades in all;
     - is *undecided* otherwise. It is then followed further, decade by decade.
+
+    A flow that turns later than that is called diverging all the same.
 
     The limit of the risk of a diverging flow comes from $L - L_\infty = t\|\nabla L\|^2/p$, with p
     from the law of the slope. The limit of θ/‖θ‖ is extrapolated in powers of 1/‖θ‖, so that
@@ -72,8 +64,10 @@ def asymptotics(
       do.
     - `risk`: its risk.
     - `follow`: the time up to which the flow is followed while it is undecided; by default 1,000
-      times its end. At the end of the flow, or before, it is not followed.
+      times its end, or to where the continuation shows that the growth has ended. At the end of
+      the flow, or before, it is not followed, and never called diverging.
     - `trainable`: as in `solve_flow`. Norms and directions are those of the trained parameters.
+    - `progress`: shows how far the flow has been followed, with a bar for each continuation.
 
     **Returns:** an `Asymptotics`. **Raises:** `ArgumentError` for a trajectory that is no flow, or
     has fewer than 10 saved times, or whose time is another (`model`, `time_scales`).
@@ -96,127 +90,41 @@ def asymptotics(
     if follow is not None:
         last = positive("follow", follow)
     trained = lambda net: split_trainable(net, trainable)[0]
-    problem = _Problem(risk, trained, trainable, start)
     # What the flow does far away counts to the last of the decades, too.
-    may_follow = last > float(flow.ts[-1])
-    while True:
-        found = _judged(problem, flow, may_follow=may_follow)
-        end = float(flow.ts[-1])
-        if found.behaviour is not Behaviour.UNDECIDED or end * (1 + 1e-9) >= last:
-            break
-        longer = _followed(problem, flow, min(last, start + 10 * (end - start)))
-        if longer is None:
-            break
-        flow = longer
+    continuation = None
+    if last > float(flow.ts[-1]):
+        continuation = Continuation(risk, start, trained, trainable, progress)
+    problem = Problem(risk, trained, trainable, start, continuation, progress)
+    flow, found = _until_decided(problem, flow, last, extends=follow is None)
     return _described(problem, flow, found)
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """The risk, what takes the trained parameters out of a network, and when the flow began."""
-
-    risk: Callable[[Any], Any]
-    trained: Callable[[Any], Any]
-    trainable: Any
-    start: float
-
-    def path(self, flow: Trajectory) -> Path:
-        return Path.of(flow, self.start, self.trained)
-
-    def theta(self, net: Any) -> np.ndarray:
-        return np.asarray(flat(self.trained(net)), float)
-
-    def critical_point(self, net: Any, radius: float) -> CriticalPoint | None:
-        """That near a network; None if there is none, or it cannot be looked for."""
-        try:
-            point = refine(self.risk, net, radius=radius, trainable=self.trainable, throw=False)
-        except ArgumentError:
-            return None
-        return point if point.found else None
-
-
-class _Judgement(NamedTuple):
-    behaviour: Behaviour
-    reason: str
-    growth: Growth
-    point: CriticalPoint | None = None
-    far: Path | None = None
+def _until_decided(
+    problem: Problem, flow: Trajectory, last: float, *, extends: bool
+) -> tuple[Trajectory, Judgement]:
+    """The flow, followed to the time `last` if need be, and what it shows; `extends`: or to where
+    its continuation has turned."""
+    start, shown = problem.start, 0
+    decades = max(int(np.ceil(np.log10((last - start) / (float(flow.ts[-1]) - start)))), 1)
+    with progress_bar(decades if problem.progress else None, "gflow.asymptotics") as bar:
+        bar.advance(0, f"t = {float(flow.ts[-1]):.3g}, looking for a limit")
+        while True:
+            end = float(flow.ts[-1])
+            found = judged(problem, flow)
+            if extends and found.turned and found.far is not None:
+                last = max(last, start + found.far.end)
+            if found.behaviour is not Behaviour.UNDECIDED or end * (1 + 1e-9) >= last:
+                return flow, found
+            longer = _followed(problem, flow, min(last, start + 10 * (end - start)))
+            if longer is None:
+                return flow, found
+            flow = longer
+            more = int(shown < decades)
+            bar.advance(more, f"t = {float(flow.ts[-1]):.3g}, looking for a limit")
+            shown += more
 
 
-def _judged(problem: _Problem, flow: Trajectory, *, may_follow: bool) -> _Judgement:
-    path = problem.path(flow)
-    norm = growth(path)
-    point = problem.critical_point(flow.final, 0.1)
-    if point is not None:
-        reason = _approach(problem, path, point)
-        if reason:
-            return _Judgement(Behaviour.CONVERGES, reason, norm, point)
-    if norm.law is NormLaw.NONE or not norm.outward >= _OUTWARD:
-        where = "no critical point is near its end"
-        if point is not None:
-            where = f"it has not yet come to rest at the {point.kind} near its end"
-        text = f"{where}, and ‖θ‖ does not grow by a law that leads to infinity."
-        return _Judgement(Behaviour.UNDECIDED, text, norm)
-    penalty = penalty_of(problem.risk)
-    if penalty is not None and float(penalty.weight_decay) > 0 and problem.trainable is None:
-        text = "‖θ‖ grows, but weight decay keeps it bounded: the flow has not yet converged."
-        return _Judgement(Behaviour.UNDECIDED, text, norm)
-    if point is not None:
-        text = "‖θ‖ grows, though a critical point is near."
-        return _Judgement(Behaviour.UNDECIDED, text, norm)
-    ahead = problem.critical_point(flow.final, _FAR)
-    if (
-        ahead is not None
-        and ahead.kind is not CriticalKind.SADDLE
-        and ahead.risk < float(flow.risk[-1])
-    ):
-        text = (
-            f"‖θ‖ grows, but a critical point of risk {ahead.risk:.6g} is {ahead.distance:.3g} "
-            "ahead."
-        )
-        return _Judgement(Behaviour.UNDECIDED, text, norm)
-    far = None
-    if norm.law is NormLaw.LOGARITHM and may_follow:
-        far = far_path(problem.risk, flow, problem.start, problem.trained, problem.trainable)
-        if far is not None:
-            later = growth_of_logarithm(far)
-            if later is None:
-                text = (
-                    f"‖θ‖ grows like a logarithm to t = {path.end:.3g}, but not to {far.end:.3g}."
-                )
-                return _Judgement(Behaviour.UNDECIDED, text, norm)
-            norm = later._replace(outward=norm.outward)
-    begin = path.end / 1e3
-    further = "" if far is None else f", and so to t = {far.end:.3g}"
-    reason = (
-        f"from t = {begin:.3g} to {path.end:.3g} ‖θ‖ grows from "
-        f"{path.at(path.norm, np.log(begin)):.4g} to {path.norm[-1]:.4g} by one law{further}, "
-        f"{norm.outward:.0%} of the velocity is outward, and no minimum was found ahead."
-    )
-    return _Judgement(Behaviour.DIVERGES, reason, norm, far=far)
-
-
-def _approach(problem: _Problem, path: Path, point: CriticalPoint) -> str:
-    """Why the flow converges to the point; "" if it does not show that."""
-    limit = problem.theta(point.net)
-    off = np.linalg.norm(path.theta - limit, axis=1)
-    size = max(float(np.linalg.norm(limit)), float(path.norm[0]), float(path.norm[-1])) or 1.0
-    now, before = float(off[-1]), path.at(off, path.log_t[-1] - 0.5 * np.log(10.0))
-    arrived = now <= _ARRIVED * size
-    if not arrived and not (now <= _NEAR * size and now <= _NEARER * before):
-        return ""
-    if point.kind is CriticalKind.SADDLE:
-        lowest = float(np.min(point.spectrum.eigenvalues, initial=0.0))
-        resting = path.t[off <= _ARRIVED * size]
-        if not arrived or (path.end - float(resting[0])) * abs(lowest) < _RESTED:
-            return ""
-    return (
-        f"its end is {now:.2g} from a critical point, {before / max(now, 1e-300):.3g} times nearer "
-        "than half a decade of time before."
-    )
-
-
-def _followed(problem: _Problem, flow: Trajectory, until: float) -> Trajectory | None:
+def _followed(problem: Problem, flow: Trajectory, until: float) -> Trajectory | None:
     """The flow to a later time; None if it does not get there."""
     start, end = problem.start, float(flow.ts[-1])
     decades = np.log10((until - start) / (end - start))
@@ -237,6 +145,7 @@ def _followed(problem: _Problem, flow: Trajectory, until: float) -> Trajectory |
             trainable=problem.trainable,
             max_steps=_MAX_STEPS,
             throw=False,
+            progress=problem.progress,
         )
     if not more.succeeded or len(more) < len(ts):
         return None
@@ -263,9 +172,9 @@ def _joined(flow: Trajectory, more: Trajectory) -> Trajectory:
     return replace(flow, **parts, kinks=kinks, observed={}, dense=None, result=more.result)
 
 
-def _described(problem: _Problem, flow: Trajectory, found: _Judgement) -> Asymptotics:
+def _described(problem: Problem, flow: Trajectory, found: Judgement) -> Asymptotics:
     path, norm, point = problem.path(flow), found.growth, found.point
-    lowest = 0.0 if isinstance(problem.risk, Risk) else -np.inf
+    lowest = lower_bound(problem.risk)
     latest = path if found.far is None else found.far
     limit = _limit(flow, latest, point, lowest)
     towards = None
@@ -307,11 +216,10 @@ def _limit(flow: Trajectory, path: Path, point: CriticalPoint | None, lowest: fl
     if point is None:
         return risk_limit(path, lowest)
     rounding = 1e-15 * max(float(flow.risk[0]), abs(point.risk))
-    low = max(point.risk - rounding, lowest)
-    return RiskLimit(point.risk, (low, point.risk + rounding))
+    return RiskLimit.at(point.risk, rounding, lowest)
 
 
-def _direction_of(problem: _Problem, path: Path, point: CriticalPoint) -> Direction | None:
+def _direction_of(problem: Problem, path: Path, point: CriticalPoint) -> Direction | None:
     limit = problem.theta(point.net)
     if not np.linalg.norm(limit) > 0 or not path.norm[-1] > 0:
         return None
@@ -320,7 +228,7 @@ def _direction_of(problem: _Problem, path: Path, point: CriticalPoint) -> Direct
     return Direction(unit, np.finfo(float).eps, apart, np.nan)
 
 
-def _network(problem: _Problem, flow: Trajectory, unit: np.ndarray) -> Any:
+def _network(problem: Problem, flow: Trajectory, unit: np.ndarray) -> Any:
     trained, frozen = split_trainable(flow.final, problem.trainable)
     return eqx.combine(unflat(trained, jnp.asarray(unit, flat(trained).dtype)), frozen)
 

@@ -13,6 +13,8 @@ from gflow.limits.path import DECADE, Path
 _DECADES, _MIN_POWER = 3.0, 0.02
 # How far the local exponent of a power may change over decades, relatively.
 _STEADY = 0.12
+# Exponents of decades that belong to one power of time, which logarithms may change.
+_ONE_POWER = 0.25
 # Slopes of 1/(local exponent) in log t: 1/q of (log t)^q.
 _MIN_SLOPE, _MAX_SLOPE, _SAME_SLOPE = 0.7, 6.5, 1.6
 # Times so late that the logarithm itself spans decades.
@@ -96,6 +98,14 @@ def growth_of_logarithm(far: Path) -> Growth | None:
     q, offset = _power_of_logarithm(far, x[-1] / DECADE / 2)
     error = abs(q - _power_of_logarithm(far, x[-1] / DECADE / 4)[0])
     return Growth(NormLaw.LOGARITHM, q, (q - error, q + error), offset, 0.0)
+
+
+def decades_of_power(path: Path) -> float:
+    """For how many decades at the end of a path its norm has grown by one power of time."""
+    last, number = path.slope(path.norm, (1.0, 0.0)), 0
+    while abs(path.slope(path.norm, (number + 1.0, float(number))) - last) <= _ONE_POWER * last:
+        number += 1
+    return float(number)
 
 
 def _outward(path: Path, exponent: float) -> float:

@@ -68,5 +68,21 @@ class Path:
 
     def last(self, decades: float) -> "Path":
         """The last so many decades."""
-        kept = self.log_t >= self.log_t[-1] - decades * DECADE - 1e-9
+        return self._where(self.log_t >= self.log_t[-1] - decades * DECADE - 1e-9)
+
+    def after(self, t: float) -> "Path":
+        """What comes after a time."""
+        return self._where(self.t > t * (1 + 1e-9))
+
+    def known(self) -> "Path":
+        """The part in which all numbers are finite."""
+        return self._where(np.isfinite(self.norm) & np.isfinite(self.risk * self.speed))
+
+    @classmethod
+    def joined(cls, *paths: "Path") -> "Path":
+        """One path after the other."""
+        columns = zip(*(vars(path).values() for path in paths))
+        return cls(*map(np.concatenate, columns))
+
+    def _where(self, kept: np.ndarray) -> "Path":
         return Path(*(getattr(self, name)[kept] for name in vars(self)))

@@ -1,11 +1,19 @@
 """The value to which a risk falls, and the law by which it does, from its slope −‖∇L‖²."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gflow.limits.growth import Growth, NormLaw, still_to_come
 from gflow.limits.path import DECADE, Path
+from gflow.risks import (
+    BoxRisk,
+    EmpiricalRisk,
+    GaussianRisk,
+    PopulationRisk,
+    penalty_of,
+    without_penalty,
+)
 
 # Gaps of up to so many roundings of the limit are lost in them.
 _LOST = 1e4
@@ -16,6 +24,24 @@ class RiskLimit(NamedTuple):
 
     value: float
     interval: tuple[float, float]
+
+    @classmethod
+    def at(cls, value: float, rounding: float, lowest: float) -> "RiskLimit":
+        """A critical value that is known to rounding, which may have led below the lower bound."""
+        low = max(value - rounding, lowest)
+        high = max(value + rounding, low)
+        return cls(min(max(value, low), high), (low, high))
+
+
+def lower_bound(risk: Any) -> float:
+    """0 for means of losses that are not negative, with weight decay or without; −∞ for functions
+    of which no bound is known."""
+    penalty, of_data = penalty_of(risk), without_penalty(risk)
+    if penalty is not None and not penalty.only_decays:
+        return -np.inf
+    if isinstance(of_data, EmpiricalRisk):
+        return 0.0 if of_data.has_known_loss else -np.inf
+    return 0.0 if isinstance(of_data, (PopulationRisk, BoxRisk, GaussianRisk)) else -np.inf
 
 
 def risk_limit(path: Path, lowest: float) -> RiskLimit:
@@ -57,7 +83,7 @@ def risk_limit(path: Path, lowest: float) -> RiskLimit:
     if near or last - lowest < 1e-6 * (float(path.risk[0]) - lowest):
         low = lowest
         value = lowest
-    return RiskLimit(value, (low, high))
+    return RiskLimit(float(value), (float(low), float(high)))
 
 
 class RiskLaw(NamedTuple):

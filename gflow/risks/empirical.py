@@ -106,6 +106,11 @@ class EmpiricalRisk(Risk):
         """N(x_k) for every row k."""
         return jax.vmap(net)(self.x)
 
+    @property
+    def has_known_loss(self) -> bool:
+        """Whether the loss is one of those with a name, none of which is negative."""
+        return self.loss in LOSSES.values()
+
     def losses(self, net: Callable[[Any], Array]) -> Float[Array, " n"]:
         """The loss of every row k."""
         return self._losses(net, self.x, self.y)
