@@ -143,23 +143,22 @@ def _flow_rate(risk: Any, net: gflow.ShallowNet) -> tuple[gflow.Rate | None, flo
     which it slides; None if it ends near no minimum, before 20 over that rate, or on kinks along
     which it does not slide, or if the slowest mode carries less than 1 % of the gap at the end of
     the tail."""
-    flow: Any = gflow.solve_flow(risk, net, t1=1e5)
-    point = gflow.refine(risk, flow.final, throw=False)
+    # Tails after the last kink may be short.
+    flow: Any = gflow.solve_flow(risk, net, t1=1e5, ts=np.geomspace(1e-3, 1e5, 800))
+    point = gflow.refine(risk, flow.final, approach=flow, throw=False)
     gap = np.asarray(flow.risk) - point.risk
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            rate = gflow.fit_rate(flow.ts, gap, kinks=flow.kinks)
+            rate = gflow.fit_rate(flow, gap)
         except gflow.ArgumentError:
             return None, None
     last = int(np.searchsorted(np.asarray(flow.ts), rate.window[1] * (1 + 1e-9))) - 1
     end = float(flow.ts[last])
-    there = gflow.refine(risk, flow[last], throw=False)
-    if (
-        there.modes is None
-        or point.modes is None
-        or 0 in (len(there.modes.rates), len(point.modes.rates))
-    ):
+    there = gflow.refine(risk, flow[last], approach=flow[: last + 1], throw=False)
+    if point.modes is None or there.modes is None:
+        return None, None
+    if len(point.modes.rates) == 0 or len(there.modes.rates) == 0:
         return None, None
     sliding = 0 if flow.kinks is None else len(flow.kinks.sliding_at(end))
     along = len(there.active_kinks) + there.modes.num_kinks_along

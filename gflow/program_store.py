@@ -111,9 +111,7 @@ def open_store() -> ProgramStore | None:
 def signature(arrays: Sequence[Any]) -> tuple[Any, ...]:
     """The types of arrays, as far as a program depends on them, each with the place where it is."""
     return tuple(
-        ((a.shape, a.dtype.name, a.weak_type), a.sharding)
-        if isinstance(a, jax.Array)
-        else ((a.shape, a.dtype.name, False), None)
+        ((a.shape, str(a.dtype), getattr(a, "weak_type", False)), getattr(a, "sharding", None))
         for a in arrays
     )
 

@@ -215,7 +215,7 @@ def test_the_spectrum_is_that_along_the_kinks_of_the_slide():
     found = gflow.asymptotics(flow, risk)
     assert found.point is not None and found.point.rate == pytest.approx(0.07643, abs=1e-5)
     assert found.point.modes is not None and found.point.modes.num_kinks_along == 2
-    assert "along the 2 weakly active kinks" in found.rate_agreement
+    assert "along 2 further kinks" in found.rate_agreement
     assert "agrees" in found.rate_agreement and "on which the flow slides" in repr(found.point)
 
 

@@ -345,6 +345,21 @@ def test_starts_within_rounding_of_the_origin(size):
     assert point.kind is gflow.CriticalKind.LOCAL_MINIMUM
 
 
+@pytest.mark.slow
+def test_the_flow_slides_along_kinks_of_rows_that_are_fitted_exactly():
+    # Across them ∂L/∂z has no jump at the limit; the Hessian of one side has the rate 0.102.
+    rng = np.random.default_rng(9973003)
+    risk = gflow.EmpiricalRisk(rng.normal(size=(12, 2)), rng.normal(size=12))
+    net = gflow.ShallowNet(2, 6, key=jax.random.key(9973003))
+    flow = gflow.solve_flow(risk, net, t1=1e5, ts=np.geomspace(1e-3, 1e5, 800))
+    point = gflow.refine(risk, flow.final, approach=flow)
+    # Whether roundings look like a jump does not matter.
+    along = len(point.active_kinks) + point.modes.num_kinks_along
+    assert along == len(flow.kinks.sliding_at(400.0)) == 3
+    rate = gflow.fit_rate(flow, flow.risk - point.risk)
+    assert point.rate == pytest.approx(rate.tail_value, rel=2e-3)
+
+
 def test_the_rate_is_that_along_the_kinks_on_which_the_flow_slides():
     x = np.linspace(-1, 1, 12)
     risk = gflow.EmpiricalRisk(x[:, None], np.sin(3 * x))

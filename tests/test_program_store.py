@@ -165,7 +165,8 @@ x = np.linspace(-1, 1, 12)[:, None]
 risk = gflow.EmpiricalRisk(x, np.abs(x[:, 0]))
 flow = gflow.solve_flow(risk, gflow.ShallowNet(1, 3, key=jax.random.key(1)), t1=0.5)
 found = jax.tree.leaves(eqx.filter(flow, eqx.is_array))
-found.append(gflow.descend(risk, flow.final, step_size=0.1, num_steps=3).risk)
+options = {"step_size": 0.1, "num_steps": 3, "batch_size": 2, "key": jax.random.key(0)}
+found.append(gflow.descend(risk, flow.final, **options).risk)
 of_gflow = {"_prepared", "_begin", "_advance", "_record", "_descend"} & set(traced)
 digest = hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in found))
 print(len(flow.kinks), digest.hexdigest())

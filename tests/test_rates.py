@@ -332,8 +332,30 @@ def test_risks_of_unknown_limit_that_grow_are_refused():
         gflow.fit_rate(TIMES, 1 / GAP, known_limit=False)
 
 
-def test_traced_gaps_and_trajectories_are_refused(smooth_flow):
+def test_traced_gaps_are_refused():
     with pytest.raises(gflow.ArgumentError, match="`gap`: got traced numbers"):
         jax.jit(lambda gap: gflow.fit_rate(TIMES, gap).value)(GAP)
-    with pytest.raises(gflow.ArgumentError, match=r"`ts`: got a Trajectory, .*trajectory\.ts"):
-        gflow.fit_rate(smooth_flow, smooth_flow.risk)
+
+
+def test_a_trajectory_brings_its_kinks_and_its_tolerance(smooth_flow, wave):
+    gap = smooth_flow.risk - gflow.refine(wave, smooth_flow.final, throw=False).risk
+    given = {"kinks": smooth_flow.kinks, "rtol": smooth_flow.stats["rtol"]}
+    found = gflow.fit_rate(smooth_flow, smooth_flow.risk, known_limit=False)
+    same = gflow.fit_rate(smooth_flow.ts, smooth_flow.risk, known_limit=False, **given)
+    assert repr(found) == repr(same)
+    with pytest.raises(gflow.ArgumentError, match="`rtol`: got -1"):
+        gflow.fit_rate(smooth_flow.ts, gap, rtol=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [4711009, 4711010, 4711002])
+def test_many_saved_times_do_not_hide_the_error_of_the_solver(seed):
+    # At gaps of 1e-12 log gap is off by 0.002, evenly: without `rtol` the intervals miss the truth.
+    rng = np.random.default_rng(seed)
+    risk = gflow.EmpiricalRisk(rng.normal(size=(12, 2)), rng.normal(size=12))
+    net = gflow.ShallowNet(2, 6, key=jax.random.key(seed), activation="tanh")
+    flow = gflow.solve_flow(risk, net, t1=1e5, ts=np.geomspace(1e-3, 1e5, 800))
+    point = gflow.refine(risk, flow.final, approach=flow)
+    low, high = gflow.fit_rate(flow, flow.risk - point.risk).asymptotic.interval
+    assert point.rate is not None and low <= point.rate <= high
+    assert high < 1.01 * point.rate

@@ -88,13 +88,13 @@ def analyse(run: Run) -> Analysis:
 def _rate(trajectory: Trajectory, end: EndPoint | None) -> Rate | None:
     """The rate to the risk of the end point, or to a fitted limit if that risk is not known to be
     the limit: no end point was found, or the trajectory ends below it."""
-    ts, risk = np.asarray(trajectory.ts), np.asarray(trajectory.risk)
+    risk = np.asarray(trajectory.risk)
     rounding = 1e-12 * float(risk[0])
     try:
         if end is not None and end.found and end.risk <= float(risk[-1]) + rounding:
             gap, predicted = risk - end.risk, end.rate
-            return fit_rate(ts, gap, predicted=predicted, kinks=trajectory.kinks)
-        return fit_rate(ts, risk, known_limit=False, kinks=trajectory.kinks)
+            return fit_rate(trajectory, gap, predicted=predicted)
+        return fit_rate(trajectory, risk, known_limit=False)
     except ArgumentError:  # too few points, or a risk that does not decrease
         return None
 

@@ -26,8 +26,8 @@ class EndPoint:
     - `rate`: the exponential rate that the spectrum predicts, None unless it is a minimum.
     - `mode_rates`, `mode_fractions`: the rates of all modes, and the fraction of the gap that each
       carries at the end of the trajectory, or, where the end is the point, before it; none where
-      that is not known. `kinks_along`: the number of weakly active kinks along which the trajectory
-      came to the point, and these modes are.
+      that is not known. `kinks_along`: the number of kinks beside the active ones along which the
+      trajectory came to the point, and these modes are.
     - `apart`: the distance from the flow's critical point; `different`: whether risk or kind differ
       from those of the flow's. None if one of the two was not found.
     """

@@ -99,8 +99,7 @@ def unheld(land: AbstractPatternLandscape, theta: np.ndarray) -> list[Kink]:
         tied[members.units, members.rows] = False
     kinks = [Kink(unit, row) for unit, row in np.argwhere(tied).tolist()]
     kinks = [kink for kink in kinks if land.members(theta, kink).first == kink]
-    moves = land.normals(theta, kinks).any(axis=1)
-    return [kink for kink, move in zip(kinks, moves) if move]
+    return [kink for kink, normal in zip(kinks, land.normals(theta, kinks)) if normal.any()]
 
 
 def have_jumps(

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from gflow.critical.candidate import Candidate, KinksAtPoint, Start
+from gflow.critical.candidate import Candidate, Start
 from gflow.critical.newton import Eigensystem
 from gflow.critical.pattern_landscape import complement
 from gflow.critical.point import CARRIED, GapModes
@@ -38,7 +38,7 @@ def modes_of(end: Candidate, origin: Float[np.ndarray, " size"]) -> GapModes:
     slides along them comes from there to the point along them."""
     off = origin - end.theta
     apart = bool(np.linalg.norm(off) > _APART * end.size)
-    along = _slid_along(end.weak, off, end.size) if apart and end.weak.kinks else end.beyond[:0]
+    along = _slid_along(end, off) if apart else end.beyond[:0]
     now = end.eigen
     if len(along):
         expansion = end.search.newton.expansion
@@ -52,14 +52,14 @@ def modes_of(end: Candidate, origin: Float[np.ndarray, " size"]) -> GapModes:
     return GapModes(rates, gaps / max(float(np.sum(gaps)), np.finfo(float).tiny), len(along))
 
 
-def _slid_along(
-    weak: KinksAtPoint, off: np.ndarray, size: float
-) -> Float[np.ndarray, "kinks size"]:
-    """The normals of the weakly active kinks on which the start lies, too."""
-    lengths = np.linalg.norm(weak.normals, axis=1)
-    near = _ON_KINK * size + _ALONG * np.linalg.norm(off)
-    on = (lengths > 0) & (np.abs(weak.normals @ off) <= near * lengths)
-    return weak.normals[on]
+def _slid_along(end: Candidate, off: np.ndarray) -> Float[np.ndarray, "kinks size"]:
+    """The normals of the kinks that are not held on which the start lies, too: of those on data."""
+    on_data = end.weak.normals[: len(end.weak.kinks)]
+    normals = np.concatenate([on_data, end.without_jump])
+    lengths = np.linalg.norm(normals, axis=1)
+    near = _ON_KINK * end.size + _ALONG * np.linalg.norm(off)
+    on = (lengths > 0) & (np.abs(normals @ off) <= near * lengths)
+    return normals[on]
 
 
 def agreement(rate: Rate, modes: GapModes) -> str:
@@ -74,8 +74,8 @@ def agreement(rate: Rate, modes: GapModes) -> str:
 def _says(modes: GapModes) -> str:
     """What the spectrum predicts, and that of which operator it is."""
     along = modes.num_kinks_along
-    kinks = "" if not along else f" along the {along} weakly active kink{'s' * (along != 1)}"
-    slid = f"{kinks} on which the flow slides" if along else ""
+    further = f"{along} further kink{'s' * (along != 1)}"
+    slid = f" along {further} on which the flow slides" if along else ""
     return f"The spectrum{slid} predicts {modes.rate:.5g}"
 
 

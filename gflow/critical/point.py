@@ -49,8 +49,8 @@ class Zeros(NamedTuple):
 
 class GapModes(NamedTuple):
     """The rates 2λ of the modes near a minimum, ascending, with the fraction of the gap of the risk
-    at the start that each carries, NaN if the start is the point; and the number of weakly active
-    kinks along which these modes are, since the start lies on them."""
+    at the start that each carries, NaN if the start is the point; and the number of kinks along
+    which these modes are since the start lies on them, the active ones not counted."""
 
     rates: Float[np.ndarray, " modes"]
     fractions: Float[np.ndarray, " modes"]
@@ -97,9 +97,10 @@ class CriticalPoint(Shown, Portable):
     - `rate`: for a minimum 2λ, λ the smallest positive eigenvalue of those whose eigenvectors carry
       a tenth of the gap of the risk between the start and the point (of all, if the start is the
       point to 1e-7 and there is no `approach`): as long as they do, the risk of a flow falls to its
-      limit like exp(−rate · t). Weakly active kinks on which the start lies, too, are those on
-      which a flow slides to the point: λ is then an eigenvalue along them, which `spectrum` need
-      not hold. None if there is none.
+      limit like exp(−rate · t). Other kinks than the active ones on which the start lies, too, are
+      those on which a flow slides to the point: weakly active ones, and those on rows whose loss
+      has slope 0 at the point. λ is then an eigenvalue along them, which `spectrum` need not hold.
+      None if there is none.
     - `modes`: all such rates, with the fraction of the gap that each carries; None of other kinds.
     - `active_kinks`: the kinks on which the point is, with weights inside (0, 1).
       `weakly_active`: the other kinks where it is. Their weight is 0 or 1: it is critical for that
@@ -177,8 +178,8 @@ class CriticalPoint(Shown, Portable):
         if self.rate is not None:
             facts["rate"] = f"{self.rate:.5g}, by the spectrum"
             if self.modes is not None and self.modes.num_kinks_along:
-                slid = _counted(self.modes.num_kinks_along, "weakly active kink")
-                facts["rate"] += f" along {slid} on which the flow slides, too"
+                slid = _counted(self.modes.num_kinks_along, "further kink")
+                facts["rate"] += f" along {slid} on which the flow slides"
         if self.active_kinks or self.weakly_active:
             weak = f", {len(self.weakly_active)} weakly active" if self.weakly_active else ""
             facts["kinks"] = f"{len(self.active_kinks)} active{weak}"

@@ -85,8 +85,8 @@ def refine(
     - `optimum`: the minimum of the risk, if it is known: it identifies global minima.
     - `trainable`: as in `solve_flow`.
     - `approach`: the trajectory of which `net` is the end. Where `net` is the point to 1e-7, the
-      last saved state that is farther than 1e-6 ‖θ‖ from the point decides along which weakly
-      active kinks it slid there, for `modes` and `rate`.
+      last saved state that is farther than 1e-6 ‖θ‖ from the point decides along which kinks it
+      slid there, for `modes` and `rate`.
     - `throw`: raise a `NotFoundError` if no critical point is found. With False the result is a
       `CriticalPoint` of kind "not found", where the search ended.
 

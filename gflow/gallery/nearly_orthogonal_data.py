@@ -44,8 +44,8 @@ def _descent(x: np.ndarray, labels: np.ndarray, kind: str) -> gflow.Trajectory:
     net = gflow.ShallowNet.from_arrays(w, None, SIGNS / WIDTH**0.5, None, activation=kind)
     risk = gflow.EmpiricalRisk(x, labels, loss="logistic")
     observe = {"margins": lambda net: labels * risk.predictions(net)}
-    options = {"step_size": STEP, "num_steps": STEPS, "trainable": ("w",), "observe": observe}
-    return gflow.descend(risk, net, record=60, **options)
+    options: dict = {"num_steps": STEPS * max(1, len(x) // 32) ** 2, "trainable": ("w",)}
+    return gflow.descend(risk, net, step_size=STEP, record=60, observe=observe, **options)
 
 
 def exhibit(*, long: bool = False) -> Exhibit:

@@ -238,7 +238,7 @@ def _rate_of(flow: Trajectory, limit: float, predicted: float | None) -> Rate | 
         warnings.simplefilter("ignore")
         try:
             gap = np.asarray(flow.risk) - limit
-            return fit_rate(flow.ts, gap, predicted=predicted, kinks=flow.kinks)
+            return fit_rate(flow, gap, predicted=predicted)
         except ArgumentError:  # too few points above the limit
             return None
 

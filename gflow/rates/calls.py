@@ -105,7 +105,8 @@ def _patterns(found: Evidence) -> str:
     start, end = found.fit.window
     return (
         f"the gap passes through {found.patterns} patterns from t = {start:.4g} to {end:.4g}, and "
-        f"too little of it is left after the last kink, at t = {found.last_change:.4g}"
+        f"too little of it is left after the last kink, at t = {found.last_change:.4g}: fewer than "
+        f"{_MIN_POINTS} saved times, or no fall by a factor of 2"
     )
 
 

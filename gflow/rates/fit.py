@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gflow.arguments import RealScalar, finite
+from gflow.arguments import RealScalar, finite, positive
 from gflow.rates import tails
 from gflow.rates.calls import MIN_SEEN, Call, Evidence, call, call_on_fall, is_sharp
 from gflow.rates.estimates import Estimate, Tail, longest_tail
@@ -17,10 +17,14 @@ from gflow.rates.misfit import deviations_from, drift, is_noise
 from gflow.rates.patterns import after_last, pattern_changes
 from gflow.rates.rate import AsymptoticRate, Fit, Rate, RateStatus
 from gflow.rates.slowest_mode import SlowestMode, slowest_mode
+from gflow.trajectory import Trajectory
 
 # Smaller and larger powers of T − t imitate other laws.
 _MIN_FINITE_POWER, _MAX_FINITE_POWER = 0.2, 12.0
 _STEEP = 0.95 * MAX_POWER
+# A flow to a tolerance rtol is off by less than this times rtol of its largest distance, so that
+# log gap is off by as much times √(largest gap / gap).
+_ERROR = 0.3
 # Laws that fit to rounding do not drift.
 _EXACT = 1e-9
 _FEW = 20
@@ -35,6 +39,7 @@ def fit_rate(
     predicted: RealScalar | None = None,
     since: RealScalar | None = None,
     kinks: Any = None,
+    rtol: RealScalar | None = None,
 ) -> Rate:
     r"""Decides by which law a gap closes, and fits the law to the tail:
 
@@ -75,7 +80,8 @@ def fit_rate(
     **Arguments:**
 
     - `ts`, `gap`: shape (times,); for example `flow.ts` and `flow.risk - limit`. Only times after 0
-      are used, and of many at most 150, evenly along the curve in logs.
+      are used, and of many at most 150, evenly along the curve in logs. `ts` may be a trajectory:
+      its times, with its kinks and its tolerance.
     - `window`: times of the tail, (first, last), instead of the tail that is found.
     - `known_limit`: whether the limit of `gap` is zero.
     - `predicted`: an exponential rate to compare with, such as twice the smallest positive
@@ -84,6 +90,10 @@ def fit_rate(
     - `kinks`: `trajectory.kinks`, or times at which the pattern of a flow changes: the tail begins
       after the last one, where the risk is analytic. If too little of the gap is left there, all of
       it is used, and no law is called where the tail passes through several patterns.
+
+    - `rtol`: the tolerance of the flow that the gap is of. Near its limit ϑ, θ is off by some 0.3
+      rtol ‖θ(0) − ϑ‖, so that log gap is off by 0.3 rtol √(largest gap / gap); this is allowed for.
+      Without a trajectory, 0: gaps are exact, as those of descent.
 
     **Returns:** a `Rate`. Over 120 synthetic trajectories with correlated deviations and further
     terms its 95 % intervals hold the truth for 90 to 99 % (`tests/test_rates.py`). If the saved
@@ -96,11 +106,17 @@ def fit_rate(
     fewer than 6 times, and a gap with fewer than 6 usable points, such as one that grows.
     """
     prediction = None if predicted is None else finite("predicted", predicted)
+    if isinstance(ts, Trajectory):
+        kinks = ts.kinks if kinks is None else kinks
+        rtol = ts.stats.get("rtol") if rtol is None else rtol
+        ts = ts.ts
     t, g = checked_gap(ts, gap)
     if since is not None:
         later = t >= finite("since", since)
         t, g = t[later], g[later]
     window, changes = checked_window(window, t), pattern_changes(kinks)
+    tolerance = 0.0 if rtol is None else positive("rtol", rtol, or_zero=True)
+    scale = _ERROR * tolerance * np.sqrt(np.ptp(g))
     zeroed = known_limit and ends_at_itself(g)
     if zeroed:
         warnings.warn(
@@ -114,7 +130,8 @@ def fit_rate(
     if (kept := after_last(changes, t, points)).any():
         t, g = t[kept], g[kept]
         points = find(t, g, window)
-    found = _evidence(points, changes, whole=window is not None)
+    errors = scale * np.exp(-points.logs / 2)
+    found = _evidence(points, errors, changes, whole=window is not None)
     fit = found.fits[found.better]
     limit = 0.0 if known_limit else float(g[t <= fit.window[1]][-1] - fit(fit.window[1]))
     decision = call(found)
@@ -141,7 +158,9 @@ def fit_rate(
     )
 
 
-def _evidence(points: tails.Points, changes: np.ndarray, *, whole: bool) -> Evidence:
+def _evidence(
+    points: tails.Points, errors: np.ndarray, changes: np.ndarray, *, whole: bool
+) -> Evidence:
     """The fitted laws, the better one, and what speaks for and against it."""
     end = float(points.ends[-1, -1])
     u = points.ends / end
@@ -152,7 +171,9 @@ def _evidence(points: tails.Points, changes: np.ndarray, *, whole: bool) -> Evid
     }
     fits: dict[LawName, Fit] = {name: _fit(tail, u, end) for name, tail in found.items()}
     better, criterion = _compare(found, _contradicted(fits, points))
-    mode = slowest_mode(points.ends, points.logs)
+    mode = slowest_mode(points.ends, points.logs, errors)
+    if mode is not None and np.any((changes > mode.start * end) & (changes < end)):
+        mode = None  # Each pattern has its own modes.
     if is_sharp(mode) and "exponential" in fits:
         # No power of t and no finite time has a slowest mode that can be told from zero.
         better = "exponential"

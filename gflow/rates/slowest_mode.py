@@ -66,13 +66,15 @@ class SlowestMode:
 
 
 class _ModeTail(NamedTuple):
-    """A tail on which a sum of modes fits."""
+    """A tail on which a sum of modes fits; `drift`: by how much errors that were given can move the
+    rate."""
 
     u: np.ndarray
     logs: np.ndarray
     precision: np.ndarray
     deviations: np.ndarray
     num_modes: int
+    drift: float
     signed: bool = False
 
     @property
@@ -90,9 +92,12 @@ class _ModeTail(NamedTuple):
         return self.size <= SMALLEST_DEVIATION or is_noise(self.deviations)
 
 
-def slowest_mode(ends: np.ndarray, logs: np.ndarray) -> SlowestMode | None:
+def slowest_mode(
+    ends: np.ndarray, logs: np.ndarray, errors: np.ndarray | float = 0.0
+) -> SlowestMode | None:
     """The rates that the slowest mode can have, from the longest of some nested tails on which a
-    sum of modes fits: its deviations are no larger than `SMALLEST_DEVIATION`, or noise.
+    sum of modes fits: its deviations are no larger than `SMALLEST_DEVIATION`, or noise. Of the logs
+    that have `errors`, these are allowed, too.
 
     Sums of positive modes come first. Near a minimum the terms of third order in the distance have
     either sign, and fall half as fast again as the slowest mode or faster: sums with such terms
@@ -101,10 +106,11 @@ def slowest_mode(ends: np.ndarray, logs: np.ndarray) -> SlowestMode | None:
     **Returns:** None if no sum fits.
     """
     u = ends / ends[-1, -1]
+    given = 1 / np.hypot(1.0, np.broadcast_to(errors, len(logs)) / SMALLEST_DEVIATION)
     first = int(np.searchsorted(u[:, 0], _EARLIEST))
     tails: list[tuple[_ModeTail, float]] = []
     while len(logs) - first >= MIN_POINTS:
-        tails.append(_positive(u[first:], logs[first:]))
+        tails.append(_positive(u[first:], logs[first:], given[first:]))
         first += max(1, int((1 - _NESTING) * (len(logs) - first)))
     for k, (tail, local) in enumerate(tails):
         if _is_good(tail, [later for later, _ in tails[k + 1 :]]):
@@ -116,7 +122,7 @@ def slowest_mode(ends: np.ndarray, logs: np.ndarray) -> SlowestMode | None:
     # Sums with negative modes cost more: from the shortest tail on, as long as they fit.
     found: list[_ModeTail] = []
     for shorter, local in reversed(tails):
-        longer = _signed(shorter.u, shorter.logs, local)
+        longer = _signed(shorter.u, shorter.logs, local, given[-len(shorter.logs) :])
         if longer is None or not _is_good(longer, found):
             break
         found.append(longer)
@@ -132,23 +138,23 @@ def _is_good(tail: _ModeTail, within: list[_ModeTail]) -> bool:
     return tail.fits and tail.noise <= max(_MAX_GROWTH * smallest, 2 * SMALLEST_DEVIATION)
 
 
-def _positive(u: np.ndarray, y: np.ndarray) -> tuple[_ModeTail, float]:
+def _positive(u: np.ndarray, y: np.ndarray, given: np.ndarray) -> tuple[_ModeTail, float]:
     """The best sum of positive modes, and its rate at the end."""
-    sums = Sums(u, y)
+    sums = Sums(u, y, given)
     mixture = sums.best(_SLOWEST, 0.0, enough=_ENOUGH)
-    deviations = sums.deviations(mixture)
-    precision = _precision(deviations, y)
-    if precision.min() < 1:
+    found = _precision(given * sums.deviations(mixture), y)
+    precision = given * found
+    if found.min() < 1:
         sums = Sums(u, y, precision)
         mixture = sums.best(_SLOWEST, 0.0, enough=_ENOUGH)
-        deviations = precision * sums.deviations(mixture)
+    deviations = precision * sums.deviations(mixture)
     count = len(_merged(np.unique(mixture.rates)))
-    return _ModeTail(u, y, precision, deviations, count), _local(mixture)
+    return _ModeTail(u, y, precision, deviations, count, _drift(u, given)), _local(mixture)
 
 
-def _signed(u: np.ndarray, y: np.ndarray, local: float) -> _ModeTail | None:
+def _signed(u: np.ndarray, y: np.ndarray, local: float, given: np.ndarray) -> _ModeTail | None:
     """The best sum with negative modes, around a rate at the end; None if none fits."""
-    sums, precision = Sums(u, y), np.ones(len(y))
+    sums, precision = Sums(u, y, given), given
     for last in (False, True):
         square = lambda rate, sums=sums: (
             sums.best(rate, _LEADING, enough=_ENOUGH, signed=True).square
@@ -156,13 +162,21 @@ def _signed(u: np.ndarray, y: np.ndarray, local: float) -> _ModeTail | None:
         rate, _ = _least(square, local, _NEAR_LOCAL * local)
         mixture = sums.best(rate, _LEADING, enough=_ENOUGH, signed=True)
         deviations = sums.deviations(mixture)
-        if last or (precision := _precision(deviations, y)).min() == 1:
+        found = _precision(precision * deviations, y)
+        if last or found.min() == 1:
             break
+        precision = given * found
         sums = Sums(u, y, precision)
     count = len(_merged(np.unique(mixture.rates)))
-    found = _ModeTail(u, y, precision, precision * deviations, count, signed=True)
+    drift = _drift(u, given)
+    tail = _ModeTail(u, y, precision, precision * deviations, count, drift, signed=True)
     small = -mixture.weights[mixture.signs < 0].sum() <= MIN_WEIGHT
-    return found if small and found.fits else None
+    return tail if small and tail.fits else None
+
+
+def _drift(u: np.ndarray, given: np.ndarray) -> float:
+    """Errors at the end, over the length of the tail."""
+    return SMALLEST_DEVIATION * float(np.sqrt(given[-1] ** -2 - 1) / (1 - u[0, 0]))
 
 
 def _local(mixture: Mixture) -> float:
@@ -219,8 +233,8 @@ def _interval(tail: _ModeTail) -> SlowestMode:
     return SlowestMode(
         value=min(agreeing),
         interval=(
-            0.0 if low <= 1.01 * _SLOWEST else low * (1 - RESOLUTION),
-            high * (1 + RESOLUTION),
+            0.0 if low <= 1.01 * _SLOWEST else max(low * (1 - RESOLUTION) - tail.drift, 0.0),
+            high * (1 + RESOLUTION) + tail.drift,
         ),
         min_weight=weight,
         local=local,
