@@ -74,7 +74,7 @@ def exhibit(*, long: bool = False) -> Exhibit:
         ]
         axes[0].semilogx(TS, [_regions(net) for net in flows[0]], label=words)
         axes[1].plot(GRID, outputs[0] / np.max(np.abs(outputs[0])))
-    axes[0].legend()
+    axes[1].legend(*axes[0].get_legend_handles_labels(), loc="lower right", fontsize="small")
     axes[0].set(xlabel="t", ylabel="linear regions in (−1, 1)")
     axes[1].set(xlabel="x", ylabel="output, scaled")
     return Exhibit(tuple(claims), figure)

@@ -24,7 +24,7 @@ _MIN_FINITE_POWER, _MAX_FINITE_POWER = 0.2, 12.0
 _STEEP = 0.95 * MAX_POWER
 # A flow to a tolerance rtol is off by less than this times rtol of its largest distance, so that
 # log gap is off by as much times √(largest gap / gap).
-_ERROR = 0.3
+_ERROR, _MOST_ERROR = 0.3, 1e-3
 # Laws that fit to rounding do not drift.
 _EXACT = 1e-9
 _FEW = 20
@@ -106,17 +106,13 @@ def fit_rate(
     fewer than 6 times, and a gap with fewer than 6 usable points, such as one that grows.
     """
     prediction = None if predicted is None else finite("predicted", predicted)
-    if isinstance(ts, Trajectory):
-        kinks = ts.kinks if kinks is None else kinks
-        rtol = ts.stats.get("rtol") if rtol is None else rtol
-        ts = ts.ts
+    ts, kinks, rtol = _of_trajectory(ts, kinks, rtol)
     t, g = checked_gap(ts, gap)
     if since is not None:
         later = t >= finite("since", since)
         t, g = t[later], g[later]
     window, changes = checked_window(window, t), pattern_changes(kinks)
-    tolerance = 0.0 if rtol is None else positive("rtol", rtol, or_zero=True)
-    scale = _ERROR * tolerance * np.sqrt(np.ptp(g))
+    scale = _ERROR * positive("rtol", rtol, or_zero=True) * np.sqrt(np.ptp(g))
     zeroed = known_limit and ends_at_itself(g)
     if zeroed:
         warnings.warn(
@@ -130,7 +126,7 @@ def fit_rate(
     if (kept := after_last(changes, t, points)).any():
         t, g = t[kept], g[kept]
         points = find(t, g, window)
-    errors = scale * np.exp(-points.logs / 2)
+    points, errors = _before_errors(points, scale * np.exp(-points.logs / 2))
     found = _evidence(points, errors, changes, whole=window is not None)
     fit = found.fits[found.better]
     limit = 0.0 if known_limit else float(g[t <= fit.window[1]][-1] - fit(fit.window[1]))
@@ -156,6 +152,23 @@ def fit_rate(
         predicted=prediction,
         first=float(points.ends[0, 0]),
     )
+
+
+def _of_trajectory(ts: Any, kinks: Any, rtol: Any) -> tuple[Any, Any, Any]:
+    """Times, kinks and tolerance, those of a trajectory where it is given for the times."""
+    if isinstance(ts, Trajectory):
+        kinks = ts.kinks if kinks is None else kinks
+        rtol = ts.stats.get("rtol") if rtol is None else rtol
+        ts = ts.ts
+    return ts, kinks, 0.0 if rtol is None else rtol
+
+
+def _before_errors(points: tails.Points, errors: np.ndarray) -> tuple[tails.Points, np.ndarray]:
+    """The points before errors hide modes that carry 1 % of the gap, if these are enough."""
+    count = int(np.argmax(np.append(errors, np.inf) > _MOST_ERROR))
+    if count < _FEW:
+        return points, errors
+    return points._replace(ends=points.ends[:count], logs=points.logs[:count]), errors[:count]
 
 
 def _evidence(
@@ -198,7 +211,7 @@ def _evidence(
         deviations=deviations,
         drift=drifting,
         mode=mode,
-        asymptotic=_asymptotic(mode, fit, end, is_noise(deviations)),
+        asymptotic=_asymptotic(mode, fit, end, is_noise(deviations), exact=not errors.any()),
         patterns=1 + len(inside),
         last_change=float(inside[-1]) if len(inside) else 0.0,
     )
@@ -229,14 +242,18 @@ def _drift(fit: Fit, points: tails.Points, deviations: np.ndarray) -> float:
     return drift(FORMS[fit.law], points.ends, points.logs, fit.value) / fit.value
 
 
-def _asymptotic(mode: SlowestMode | None, fit: Fit, end: float, fits: bool) -> AsymptoticRate:
+def _asymptotic(
+    mode: SlowestMode | None, fit: Fit, end: float, fits: bool, *, exact: bool
+) -> AsymptoticRate:
     """The rates for t → ∞. Where an exponential fits its tail up to noise, or the rate is
-    approached from below, its own interval, if it overlaps, is part of theirs."""
+    approached from below, its own interval, if it overlaps, is part of theirs. Where gaps are not
+    exact, it always is: what makes the rate fall at the end may be their error."""
     if mode is None:
         return AsymptoticRate(np.nan, (0.0, np.inf), 0.0, np.zeros(0), np.zeros(0))
     low, high = mode.interval[0] / end, mode.interval[1] / end
     own = fits or bool(np.any(mode.weights < 0))
-    if own and fit.law == "exponential" and fit.interval[0] <= high and low <= fit.interval[1]:
+    overlaps = fit.interval[0] <= high and low <= fit.interval[1]
+    if fit.law == "exponential" and ((own and overlaps) or not exact):
         low, high = min(low, fit.interval[0]), max(high, fit.interval[1])
     return AsymptoticRate(
         value=mode.value / end,

@@ -179,9 +179,10 @@ def _drift(u: np.ndarray, given: np.ndarray) -> float:
     return SMALLEST_DEVIATION * float(np.sqrt(given[-1] ** -2 - 1) / (1 - u[0, 0]))
 
 
-def _local(mixture: Mixture) -> float:
-    """−d log gap / du at the end."""
-    return float(mixture.rates @ mixture.weights / mixture.weights.sum())
+def _local(mixture: Mixture, u: float = 1.0) -> float:
+    """−d log gap / du, at the end or before."""
+    weights = mixture.weights * np.exp(np.minimum(mixture.rates * (1 - u), 700.0))
+    return float(mixture.rates @ weights / weights.sum())
 
 
 def _precision(deviations: np.ndarray, logs: np.ndarray) -> np.ndarray:
@@ -230,11 +231,14 @@ def _interval(tail: _ModeTail) -> SlowestMode:
         limit, agreeing = largest(square), [start]
     high = _edge(agrees, max(agreeing), 1.5 * max(local, *agreeing))
     low = _edge(agrees, min(agreeing), _SLOWEST)
+    # A rate that rises may go on for as much as it rose over the second half of the tail.
+    middle = (1 + float(tail.u[0, 0])) / 2
+    rise = max(_local(mixture) - _local(mixture, middle), 0.0) if tail.signed else 0.0
     return SlowestMode(
         value=min(agreeing),
         interval=(
             0.0 if low <= 1.01 * _SLOWEST else max(low * (1 - RESOLUTION) - tail.drift, 0.0),
-            high * (1 + RESOLUTION) + tail.drift,
+            high * (1 + RESOLUTION) + tail.drift + rise,
         ),
         min_weight=weight,
         local=local,
