@@ -371,6 +371,21 @@ def test_the_rate_is_that_along_the_kinks_on_which_the_flow_slides():
     assert point.rate == pytest.approx(rate.value, rel=5e-3)
 
 
+def test_the_error_of_a_solver_at_rest_is_no_way_to_the_point():
+    # The start is 1e-6 off in the direction of the fast mode, as a stiff solver leaves it.
+    risk = lambda p: 0.5 * (0.1 * p["x"] ** 2 + 40 * p["y"] ** 2) + (p["z"] - 3) ** 2
+    ts = np.geomspace(1, 1e3, 60)
+    states = {"x": np.exp(-0.1 * ts), "y": np.full(60, 1e-6), "z": np.full(60, 3.0)}
+    start = {name: jnp.asarray(values[0]) for name, values in states.items()}
+    flow = gflow.solve_flow(risk, start, t1=1e3, ts=ts)
+    flow = eqx.tree_at(lambda f: f.params, flow, jax.tree.map(jnp.asarray, states))
+    alone = gflow.refine(risk, flow.final)
+    along = gflow.refine(risk, flow.final, approach=flow)
+    assert alone.rate == pytest.approx(80) and along.rate == pytest.approx(0.2)
+    # A part that was at rest all the time does not say.
+    assert gflow.refine(risk, flow.final, approach=flow[-8:]).modes.at_point
+
+
 # ---- more parameters than a dense Hessian can have ----------------------------------------------
 
 

@@ -160,15 +160,20 @@ def _end_answer(run: Run) -> str:
 
 
 def _rate_answer(run: Run, analysis: Analysis) -> str:
-    """The law of the flow's risk above its limit."""
+    """The law of the flow's risk above its limit: of the part that was followed further, if it had
+    not arrived before."""
     followed = followed_flow(run)
-    rate = None if followed is None else analysis.rates.get(followed.label)
-    if followed is None or rate is None:
+    if followed is None:
+        return ""
+    rate, end = analysis.rates.get(followed.label), followed.end
+    if rate is None:
+        rate, end = analysis.rates.get("flow"), run.ends.get("flow")
+    if rate is None:
         return ""
     if rate.status is not RateStatus.CALLED:
         text = f"How fast the risk approaches its limit is open ({rate.reason})"
         best = f"; the best law is {rate.formula()}" if rate.best.is_positive else ""
-        return f"{text}{best}. {_spectrum_answer(rate, followed.end)}".strip()
+        return f"{text}{best}. {_spectrum_answer(rate, end)}".strip()
     low, high = rate.tail_interval
     number = {"exponential": "rate", "power": "exponent"}.get(rate.better, "final time")
     text = f"The risk approaches its limit like {rate.formula()}, with the {number} in "
@@ -176,7 +181,6 @@ def _rate_answer(run: Run, analysis: Analysis) -> str:
     if rate.better == "exponential":
         text += f" on the tail and in {_as_interval(*rate.interval)} for t → ∞"
     text += " (95 % interval)"
-    end = followed.end
     if rate.better == "exponential" and end is not None and end.rate is not None:
         along = f", along {end.kinks_along} kinks of the slide," if end.kinks_along else ""
         text += f"; the Hessian at the critical point{along} predicts {end.rate:.5g}"

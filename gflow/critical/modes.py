@@ -13,6 +13,9 @@ from gflow.rates import Rate, RateStatus
 _APART = 1e-7
 # How near a state of a trajectory that leads to the point tells along which kinks it came.
 _BEFORE, _NEAR = 1e-6, 0.03
+# A trajectory has come to rest if its distance from the point, below a fraction of ‖θ‖, has not
+# halved over so many of its last times; what is left is the error of the solver, and changes.
+_AT_REST, _LAST, _ABOVE = 1e-4, 6, 100.0
 # A start is on a kink up to this, relative to ‖θ‖ or to its distance from the point.
 _ON_KINK, _ALONG = 1e-9, 1e-5
 # Rates that differ by a hundredth agree.
@@ -22,14 +25,20 @@ _SAME = 0.01
 def came_from(
     end: Candidate, start: Start, states: Float[np.ndarray, "times size"] | None
 ) -> Float[np.ndarray, " size"]:
-    """Where the modes are looked at from: the start, or, where that is the point, the last of the
-    states before it that is apart from the point, and near."""
-    if states is None or np.linalg.norm(start.theta - end.theta) > _APART * end.size:
+    """Where the modes are looked at from: the start, or, where that is the point up to the error of
+    a solver, the last of the states before it that is apart from the point, and near; the point
+    itself if there is none."""
+    away = float(np.linalg.norm(start.theta - end.theta))
+    if states is None:
         return start.theta
     off = np.linalg.norm(states - end.theta, axis=1)
-    apart = np.flatnonzero(off > _BEFORE * end.size)
-    if not len(apart) or off[apart[-1]] > _NEAR * end.size:
+    at_rest = away < _AT_REST * end.size and away > 0.5 * off[-_LAST:][0]
+    if away > _APART * end.size and not at_rest:
         return start.theta
+    error = _ABOVE * float(np.max(off[-_LAST:])) if at_rest else 0.0
+    apart = np.flatnonzero(off > max(_BEFORE * end.size, error))
+    if not len(apart) or off[apart[-1]] > _NEAR * end.size:
+        return end.theta if at_rest else start.theta
     return states[apart[-1]]
 
 

@@ -84,9 +84,9 @@ def refine(
     - `radius`: how far the search may go, as a fraction of ‖θ‖ (of 1 where ‖θ‖ is below 1e-8).
     - `optimum`: the minimum of the risk, if it is known: it identifies global minima.
     - `trainable`: as in `solve_flow`.
-    - `approach`: the trajectory of which `net` is the end. Where `net` is the point to 1e-7, the
-      last saved state that is farther than 1e-6 ‖θ‖ from the point decides along which kinks it
-      slid there, for `modes` and `rate`.
+    - `approach`: the trajectory of which `net` is the end. Where `net` is the point to 1e-7, or up
+      to the error of a solver that has come to rest, a saved state before decides along which kinks
+      it slid there, and which modes carried the gap, for `modes` and `rate`.
     - `throw`: raise a `NotFoundError` if no critical point is found. With False the result is a
       `CriticalPoint` of kind "not found", where the search ended.
 
