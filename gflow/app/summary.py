@@ -182,8 +182,9 @@ def _rate_answer(run: Run, analysis: Analysis) -> str:
         text += f" on the tail and in {_as_interval(*rate.interval)} for t → ∞"
     text += " (95 % interval)"
     if rate.better == "exponential" and end is not None and end.rate is not None:
-        along = f", along {end.kinks_along} kinks of the slide," if end.kinks_along else ""
-        text += f"; the Hessian at the critical point{along} predicts {end.rate:.5g}"
+        along = end.kinks_along
+        slid = f", along {along} kink{'s' * (along != 1)} of the slide," if along else ""
+        text += f"; the Hessian at the critical point{slid} predicts {end.rate:.5g}"
     return f"{text}. {_spectrum_answer(rate, end)}".strip()
 
 
