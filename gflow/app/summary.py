@@ -160,16 +160,17 @@ def _end_answer(run: Run) -> str:
 
 
 def _rate_answer(run: Run, analysis: Analysis) -> str:
-    """The law of the flow's risk above its limit: of the part that was followed further, if it had
-    not arrived before."""
+    """The law of the flow's risk above its limit: of the part that was followed further, or of the
+    first one, if a law is called of that alone."""
     followed = followed_flow(run)
     if followed is None:
         return ""
-    rate, end = analysis.rates.get(followed.label), followed.end
-    if rate is None:
-        rate, end = analysis.rates.get("flow"), run.ends.get("flow")
-    if rate is None:
+    known = [(followed.label, followed.end), ("flow", run.ends.get("flow"))]
+    found = [(analysis.rates[label], end) for label, end in known if label in analysis.rates]
+    found.sort(key=lambda of: of[0].status is not RateStatus.CALLED)
+    if not found:
         return ""
+    rate, end = found[0]
     if rate.status is not RateStatus.CALLED:
         text = f"How fast the risk approaches its limit is open ({rate.reason})"
         best = f"; the best law is {rate.formula()}" if rate.best.is_positive else ""
