@@ -21,7 +21,7 @@ def cache_compilations(directory: str | os.PathLike[str] | None = None) -> Path:
 
     **Arguments:** `directory`: where, made if it is not there. By default that of JAX's
     configuration, such as `JAX_COMPILATION_CACHE_DIR`, or else one in the user's cache directory
-    (`~/.cache/gflow` on Linux, at most 2 GB). What has been configured of JAX's cache otherwise
+    (`~/.cache/gflow` on Linux, at most 3 GB). What has been configured of JAX's cache otherwise
     stays; without it, all programs are kept, not only those that compile for a second.
 
     **Returns:** the directory. **Raises:** `ArgumentError` if it cannot be written.

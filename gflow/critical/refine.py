@@ -122,17 +122,10 @@ def refine(
     return point
 
 
-def _refined_in_float64(
-    risk: Callable[[Any], Any],
-    net: PyTree,
-    radius: float,
-    optimum: float,
-    trainable: Any,
-    approach: Trajectory | None,
-) -> CriticalPoint:
+def _refined_in_float64(*given: Any) -> CriticalPoint:
     """The point where JAX runs in float32, as whose numbers the network is returned."""
     with jax.enable_x64(True):
-        point = _refined(risk, net, radius, optimum, trainable, approach)
+        point = _refined(*given)
         single = lambda tree: jax.tree.map(
             lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a, tree
         )

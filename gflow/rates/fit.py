@@ -22,8 +22,8 @@ from gflow.trajectory import Trajectory
 # Smaller and larger powers of T − t imitate other laws.
 _MIN_FINITE_POWER, _MAX_FINITE_POWER = 0.2, 12.0
 _STEEP = 0.95 * MAX_POWER
-# A flow to a tolerance rtol is off by less than this times rtol of its largest distance, so that
-# log gap is off by as much times √(largest gap / gap).
+# A flow to a tolerance rtol is off by some 0.3 rtol of its largest distance from the limit, so that
+# log gap is off by as much times √(largest gap / gap). The tail ends where that passes the second.
 _ERROR, _MOST_ERROR = 0.3, 1e-3
 # Laws that fit to rounding do not drift.
 _EXACT = 1e-9
